@@ -1,0 +1,272 @@
+"""What a daemon is told: TOML file + environment + flags -> one frozen struct each for scheduler and agent.
+
+Imports msgspec and the standard library; no core, no grpc. The keys, their units and their bounds are the
+structs below, and nothing else is accepted (`configfile` has the rules). Invariants: a struct that was built is
+consistent, so no daemon checks its settings again; there is no setting that weakens a bind beyond loopback or a
+root agent's containment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, NoReturn
+
+import msgspec
+from msgspec import Meta
+
+from gpushare.address import Address, is_loopback, is_wildcard, parse_address
+from gpushare.configfile import (
+    ConfigError,
+    Setting,
+    build,
+    read_environment,
+    read_flags,
+    read_toml,
+    refuse_readable_by_others,
+)
+from gpushare.names import NAME_RULE, TextError, check_name, shown
+
+SCHEDULER_ENV_PREFIX = "GPUSHARE_SCHEDULER_"
+AGENT_ENV_PREFIX = "GPUSHARE_AGENT_"
+DAY_S = 86_400
+
+_DEFAULT = "default"
+_GPU_UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+Count = Annotated[int, Meta(ge=1)]
+Tier = Literal["mps-v2", "timeslice", "exclusive"]
+
+
+class Caps(msgspec.Struct, frozen=True, kw_only=True):
+    """`[caps]` of the scheduler: what one request or one tenant may hold."""
+
+    # Variables of one job, and the bytes of all their names and values.
+    env_max_vars: Count = 256
+    env_max_bytes: Count = 64 << 10
+    # Command line and script together.
+    argv_max_bytes: Annotated[int, Meta(ge=1, le=3 << 20)] = 1 << 20
+    labels_max: Count = 64
+    display_name_max_chars: Annotated[int, Meta(ge=1, le=256)] = 200
+    request_id_max_chars: Annotated[int, Meta(ge=36, le=1024)] = 128
+    # Indexes of one array, tasks of one job, jobs of one BatchCreateJobs.
+    array_max: Annotated[int, Meta(ge=1, le=100_000)] = 1000
+    tasks_max: Annotated[int, Meta(ge=1, le=100_000)] = 1024
+    batch_max: Annotated[int, Meta(ge=1, le=100_000)] = 1000
+    # For tenants that are created without a figure of their own.
+    queued_per_tenant: Count = 10_000
+    page_max: Annotated[int, Meta(ge=1, le=10_000)] = 1000
+    # One message from a client or agent, after decompression.
+    message_max_bytes: Annotated[int, Meta(ge=64 << 10, le=64 << 20)] = 4 << 20
+
+
+class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The scheduler's settings."""
+
+    # host:port of the gRPC API.
+    listen: str = "127.0.0.1:7480"
+    # host:port for join strings, and a name in the certificate; "" is `listen` (or this host's name for 0.0.0.0).
+    advertise: str = ""
+    # Journal, certificates and lock.
+    state_dir: Path
+    # No TLS; accepted on a loopback address only.
+    insecure: bool = False
+    # How long an agent may run jobs without word from the scheduler; it renews every third of it.
+    lease_ttl_s: Annotated[int, Meta(ge=3, le=3600)] = 15
+    # After a start nobody is declared lost for this long.
+    recovery_grace_s: Annotated[int, Meta(ge=0, le=3600)] = 30
+    # A snapshot is taken after this many events.
+    snapshot_every_events: Annotated[int, Meta(ge=1)] = 20_000
+    # Attempts lost to the machine are repeated this often, free of the job's own retries, with growing pauses.
+    infra_retries: Annotated[int, Meta(ge=0, le=1000)] = 5
+    infra_backoff_ms: Annotated[int, Meta(ge=0)] = 1000
+    infra_backoff_max_ms: Annotated[int, Meta(ge=0)] = 60_000
+    # Requests of one tenant that may wait for the engine, and how many it decides before one fsync.
+    inbox_per_tenant: Annotated[int, Meta(ge=1, le=1_000_000)] = 2048
+    commit_batch_max: Annotated[int, Meta(ge=1, le=100_000)] = 1024
+    # Ended jobs leave memory for the history table after this long.
+    archive_after_s: Annotated[int, Meta(ge=0)] = 3600
+    # First start on an empty store: this tenant, and an admin's token for this user in it ("" is the account's name).
+    bootstrap_tenant: str = "default"
+    bootstrap_user: str = ""
+    caps: Caps = Caps()
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A node agent's settings."""
+
+    # host:port of the scheduler; "" takes the one that the agent joined.
+    server: str = ""
+    # A file of mode 0600 with the join string, read once when the agent has no credentials yet.
+    join_file: Path | None = None
+    # "" takes this host's name.
+    node_name: str = ""
+    # Identity, credentials, launch and exit records.
+    state_dir: Path
+    # Sockets, leases, pipe directories of MPS: lost at a reboot, and so is everything they belong to.
+    run_dir: Path
+    # Output of jobs; per attempt and stream `log_cap_mib`, head and tail kept; removed `log_keep_s` after the end.
+    log_dir: Path
+    log_cap_mib: Annotated[int, Meta(ge=1, le=1 << 20)] = 64
+    log_keep_s: Annotated[int, Meta(ge=60)] = 30 * DAY_S
+    # "all", or the UUIDs of the cards that are gpushare's to use.
+    managed_gpus: tuple[str, ...] = ("all",)
+    # Simulated cards ("4xH100-80GB") in place of real ones; "" looks for real ones.
+    simulate: str = ""
+    # A script of faults for simulated cards.
+    simulate_faults: Path | None = None
+    # Fences that may be used; a card gets the best of these that it can do.
+    tiers: tuple[Tier, ...] = ("mps-v2", "timeslice", "exclusive")
+    # Kept back on each card that is shared, for the driver and the MPS server.
+    gpu_reserve_mib: Annotated[int, Meta(ge=0, le=1 << 20)] = 512
+    # A process that gpushare did not start takes its card out of placement once it holds more than this.
+    stranger_threshold_mib: Annotated[int, Meta(ge=0, le=1 << 20)] = 32
+    # How often memory per job is compared with its slice.
+    watchdog_interval_ms: Annotated[int, Meta(ge=50, le=60_000)] = 500
+    # A call to the NVIDIA library that takes longer is given up and its process killed.
+    nvml_deadline_ms: Annotated[int, Meta(ge=1000, le=600_000)] = 5000
+    # "require" refuses to start where jobs cannot have cgroups of their own; "weak" goes on with sessions and process
+    # scans. A root agent needs `single_user` for "weak".
+    containment: Literal["require", "weak"]
+    # Jobs run as the agent's own user, whoever submits them. Always so without root.
+    single_user: bool
+
+
+class Places(NamedTuple):
+    """Where this user's daemons keep things."""
+
+    config_dir: Path
+    state_dir: Path
+    run_dir: Path
+
+
+def places(environ: Mapping[str, str] = os.environ, uid: int | None = None) -> Places:
+    """System directories for root, else the XDG directories (run under state where there is no XDG_RUNTIME_DIR)."""
+    if (os.geteuid() if uid is None else uid) == 0:
+        return Places(Path("/etc/gpushare"), Path("/var/lib/gpushare"), Path("/run/gpushare"))
+    home = Path(environ.get("HOME") or Path.home())
+    config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "gpushare"
+    state = Path(environ.get("XDG_STATE_HOME") or home / ".local" / "state") / "gpushare"
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    return Places(config, state, Path(runtime) / "gpushare" if runtime else state / "run")
+
+
+def load_scheduler_config(
+    path: Path | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    flags: Mapping[str, object] | None = None,
+    uid: int | None = None,
+) -> SchedulerConfig:
+    """`path`, else scheduler.toml in the configuration directory if there is one. Raises ConfigError."""
+    where = places(environ, uid)
+    layers = [
+        {"state_dir": Setting(where.state_dir / "scheduler", _DEFAULT)},
+        _file(path, where.config_dir / "scheduler.toml"),
+        read_environment(SCHEDULER_ENV_PREFIX, SchedulerConfig, environ),
+        read_flags(flags or {}),
+    ]
+    config, said = build(SchedulerConfig, layers)
+    _check_address(said, "listen", config.listen, minimum_port=0)
+    if config.advertise:
+        _check_address(said, "advertise", config.advertise)
+    if config.insecure and not is_loopback(parse_address(config.listen, minimum_port=0).host):
+        _refuse(said, "insecure", f"listen is {config.listen}; without TLS it must be a loopback address")
+    if config.infra_backoff_ms > config.infra_backoff_max_ms:
+        _refuse(said, "infra_backoff_ms", f"is above infra_backoff_max_ms, {config.infra_backoff_max_ms}")
+    for key, name in (("bootstrap_tenant", config.bootstrap_tenant), ("bootstrap_user", config.bootstrap_user)):
+        try:
+            if key == "bootstrap_tenant" or name:
+                check_name(name)
+        except TextError as err:
+            _refuse(said, key, f"{err.args[0]}", f"Set {key} to {NAME_RULE}.")
+    if config.caps.argv_max_bytes + config.caps.env_max_bytes >= config.caps.message_max_bytes:
+        _refuse(said, "caps.argv_max_bytes", "argv_max_bytes and env_max_bytes together fill message_max_bytes")
+    return config
+
+
+def join_address(config: SchedulerConfig, bound: Address) -> str:
+    """What join strings say: `advertise`, else the address that was bound, with this host's name for 0.0.0.0 and ::."""
+    if config.advertise:
+        return str(parse_address(config.advertise))
+    return str(Address(socket.gethostname(), bound.port) if is_wildcard(bound.host) else bound)
+
+
+def load_agent_config(
+    path: Path | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    flags: Mapping[str, object] | None = None,
+    uid: int | None = None,
+) -> AgentConfig:
+    """`path`, else agent.toml in the configuration directory if there is one. Raises ConfigError."""
+    uid = os.geteuid() if uid is None else uid
+    where = places(environ, uid)
+    layers = [
+        _agent_defaults(where, uid),
+        _file(path, where.config_dir / "agent.toml"),
+        read_environment(AGENT_ENV_PREFIX, AgentConfig, environ),
+        read_flags(flags or {}),
+    ]
+    config, said = build(AgentConfig, layers)
+    if said["log_dir"].source == _DEFAULT:
+        config = msgspec.structs.replace(config, log_dir=config.state_dir / "logs")
+    if config.server:
+        _check_address(said, "server", config.server)
+    try:
+        check_name(config.node_name)
+    except TextError as err:
+        _refuse(said, "node_name", f"{err.args[0]}", f"Set node_name to {NAME_RULE}.")
+    if config.join_file is not None:
+        refuse_readable_by_others(config.join_file, "join_file")
+    _check_cards(config, said)
+    if uid != 0 and not config.single_user:
+        _refuse(said, "single_user", "only root can run jobs as other users")
+    if uid == 0 and config.containment == "weak" and not config.single_user:
+        _refuse(said, "containment", "a root agent that serves several users needs cgroups", 'Set it to "require".')
+    return config
+
+
+def _agent_defaults(where: Places, uid: int) -> dict[str, Setting]:
+    values: dict[str, object] = {
+        "node_name": socket.gethostname().partition(".")[0].lower(),
+        "state_dir": where.state_dir / "agent",
+        "run_dir": where.run_dir,
+        "log_dir": where.state_dir / "agent" / "logs",
+        "containment": "require" if uid == 0 else "weak",
+        "single_user": uid != 0,
+    }
+    return {key: Setting(value, _DEFAULT) for key, value in values.items()}
+
+
+def _check_cards(config: AgentConfig, said: Mapping[str, Setting]) -> None:
+    if config.managed_gpus != ("all",):
+        for each in config.managed_gpus:
+            if _GPU_UUID.fullmatch(each) is None:
+                _refuse(said, "managed_gpus", f'{shown(each)} is neither "all" alone nor a UUID of a card (GPU-...)')
+    for key, items in (("managed_gpus", config.managed_gpus), ("tiers", config.tiers)):
+        if len(set(items)) != len(items):
+            _refuse(said, key, "names something twice")
+    if config.simulate_faults is not None and not config.simulate:
+        _refuse(said, "simulate_faults", "is only for simulated cards", "Set `simulate` too.")
+
+
+def _file(path: Path | None, usual: Path) -> dict[str, Setting]:
+    """The named file, which must exist, or the usual one if it does."""
+    if path is not None:
+        return read_toml(path)
+    return read_toml(usual) if usual.exists() else {}
+
+
+def _check_address(said: Mapping[str, Setting], key: str, text: str, minimum_port: int = 1) -> None:
+    try:
+        parse_address(text, key, minimum_port=minimum_port)
+    except TextError as err:
+        _refuse(said, key, f"{shown(err.value)} {err.why}; accepted: {err.accepted}")
+
+
+def _refuse(said: Mapping[str, Setting], key: str, why: str, what_to_do: str = "") -> NoReturn:
+    raise ConfigError(said.get(key, Setting(None, _DEFAULT)), key, why, what_to_do)

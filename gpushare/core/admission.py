@@ -1,0 +1,251 @@
+"""Is this a job that can be admitted? Raw input in, a `JobSpec` or a Rejection out.
+
+Pure. Every check is in accepting form (what passes is named), so that a value nobody thought of is refused. Nothing
+here looks at free capacity: only a request that no registered node could ever hold is refused for its size.
+"""
+
+from __future__ import annotations
+
+from gpushare import names
+from gpushare.core.capacity import never_fits
+from gpushare.core.commands import CoreSettings, RawJob, RawResources, Rejection, SubmitJobs
+from gpushare.core.model import (
+    DEFAULT_GRACE_MS,
+    WHOLE_CARD_MILLI,
+    Enforcement,
+    JobSpec,
+    OnDisconnect,
+    Principal,
+    Role,
+    TaskRequest,
+    Tenant,
+)
+from gpushare.core.state import ClusterState
+from gpushare.reasons import Reason
+
+_INT32_MAX = 2**31 - 1
+
+
+class Refused(Exception):
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(rejection.detail)
+        self.rejection = rejection
+
+
+def _refuse(field: str, detail: str, reason: Reason = Reason.INVALID_FIELD) -> Refused:
+    return Refused(Rejection(reason, f"{field}: {detail}", field=field))
+
+
+def check_jobs(
+    state: ClusterState, command: SubmitJobs, who: Principal, settings: CoreSettings
+) -> list[JobSpec] | Rejection:
+    """Check all jobs of a submission against the caps, the tenant and the registered nodes; the first fault wins."""
+    tenant = state.tenant(command.tenant)
+    if tenant is None:
+        return Rejection(Reason.NOT_FOUND, f"tenant {names.shown(command.tenant)} does not exist", field="parent")
+    if not 0 < len(command.jobs) <= settings.batch_max:
+        return Rejection(
+            Reason.INVALID_FIELD, f"a batch holds 1 to {settings.batch_max} jobs, not {len(command.jobs)}", field="jobs"
+        )
+    try:
+        specs = [check_job(raw, tenant, who, settings) for raw in command.jobs]
+        if not command.validate_only:
+            _check_queue(tenant, command.jobs)
+        for spec in dict.fromkeys((s.resources, s.tasks) for s in specs):
+            why = never_fits(state, *spec)
+            if why:
+                raise _refuse("resources", why, Reason.NEVER_FITS)
+    except Refused as refused:
+        return refused.rejection
+    except names.TextError as err:
+        return Rejection(Reason.INVALID_FIELD, str(err), field=err.field)
+    return specs
+
+
+def _check_queue(tenant: Tenant, jobs: tuple[RawJob, ...]) -> None:
+    new = sum(max(1, len(raw.array_indexes)) for raw in jobs)
+    cap = tenant.settings.max_queued_jobs
+    if tenant.queued_jobs + new > cap:
+        raise Refused(
+            Rejection(
+                Reason.QUEUE_FULL,
+                f"tenant {tenant.name} may have {cap} jobs queued; {tenant.queued_jobs} are, and this adds {new}: "
+                "wait until some have started, or ask an admin for a higher cap",
+                metadata={
+                    "cap": str(cap),
+                    "queued": str(tenant.queued_jobs),
+                    "new": str(new),
+                    "retry_after_ms": "10000",
+                },
+            )
+        )
+
+
+def check_job(raw: RawJob, tenant: Tenant, who: Principal, settings: CoreSettings) -> JobSpec:
+    """One job's shape. Raises Refused or TextError."""
+    if raw.name is not None:
+        names.check_name(raw.name, "name")
+    if raw.display_name:
+        names.check_display_name(raw.display_name, "display_name", settings.display_name_max_chars)
+    _check_command(raw, settings)
+    env, captured = _check_env(raw, settings)
+    tasks = _in_range("tasks", raw.tasks or 1, 1, settings.tasks_max)
+    _check_array(raw.array_indexes, settings)
+    grace_ms = DEFAULT_GRACE_MS if raw.grace_ms is None else raw.grace_ms
+    _in_range("grace_duration (ms)", grace_ms, 0, settings.grace_ms_max)
+    on_disconnect = raw.on_disconnect or OnDisconnect.KEEP
+    if on_disconnect is OnDisconnect.STOP_AND_REQUEUE and grace_ms >= settings.lease_ttl_ms:
+        raise _refuse(
+            "grace_duration",
+            f"stop_and_requeue needs a grace below the lease of {settings.lease_ttl_ms // 1000} s, so that the job "
+            "is dead when it ends",
+        )
+    return JobSpec(
+        argv=raw.argv,
+        script=raw.script,
+        resources=check_resources(raw.resources, tenant.settings.default_request, settings),
+        working_directory=_check_directory(raw.working_directory),
+        name=raw.name or "",
+        display_name=raw.display_name,
+        env=env,
+        captured_env=captured,
+        tasks=tasks,
+        max_run_ms=_check_run_limit(raw.max_run_ms, settings),
+        priority=_check_priority(raw.priority, tenant, who, settings),
+        max_retries=_in_range("max_retries", raw.max_retries, 0, settings.retries_max),
+        on_disconnect=on_disconnect,
+        grace_ms=grace_ms,
+        labels=_check_labels(raw.labels, "labels", settings),
+        pty=raw.pty,
+        unix_user=who.unix_user,
+    )
+
+
+def dropped_env(raw: RawJob) -> tuple[str, ...]:
+    """Captured names that are left out because only gpushare sets them."""
+    return tuple(sorted(k for k in raw.captured_env if names.is_reserved_env(k)))
+
+
+def _in_range(field: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise _refuse(field, f"is {value}; accepted: {low} to {high}")
+    return value
+
+
+def _check_command(raw: RawJob, settings: CoreSettings) -> None:
+    if not raw.argv and not raw.script:
+        raise _refuse("argv", "is empty; give a command, or a script")
+    size = len(raw.script)
+    for arg in raw.argv:
+        names.check_text(arg, "argv", max_bytes=settings.argv_max_bytes, controls=True)
+        size += len(arg.encode()) + 1
+    if size > settings.argv_max_bytes:
+        raise _refuse("argv", f"command and script have {size} bytes; accepted: {settings.argv_max_bytes} together")
+    if not raw.script and not raw.argv[0]:
+        raise _refuse("argv", "the command's name is empty")
+
+
+def _check_env(raw: RawJob, settings: CoreSettings) -> tuple[dict[str, str], dict[str, str]]:
+    captured = {k: v for k, v in raw.captured_env.items() if not names.is_reserved_env(k)}
+    merged = {**captured, **raw.env}
+    if len(merged) > settings.env_max_vars:
+        raise _refuse("env", f"has {len(merged)} variables; accepted: {settings.env_max_vars}")
+    for key in raw.env:
+        if names.is_reserved_env(key):
+            raise _refuse("env", f"{key} is set by gpushare itself; leave it out", Reason.RESERVED_ENV)
+    for key, value in merged.items():
+        names.check_env_name(key, "env")
+        names.check_text(value, f"env {key}", max_bytes=settings.env_max_bytes, controls=True)
+    size = sum(len(k) + len(v.encode()) + 2 for k, v in merged.items())
+    if size > settings.env_max_bytes:
+        raise _refuse("env", f"has {size} bytes; accepted: {settings.env_max_bytes}")
+    return raw.env, captured
+
+
+def _check_array(indexes: tuple[int, ...], settings: CoreSettings) -> None:
+    if len(indexes) > settings.array_max:
+        raise _refuse(
+            "array_indexes",
+            f"has {len(indexes)} indexes; accepted: {settings.array_max} (split it into several arrays)",
+            Reason.ARRAY_TOO_LARGE,
+        )
+    if len(set(indexes)) != len(indexes):
+        raise _refuse("array_indexes", "has an index twice")
+    for index in indexes:
+        _in_range("array_indexes", index, 0, _INT32_MAX)
+
+
+def _check_directory(path: str) -> str:
+    names.check_text(path, "working_directory", max_bytes=4096)
+    if not path.startswith("/"):
+        raise _refuse("working_directory", f"{names.shown(path)} is not absolute; give a path that begins with /")
+    return path
+
+
+def _check_run_limit(max_run_ms: int | None, settings: CoreSettings) -> int:
+    if max_run_ms is None:
+        return 0
+    return _in_range("max_run_duration (ms)", max_run_ms, 1, settings.max_run_ms_max)
+
+
+def _check_priority(priority: int | None, tenant: Tenant, who: Principal, settings: CoreSettings) -> int:
+    if priority is None:
+        return 0
+    _in_range("priority", priority, -settings.priority_max, settings.priority_max)
+    if priority > tenant.settings.max_priority and who.role is not Role.ADMIN:
+        raise _refuse(
+            "priority",
+            f"{priority} is above {tenant.settings.max_priority}, the highest for users of tenant {tenant.name}",
+            Reason.PRIORITY_ABOVE_ROLE,
+        )
+    return priority
+
+
+def _check_labels(labels: dict[str, str], field: str, settings: CoreSettings) -> dict[str, str]:
+    if len(labels) > settings.labels_max:
+        raise _refuse(field, f"has {len(labels)} labels; accepted: {settings.labels_max}")
+    for key, value in labels.items():
+        names.check_text(key, field, max_bytes=settings.label_max_chars)
+        names.check_text(value, f"{field} {names.shown(key)}", max_bytes=settings.label_max_chars)
+        if not key:
+            raise _refuse(field, "has an empty name")
+    return labels
+
+
+def check_resources(raw: RawResources, default: TaskRequest | None, settings: CoreSettings) -> TaskRequest:
+    """A request's shape; all GPU fields unset takes `default`. Raises Refused or TextError."""
+    gpus, milli, mib = raw.gpus, raw.gpu_milli, raw.gpu_memory_mib
+    if gpus is None and milli is None and mib is None and default is not None:
+        gpus, milli, mib = (default.gpus if not default.is_share else None), default.gpu_milli, default.gpu_memory_mib
+    if gpus is not None and (milli is not None or mib is not None):
+        raise _refuse(
+            "resources.gpus",
+            "whole GPUs exclude gpu_milli and gpu_memory_mib; a job with several slices of several GPUs is several "
+            "tasks (tasks: n, each with a share of one GPU)",
+        )
+    if gpus is not None:
+        _in_range("resources.gpus", gpus, 0, settings.gpus_per_node_max)
+    if milli is not None:
+        _in_range("resources.gpu_milli", milli, 1, WHOLE_CARD_MILLI)
+    if mib is not None:
+        _in_range("resources.gpu_memory_mib", mib, 1, _INT32_MAX)
+    if raw.cpu_milli is not None:
+        _in_range("resources.cpu_milli", raw.cpu_milli, 1, _INT32_MAX)
+    if raw.memory_mib is not None:
+        _in_range("resources.memory_mib", raw.memory_mib, 1, _INT32_MAX)
+    if raw.min_gpu_memory_mib is not None:
+        _in_range("resources.min_gpu_memory_mib", raw.min_gpu_memory_mib, 1, _INT32_MAX)
+    if raw.gpu_model:
+        names.check_text(raw.gpu_model, "resources.gpu_model", max_bytes=settings.label_max_chars)
+    labels = _check_labels(raw.node_labels, "resources.node_labels", settings)
+    return TaskRequest(
+        gpus=gpus or 0,
+        gpu_milli=milli,
+        gpu_memory_mib=mib,
+        cpu_milli=raw.cpu_milli,
+        memory_mib=raw.memory_mib,
+        gpu_model=raw.gpu_model,
+        min_gpu_memory_mib=raw.min_gpu_memory_mib or 0,
+        node_labels=tuple(sorted(labels.items())),
+        min_enforcement=Enforcement(_in_range("resources.min_enforcement", raw.min_enforcement, 0, 3)),
+    )

@@ -1,0 +1,163 @@
+"""What a task needs on a given card or node, and whether any registered node could ever hold it.
+
+Pure arithmetic on integers: thousandths of a card and MiB, per device. Rounding always favours the ledger: memory
+follows a share by floor, a share follows memory by ceiling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from gpushare.core.model import (
+    CPU_JOB_CPU_MILLI,
+    CPU_JOB_MEMORY_MIB,
+    EXCLUSIVE_TIER,
+    SHARE_TIERS,
+    WHOLE_CARD_MILLI,
+    Enforcement,
+    GpuInventory,
+    Node,
+    TaskRequest,
+    TierOffer,
+)
+from gpushare.core.state import ClusterState
+
+
+class Share(NamedTuple):
+    """What a task takes of one card, and what of the card nobody else can have then."""
+
+    milli: int
+    mib: int
+    charge_milli: int
+
+
+def share_on(request: TaskRequest, usable_mib: int) -> Share:
+    """`request` on a card with `usable_mib`; it may come out larger than the card. Needs usable_mib >= 1."""
+    milli, mib = request.gpu_milli, request.gpu_memory_mib
+    if milli is None:
+        milli = _ceil_div(WHOLE_CARD_MILLI * (mib or 0), usable_mib)
+    if mib is None:
+        mib = max(1, milli * usable_mib // WHOLE_CARD_MILLI)
+    return Share(milli, mib, max(milli, _ceil_div(WHOLE_CARD_MILLI * mib, usable_mib)))
+
+
+def host_need(request: TaskRequest, node: Node, task_milli: int) -> tuple[int, int]:
+    """(cpu_milli, memory_mib) of one task on `node`; unset ones follow its `task_milli` thousandths of a card."""
+    if request.is_cpu:
+        cpu, memory = CPU_JOB_CPU_MILLI, CPU_JOB_MEMORY_MIB
+    else:
+        cards = max(1, len(node.gpus))
+        cpu = max(1, node.cpu_milli * task_milli // (WHOLE_CARD_MILLI * cards))
+        memory = max(1, node.memory_mib * task_milli // (WHOLE_CARD_MILLI * cards))
+    return (
+        cpu if request.cpu_milli is None else request.cpu_milli,
+        memory if request.memory_mib is None else request.memory_mib,
+    )
+
+
+def tier_for(request: TaskRequest, offers: Iterable[TierOffer]) -> TierOffer | None:
+    """The tier that `request` gets of a card with `offers`, or None when none is as strong as asked."""
+    wanted = SHARE_TIERS if request.is_share else (EXCLUSIVE_TIER,)
+    present = {o.tier: o for o in offers if not o.absent_because}
+    for tier in wanted:
+        offer = present.get(tier)
+        if offer is not None and offer.enforcement >= request.min_enforcement:
+            return offer
+    return None
+
+
+def matches_card(request: TaskRequest, card: GpuInventory) -> bool:
+    """Model and size, which no waiting can change."""
+    if request.gpu_model and request.gpu_model != card.model:
+        return False
+    return card.usable_mib >= max(1, request.min_gpu_memory_mib)
+
+
+def matches_labels(request: TaskRequest, node: Node) -> bool:
+    return all(node.labels.get(key) == value for key, value in request.node_labels)
+
+
+def least_charge(state: ClusterState, request: TaskRequest) -> int | None:
+    """The smallest charge of one task over all registered cards it could ever be on; None when there is none."""
+    if request.is_cpu:
+        return 0
+    if not request.is_share:
+        return WHOLE_CARD_MILLI * request.gpus
+    charges = [
+        share_on(request, card.usable_mib).charge_milli
+        for node in state.nodes.values()
+        for card in (g.inventory for g in node.gpus.values())
+        if matches_card(request, card)
+    ]
+    return min((c for c in charges if c <= WHOLE_CARD_MILLI), default=None)
+
+
+def never_fits(state: ClusterState, request: TaskRequest, tasks: int) -> str:
+    """Why no emptied cluster of all registered nodes, silent and drained ones included, could hold `tasks` such tasks.
+
+    Empty text when it could, or when no node is registered at all (then the job waits with NO_NODES). A fence that is
+    too weak is not judged here: that is a wait.
+    """
+    nodes = [n for n in state.nodes.values() if n.cpu_milli]
+    if not nodes:
+        return ""
+    if not request.is_cpu and not any(n.gpus for n in nodes):
+        return "no registered node has a GPU; ask for gpus: 0, or wait until an admin adds one"
+    room = sum(_tasks_on_empty(request, node) for node in nodes)
+    if room >= tasks:
+        return ""
+    if room:
+        return f"{tasks} tasks at once never fit: all registered nodes together hold {room} when empty"
+    return _why_none(request, nodes)
+
+
+def _tasks_on_empty(request: TaskRequest, node: Node) -> int:
+    if not matches_labels(request, node):
+        return 0
+    cards = [g.inventory for g in node.gpus.values() if matches_card(request, g.inventory)]
+    if request.is_cpu:
+        by_cards, milli = 2**31, 0
+    elif request.is_share:
+        shares = [share_on(request, card.usable_mib) for card in cards]
+        by_cards = sum(
+            min(WHOLE_CARD_MILLI // s.milli, card.usable_mib // s.mib) for s, card in zip(shares, cards, strict=True)
+        )
+        milli = min((s.milli for s in shares), default=0)
+    else:
+        by_cards, milli = len(cards) // request.gpus, WHOLE_CARD_MILLI * request.gpus
+    cpu, memory = host_need(request, node, milli)
+    return min(by_cards, node.cpu_milli // cpu, node.memory_mib // memory)
+
+
+def _why_none(request: TaskRequest, nodes: list[Node]) -> str:
+    labelled = [n for n in nodes if matches_labels(request, n)]
+    if not labelled:
+        return f"no registered node carries the labels {dict(request.node_labels)}"
+    cards = [g.inventory for n in labelled for g in n.gpus.values()]
+    models = sorted({c.model for c in cards})
+    if request.gpu_model and request.gpu_model not in models:
+        return f"no registered node has a {request.gpu_model}; there are: {', '.join(models) or 'none'}"
+    largest = max((c.usable_mib for c in cards), default=0)
+    if request.min_gpu_memory_mib > largest:
+        return f"no card has {request.min_gpu_memory_mib} MiB; the largest has {largest} MiB usable"
+    if request.gpu_memory_mib is not None and request.gpu_memory_mib > largest:
+        return f"{request.gpu_memory_mib} MiB never fit one card; the largest has {largest} MiB usable"
+    most = max((len(n.gpus) for n in labelled), default=0)
+    if request.gpus > most:
+        return f"{request.gpus} GPUs never fit one node; the largest has {most} (ask for several tasks instead)"
+    cpu = max(n.cpu_milli for n in labelled)
+    memory = max(n.memory_mib for n in labelled)
+    return (
+        f"no node is large enough: the largest has {most} GPUs, {cpu} milli-CPU and {memory} MiB of host memory "
+        "(CPU and host memory count together with the cards of one node)"
+    )
+
+
+def weakest_ok(enforcement: Enforcement) -> str:
+    """The level's name as people write it."""
+    return enforcement.name.lower()
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)

@@ -1,0 +1,276 @@
+"""What may be asked of the cluster: every command, and the result type of deciding one.
+
+Pure. A command is data that the shell has already authenticated and authorised; `decide.decide` turns it into events
+or a Rejection. Commands carry raw values: checking them is the core's work, so that every door gives the same answer.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gpushare.core.model import (
+    AttemptState,
+    GpuCondition,
+    GpuInventory,
+    OnDisconnect,
+    Principal,
+    Role,
+    TenantSettings,
+)
+from gpushare.reasons import Reason
+
+
+class Rejection(msgspec.Struct, frozen=True):
+    """An expected refusal: a value, never an exception. `field` names the offending input where there is one."""
+
+    reason: Reason
+    detail: str
+    field: str = ""
+    metadata: dict[str, str] = {}
+
+
+class RawResources(msgspec.Struct, frozen=True):
+    """A resource request as it came in: None is unset, any integer may stand in a number."""
+
+    gpus: int | None = None
+    gpu_milli: int | None = None
+    gpu_memory_mib: int | None = None
+    cpu_milli: int | None = None
+    memory_mib: int | None = None
+    gpu_model: str = ""
+    min_gpu_memory_mib: int | None = None
+    node_labels: dict[str, str] = {}
+    min_enforcement: int = 0
+
+
+class RawJob(msgspec.Struct, frozen=True):
+    """A job as it came in, unchecked. `name` None is unset, "" is an error; durations in ms, None is unset."""
+
+    argv: tuple[str, ...] = ()
+    script: bytes = b""
+    name: str | None = None
+    display_name: str = ""
+    env: dict[str, str] = {}
+    captured_env: dict[str, str] = {}
+    working_directory: str = ""
+    resources: RawResources = RawResources()
+    tasks: int = 0
+    array_indexes: tuple[int, ...] = ()
+    max_run_ms: int | None = None
+    priority: int | None = None
+    max_retries: int = 0
+    on_disconnect: OnDisconnect | None = None
+    grace_ms: int | None = None
+    labels: dict[str, str] = {}
+    pty: bool = False
+
+
+class Command(msgspec.Struct, frozen=True):
+    """Base of all commands."""
+
+
+class SubmitJobs(Command, frozen=True):
+    """Admit all or none. `validate_only` checks and admits nothing."""
+
+    tenant: str
+    jobs: tuple[RawJob, ...]
+    validate_only: bool = False
+
+
+class CancelJob(Command, frozen=True):
+    """`job` is a job key, "vision/42"."""
+
+    job: str
+
+
+class CreateTenant(Command, frozen=True):
+    tenant: str
+    settings: TenantSettings
+
+
+class UpdateTenant(Command, frozen=True):
+    tenant: str
+    settings: TenantSettings
+
+
+class DeleteTenant(Command, frozen=True):
+    tenant: str
+
+
+class CreateToken(Command, frozen=True):
+    """`token_id` and `sha256` are made by the shell: the core draws no random numbers. `ttl_ms` None: no expiry."""
+
+    token_id: str
+    sha256: str
+    user: str
+    role: Role
+    tenant: str = ""
+    unix_user: str = ""
+    ttl_ms: int | None = None
+
+
+class RevokeToken(Command, frozen=True):
+    token_id: str
+
+
+class CreateJoinToken(Command, frozen=True):
+    node: str
+    sha256: str
+    ttl_ms: int
+
+
+class EnrollNode(Command, frozen=True):
+    """`secret_sha256` is the join secret's; the token is the node's new credential."""
+
+    secret_sha256: str
+    instance_id: str
+    token_id: str
+    token_sha256: str
+
+
+class CordonNode(Command, frozen=True):
+    node: str
+    detail: str = ""
+    drain: bool = False
+    reason: Reason = Reason.ADMIN
+
+
+class UncordonNode(Command, frozen=True):
+    node: str
+
+
+class DeclareNodeDead(Command, frozen=True):
+    node: str
+
+
+class AttemptReport(msgspec.Struct, frozen=True):
+    """What an agent says of one attempt."""
+
+    attempt: str
+    state: AttemptState
+    reason: str = ""
+    detail: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    started_ms: int | None = None
+    ended_ms: int | None = None
+    containment: str = ""
+
+
+class SyncNode(Command, frozen=True):
+    """An agent's whole truth, from a live session of `node`."""
+
+    node: str
+    instance_id: str
+    boot_id: str
+    start_counter: int
+    agent_version: str
+    cpu_milli: int
+    memory_mib: int
+    labels: dict[str, str]
+    containment: str
+    driver_version: str
+    gpus: tuple[GpuInventory, ...]
+    conditions: tuple[GpuCondition, ...] = ()
+    attempts: tuple[AttemptReport, ...] = ()
+
+
+class ReportAttempt(Command, frozen=True):
+    node: str
+    report: AttemptReport
+
+
+class ReportRebooted(Command, frozen=True):
+    """Another boot of the node began, and nothing on its disk tells how this attempt ended."""
+
+    node: str
+    attempt: str
+
+
+class EndAttempt(Command, frozen=True):
+    """One attempt's end that the scheduler itself knows of: its node was declared dead, or its lease has lapsed."""
+
+    attempt: str
+    state: AttemptState
+    reason: Reason
+    detail: str
+
+
+class ReportConditions(Command, frozen=True):
+    node: str
+    conditions: tuple[GpuCondition, ...]
+
+
+class NodeLeaseExpired(Command, frozen=True):
+    """The lease ran out unrenewed."""
+
+    node: str
+
+
+class NodeLeaseLapsed(Command, frozen=True):
+    """So long after the last renewal that tasks with stop_and_requeue have surely stopped themselves."""
+
+    node: str
+
+
+class Bootstrap(Command, frozen=True):
+    """First start on an empty store: a tenant, and an admin's token bound to it."""
+
+    tenant: str
+    user: str
+    unix_user: str
+    token_id: str
+    sha256: str
+
+
+class Housekeep(Command, frozen=True):
+    """Let go of what is old enough: ended jobs to the history table, request records, used-up join secrets."""
+
+    archive_before_ms: int
+    most: int = 1000
+
+
+class CoreSettings(msgspec.Struct, frozen=True):
+    """Caps and policy numbers, from the configuration. Times in ms, sizes in bytes."""
+
+    display_name_max_chars: int = 200
+    env_max_vars: int = 256
+    env_max_bytes: int = 64 * 1024
+    argv_max_bytes: int = 1024 * 1024
+    labels_max: int = 64
+    label_max_chars: int = 256
+    array_max: int = 1000
+    tasks_max: int = 1024
+    batch_max: int = 1000
+    request_id_max_chars: int = 128
+    max_run_ms_max: int = 366 * 24 * 3600 * 1000
+    grace_ms_max: int = 24 * 3600 * 1000
+    retries_max: int = 100
+    priority_max: int = 10_000
+    lease_ttl_ms: int = 15_000
+    infra_retries: int = 5
+    infra_backoff_ms: int = 1_000
+    infra_backoff_max_ms: int = 60_000
+    retry_backoff_ms: int = 1_000
+    gpus_per_node_max: int = 64
+    placements_per_cycle: int = 256
+    policy: str = "best_fit"
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What an accepted command did: its events, in order, and the names of what it made or touched."""
+
+    events: tuple[object, ...] = ()
+    names: tuple[str, ...] = ()
+    # Notices for the caller, by name: "dropped_env", "default_request_used".
+    notices: dict[str, tuple[str, ...]] = {}
+
+
+class Call(msgspec.Struct, frozen=True):
+    """Who asks, and under which request id (empty for the system's own commands). `body_sha256` tells a repetition of
+    the same request from another one that reuses its id."""
+
+    principal: Principal
+    request_id: str = ""
+    method: str = ""
+    body_sha256: str = ""

@@ -1,0 +1,285 @@
+"""Nodes, cards and leases: what admins and agents' sessions change. Pure.
+
+An inventory that cannot be true is refused whole with BAD_REPORT; the shell then cordons the node. A silent node's
+attempts keep their capacity until they are proven dead, or have surely stopped themselves.
+"""
+
+from __future__ import annotations
+
+from gpushare import names
+from gpushare.core.commands import (
+    Call,
+    Command,
+    CordonNode,
+    CoreSettings,
+    CreateJoinToken,
+    DeclareNodeDead,
+    EndAttempt,
+    EnrollNode,
+    NodeLeaseExpired,
+    NodeLeaseLapsed,
+    Outcome,
+    Rejection,
+    ReportAttempt,
+    ReportConditions,
+    ReportRebooted,
+    SyncNode,
+    UncordonNode,
+)
+from gpushare.core.events import (
+    AttemptStopRequested,
+    Event,
+    GpuConditionsChanged,
+    JoinTokenCreated,
+    NodeCordoned,
+    NodeDeclaredDead,
+    NodeEnrolled,
+    NodeSilent,
+    NodeSynced,
+    NodeUncordoned,
+)
+from gpushare.core.model import (
+    AttemptState,
+    GpuCondition,
+    GpuInventory,
+    GpuState,
+    JoinToken,
+    Node,
+    NodeState,
+    OnDisconnect,
+)
+from gpushare.core.state import ClusterState
+from gpushare.reasons import Reason
+
+Decision = Outcome | Rejection
+
+_MIB_MAX = 2**31 - 1
+_TEXT_MAX_BYTES = 256
+_STRANGERS_MAX = 4096
+_JOIN_TTL_MAX_MS = 30 * 24 * 3600 * 1000
+
+
+def _no_node(node: str) -> Rejection:
+    return Rejection(Reason.NOT_FOUND, f"node {names.shown(node)} does not exist")
+
+
+def create_join_token(
+    state: ClusterState, command: CreateJoinToken, call: Call, now_ms: int, settings: CoreSettings
+) -> Decision:
+    try:
+        names.check_name(command.node, "node")
+    except names.TextError as err:
+        return Rejection(Reason.INVALID_FIELD, str(err), field="node")
+    if not 1 <= command.ttl_ms <= _JOIN_TTL_MAX_MS:
+        return Rejection(
+            Reason.INVALID_FIELD, f"ttl: {command.ttl_ms} ms; accepted: 1 ms to {_JOIN_TTL_MAX_MS} ms", field="ttl"
+        )
+    join = JoinToken(node=command.node, sha256=command.sha256, expires_ms=now_ms + command.ttl_ms)
+    return Outcome(events=(JoinTokenCreated(join=join),), names=(command.node,))
+
+
+def enroll(state: ClusterState, command: EnrollNode, call: Call, now_ms: int, settings: CoreSettings) -> Decision:
+    join = state.join_tokens.get(command.secret_sha256)
+    if join is None or join.expires_ms < now_ms:
+        return Rejection(
+            Reason.JOIN_SECRET_INVALID,
+            "the join secret is unknown, used up or expired; ask an admin for a new one "
+            "(`gpushare node join-token NODE`)",
+        )
+    event = NodeEnrolled(
+        node=join.node,
+        join_sha256=join.sha256,
+        token_id=command.token_id,
+        token_sha256=command.token_sha256,
+        instance_id=command.instance_id,
+    )
+    return Outcome(events=(event,), names=(join.node,))
+
+
+# -- what a session tells
+
+
+def sync(state: ClusterState, command: SyncNode, call: Call, now_ms: int, settings: CoreSettings) -> Decision:
+    """A whole inventory. Conditions and attempts follow as steps of their own."""
+    node = state.nodes.get(command.node)
+    if node is None:
+        return _no_node(command.node)
+    bad = _bad_inventory(state, command, settings)
+    if bad:
+        return Rejection(Reason.BAD_REPORT, f"node {command.node}: {bad}")
+    event = NodeSynced(
+        node=command.node,
+        instance_id=command.instance_id,
+        boot_id=command.boot_id,
+        start_counter=command.start_counter,
+        agent_version=command.agent_version,
+        cpu_milli=command.cpu_milli,
+        memory_mib=command.memory_mib,
+        labels=command.labels,
+        containment=command.containment,
+        driver_version=command.driver_version,
+        gpus=command.gpus,
+    )
+    return Outcome(events=(event,), names=(command.node,))
+
+
+def _bad_inventory(state: ClusterState, command: SyncNode, settings: CoreSettings) -> str:
+    if len(command.gpus) > settings.gpus_per_node_max:
+        return f"{len(command.gpus)} GPUs on one node; accepted: {settings.gpus_per_node_max}"
+    if not (1 <= command.cpu_milli <= _MIB_MAX and 1 <= command.memory_mib <= _MIB_MAX):
+        return f"{command.cpu_milli} milli-CPU and {command.memory_mib} MiB cannot be"
+    if len(command.labels) > settings.labels_max:
+        return f"{len(command.labels)} labels; accepted: {settings.labels_max}"
+    uuids = [card.uuid for card in command.gpus]
+    if len(set(uuids)) != len(uuids):
+        return "a GPU UUID twice"
+    for other in state.nodes.values():
+        if other.name != command.node:
+            shared = [u for u in uuids if u in other.gpus]
+            if shared:
+                return f"GPU {names.shown(shared[0])} belongs to node {other.name}"
+    try:
+        for text in (*command.labels, *command.labels.values(), command.driver_version, command.agent_version):
+            names.check_text(text, "text", max_bytes=_TEXT_MAX_BYTES)
+        return next((bad for card in command.gpus if (bad := _bad_card(card))), "")
+    except names.TextError as err:
+        return str(err)
+
+
+def _bad_card(card: GpuInventory) -> str:
+    for text in (card.uuid, card.model):
+        names.check_text(text, "card", max_bytes=_TEXT_MAX_BYTES)
+        if not text:
+            return "a card without UUID or model"
+    if not 0 <= card.usable_mib <= card.total_mib <= _MIB_MAX:
+        return f"card {names.shown(card.uuid)}: {card.usable_mib} of {card.total_mib} MiB cannot be"
+    return ""
+
+
+def steps_of_sync(state: ClusterState, command: SyncNode) -> list[Command]:
+    """Conditions, then each attempt's report, then the attempts that a reboot took without a record."""
+    node = state.nodes.get(command.node)
+    if node is None:
+        return []
+    steps: list[Command] = [ReportConditions(node=command.node, conditions=command.conditions)]
+    steps += [ReportAttempt(node=command.node, report=r) for r in command.attempts]
+    if node.boot_id and node.boot_id != command.boot_id:
+        told = {r.attempt for r in command.attempts}
+        steps += [
+            ReportRebooted(node=command.node, attempt=a.id)
+            for a in state.live_attempts(node)
+            if a.seen and a.id not in told
+        ]
+    return steps
+
+
+def report_conditions(
+    state: ClusterState, command: ReportConditions, call: Call, now_ms: int, settings: CoreSettings
+) -> Decision:
+    node = state.nodes.get(command.node)
+    if node is None:
+        return _no_node(command.node)
+    for condition in command.conditions:
+        if len(condition.strangers) > _STRANGERS_MAX or any(s.memory_mib < 0 for s in condition.strangers):
+            return Rejection(Reason.BAD_REPORT, f"card {names.shown(condition.uuid)}: strangers that cannot be")
+    news = tuple(c for c in command.conditions if c.uuid in node.gpus and node.gpus[c.uuid].condition != c)
+    if not news:
+        return Outcome()
+    events: list[Event] = [GpuConditionsChanged(node=node.name, conditions=news)]
+    events += _stops_on_lost_cards(state, node, news)
+    return Outcome(events=tuple(events), names=(node.name,))
+
+
+def _stops_on_lost_cards(state: ClusterState, node: Node, news: tuple[GpuCondition, ...]) -> list[Event]:
+    lost = {c.uuid: c for c in news if c.state is GpuState.LOST}
+    return [
+        AttemptStopRequested(
+            attempt=a.id, reason=Reason.GPU_LOST, detail=f"GPU {uuid} is lost: {lost[uuid].detail or lost[uuid].reason}"
+        )
+        for a in state.live_attempts(node)
+        for uuid in a.slice.gpu_uuids[:64]
+        if uuid in lost and not a.desired_stop
+    ]
+
+
+# -- leases
+
+
+def lease_expired(
+    state: ClusterState, command: NodeLeaseExpired, call: Call, now_ms: int, settings: CoreSettings
+) -> Decision:
+    node = state.nodes.get(command.node)
+    if node is None or node.state in (NodeState.UNREACHABLE, NodeState.LOST):
+        return Outcome()
+    return Outcome(events=(NodeSilent(node=node.name),), names=(node.name,))
+
+
+def lease_lapsed(
+    state: ClusterState, command: NodeLeaseLapsed, call: Call, now_ms: int, settings: CoreSettings
+) -> Decision:
+    return Outcome(names=(command.node,))
+
+
+def steps_of_lapse(state: ClusterState, command: NodeLeaseLapsed) -> list[Command]:
+    """Tasks that stop themselves without a lease have done so: they may run elsewhere."""
+    node = state.nodes.get(command.node)
+    if node is None or node.state is not NodeState.UNREACHABLE:
+        return []
+    detail = f"node {node.name} was out of reach past its lease; the task stopped itself there"
+    return [
+        EndAttempt(attempt=a.id, state=AttemptState.STOPPED, reason=Reason.LEASE_EXPIRED, detail=detail)
+        for a in state.live_attempts(node)
+        if state.jobs[a.job_key].spec.on_disconnect is OnDisconnect.STOP_AND_REQUEUE
+    ]
+
+
+# -- admins
+
+
+def cordon(state: ClusterState, command: CordonNode, call: Call, now_ms: int, settings: CoreSettings) -> Decision:
+    node = state.nodes.get(command.node)
+    if node is None:
+        return _no_node(command.node)
+    try:
+        names.check_text(command.detail, "detail", max_bytes=_TEXT_MAX_BYTES * 4)
+    except names.TextError as err:
+        return Rejection(Reason.INVALID_FIELD, str(err), field="detail")
+    if node.cordoned and node.drain >= command.drain and node.reason is command.reason:
+        return Outcome(names=(node.name,))
+    event = NodeCordoned(node=node.name, reason=command.reason, detail=command.detail, drain=command.drain)
+    return Outcome(events=(event,), names=(node.name,))
+
+
+def uncordon(state: ClusterState, command: UncordonNode, call: Call, now_ms: int, settings: CoreSettings) -> Decision:
+    node = state.nodes.get(command.node)
+    if node is None:
+        return _no_node(command.node)
+    events = (NodeUncordoned(node=node.name),) if node.cordoned else ()
+    return Outcome(events=events, names=(node.name,))
+
+
+def declare_dead(
+    state: ClusterState, command: DeclareNodeDead, call: Call, now_ms: int, settings: CoreSettings
+) -> Decision:
+    node = state.nodes.get(command.node)
+    if node is None:
+        return _no_node(command.node)
+    if node.state is NodeState.LOST:
+        return Outcome(names=(node.name,))
+    if node.state is not NodeState.UNREACHABLE:
+        return Rejection(
+            Reason.NODE_NOT_SILENT,
+            f"node {node.name} is {node.state}: only a node out of reach can be declared dead; drain it instead",
+        )
+    return Outcome(events=(NodeDeclaredDead(node=node.name),), names=(node.name,))
+
+
+def steps_of_death(state: ClusterState, command: DeclareNodeDead) -> list[Command]:
+    node = state.nodes.get(command.node)
+    if node is None or node.state is not NodeState.UNREACHABLE:
+        return []
+    detail = f"an admin declared node {node.name} dead"
+    return [
+        EndAttempt(attempt=a.id, state=AttemptState.FAILED, reason=Reason.DECLARED_DEAD, detail=detail)
+        for a in state.live_attempts(node)
+    ]

@@ -1,0 +1,167 @@
+"""Tenants and tokens: what an admin's commands change. Pure; secrets come as hashes, never as themselves."""
+
+from __future__ import annotations
+
+import re
+
+from gpushare import names
+from gpushare.core.commands import (
+    Bootstrap,
+    Call,
+    CoreSettings,
+    CreateTenant,
+    CreateToken,
+    DeleteTenant,
+    Outcome,
+    Rejection,
+    RevokeToken,
+    UpdateTenant,
+)
+from gpushare.core.events import TenantCreated, TenantDeleted, TenantUpdated, TokenCreated, TokenRevoked
+from gpushare.core.model import Principal, Role, TenantSettings
+from gpushare.core.state import ClusterState
+from gpushare.reasons import Reason
+
+Decision = Outcome | Rejection
+
+_UNIX_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]{0,63}")
+_LIMIT_MAX_MILLI = 10_000_000_000
+_QUEUE_MAX = 1_000_000
+_TTL_MAX_MS = 10 * 366 * 24 * 3600 * 1000
+
+
+def _no_tenant(tenant: str) -> Rejection:
+    return Rejection(Reason.NOT_FOUND, f"tenant {names.shown(tenant)} does not exist")
+
+
+def _bad_settings(settings: TenantSettings, caps: CoreSettings) -> Rejection | None:
+    checks = (
+        ("limit_milli", settings.limit_milli if settings.limit_milli is not None else 0, 0, _LIMIT_MAX_MILLI),
+        ("max_queued_jobs", settings.max_queued_jobs, 0, _QUEUE_MAX),
+        ("max_priority", settings.max_priority, -caps.priority_max, caps.priority_max),
+    )
+    for field, value, low, high in checks:
+        if not low <= value <= high:
+            return Rejection(Reason.INVALID_FIELD, f"{field}: is {value}; accepted: {low} to {high}", field=field)
+    try:
+        if settings.display_name:
+            names.check_display_name(settings.display_name, "display_name", caps.display_name_max_chars)
+    except names.TextError as err:
+        return Rejection(Reason.INVALID_FIELD, str(err), field=err.field)
+    return None
+
+
+def create_tenant(
+    state: ClusterState, command: CreateTenant, call: Call, now_ms: int, settings: CoreSettings
+) -> Decision:
+    try:
+        names.check_name(command.tenant, "tenant_id")
+    except names.TextError as err:
+        return Rejection(Reason.INVALID_FIELD, str(err), field="tenant_id")
+    if state.tenant(command.tenant) is not None:
+        return Rejection(
+            Reason.ALREADY_EXISTS, f"tenant {command.tenant} exists; use `gpushare tenant set` to change it"
+        )
+    bad = _bad_settings(command.settings, settings)
+    if bad is not None:
+        return bad
+    return Outcome(events=(TenantCreated(tenant=command.tenant, settings=command.settings),), names=(command.tenant,))
+
+
+def update_tenant(
+    state: ClusterState, command: UpdateTenant, call: Call, now_ms: int, settings: CoreSettings
+) -> Decision:
+    """Running jobs stay when a limit sinks below them; nothing new starts until they fit again."""
+    tenant = state.tenant(command.tenant)
+    if tenant is None:
+        return _no_tenant(command.tenant)
+    bad = _bad_settings(command.settings, settings)
+    if bad is not None:
+        return bad
+    if command.settings == tenant.settings:
+        return Outcome(names=(command.tenant,))
+    return Outcome(events=(TenantUpdated(tenant=command.tenant, settings=command.settings),), names=(command.tenant,))
+
+
+def delete_tenant(
+    state: ClusterState, command: DeleteTenant, call: Call, now_ms: int, settings: CoreSettings
+) -> Decision:
+    tenant = state.tenant(command.tenant)
+    if tenant is None:
+        return _no_tenant(command.tenant)
+    left = tenant.queued_jobs + tenant.running_jobs
+    if left:
+        return Rejection(
+            Reason.TENANT_NOT_EMPTY,
+            f"tenant {command.tenant} has {left} jobs that have not ended; cancel them or wait, then delete it",
+        )
+    return Outcome(events=(TenantDeleted(tenant=command.tenant),), names=(command.tenant,))
+
+
+def create_token(
+    state: ClusterState, command: CreateToken, call: Call, now_ms: int, settings: CoreSettings
+) -> Decision:
+    """A role may be given only by an admin (the API's table says so); agents get theirs by enrolling."""
+    bad = _bad_token(state, command)
+    if bad is not None:
+        return bad
+    principal = Principal(user=command.user, role=command.role, tenant=command.tenant, unix_user=command.unix_user)
+    expires_ms = 0 if command.ttl_ms is None else now_ms + command.ttl_ms
+    event = TokenCreated(token_id=command.token_id, sha256=command.sha256, principal=principal, expires_ms=expires_ms)
+    return Outcome(events=(event,), names=(command.token_id,))
+
+
+def _bad_token(state: ClusterState, command: CreateToken) -> Rejection | None:
+    try:
+        names.check_name(command.user, "user")
+    except names.TextError as err:
+        return Rejection(Reason.INVALID_FIELD, str(err), field="user")
+    if command.role not in (Role.ADMIN, Role.OPERATOR, Role.USER, Role.VIEWER):
+        return Rejection(
+            Reason.INVALID_FIELD,
+            "role: accepted are admin, operator, user and viewer (an agent gets its token by enrolling)",
+            field="role",
+        )
+    if command.role in (Role.USER, Role.VIEWER) and not command.tenant:
+        return Rejection(Reason.INVALID_FIELD, f"tenant: a {command.role} belongs to a tenant; name it", field="tenant")
+    if command.role is Role.OPERATOR and command.tenant:
+        return Rejection(Reason.INVALID_FIELD, "tenant: an operator belongs to none; leave it out", field="tenant")
+    if command.tenant and state.tenant(command.tenant) is None:
+        return _no_tenant(command.tenant)
+    if command.unix_user and (_UNIX_USER.fullmatch(command.unix_user) is None or command.unix_user == "root"):
+        return Rejection(
+            Reason.INVALID_FIELD,
+            f"unix_user: {names.shown(command.unix_user)} is not an account jobs may run as; root never is",
+            field="unix_user",
+        )
+    if command.ttl_ms is not None and not 1 <= command.ttl_ms <= _TTL_MAX_MS:
+        return Rejection(
+            Reason.INVALID_FIELD, f"ttl: {command.ttl_ms} ms; accepted: 1 ms to {_TTL_MAX_MS} ms", field="ttl"
+        )
+    if command.token_id in state.tokens or command.sha256 in state.tokens_by_sha:
+        return Rejection(Reason.ALREADY_EXISTS, "this token exists; ask again for a new one")
+    return None
+
+
+def revoke_token(
+    state: ClusterState, command: RevokeToken, call: Call, now_ms: int, settings: CoreSettings
+) -> Decision:
+    token = state.tokens.get(command.token_id)
+    if token is None:
+        return Rejection(Reason.NOT_FOUND, f"token {names.shown(command.token_id)} does not exist")
+    events = () if token.revoked_ms else (TokenRevoked(token_id=token.id),)
+    return Outcome(events=events, names=(token.id,))
+
+
+def bootstrap(state: ClusterState, command: Bootstrap, call: Call, now_ms: int, settings: CoreSettings) -> Decision:
+    """Only an empty store is bootstrapped; later starts find their tokens there."""
+    if state.tokens or state.tenants:
+        return Outcome()
+    principal = Principal(user=command.user, role=Role.ADMIN, tenant=command.tenant, unix_user=command.unix_user)
+    return Outcome(
+        events=(
+            TenantCreated(tenant=command.tenant, settings=TenantSettings()),
+            TokenCreated(token_id=command.token_id, sha256=command.sha256, principal=principal),
+        ),
+        names=(command.token_id,),
+    )

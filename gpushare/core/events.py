@@ -1,0 +1,253 @@
+"""The journal's facts: what happened, never what was asked.
+
+Pure: msgspec alone. Each event is applied by `state.apply` and by nothing else; replay never runs policy. A field may
+be added with a default, never renamed or given another meaning: old journals must read forever.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gpushare.core.model import (
+    SYSTEM,
+    AttemptState,
+    GpuCondition,
+    GpuInventory,
+    JobSpec,
+    JobState,
+    JoinToken,
+    Principal,
+    Slice,
+    TenantSettings,
+)
+from gpushare.reasons import Reason
+
+
+class Event(msgspec.Struct, frozen=True, tag=True):
+    """The kind of an event is its class name."""
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__
+
+
+class TermStarted(Event, frozen=True):
+    """A scheduler began to lead: no node is ready until its session has synced with it."""
+
+    holder: str
+
+
+class TenantCreated(Event, frozen=True):
+    tenant: str
+    settings: TenantSettings
+
+
+class TenantUpdated(Event, frozen=True):
+    tenant: str
+    settings: TenantSettings
+
+
+class TenantDeleted(Event, frozen=True):
+    """The tenant stays as a tombstone with its counter."""
+
+    tenant: str
+
+
+class TokenCreated(Event, frozen=True):
+    token_id: str
+    sha256: str
+    principal: Principal
+    expires_ms: int = 0
+
+
+class TokenRevoked(Event, frozen=True):
+    token_id: str
+
+
+class JoinTokenCreated(Event, frozen=True):
+    join: JoinToken
+
+
+class NodeEnrolled(Event, frozen=True):
+    """A join secret was used up; the node's earlier tokens are revoked with it."""
+
+    node: str
+    join_sha256: str
+    token_id: str
+    token_sha256: str
+    instance_id: str
+
+
+class NodeSynced(Event, frozen=True):
+    """A session told everything it knows: the node is ready."""
+
+    node: str
+    instance_id: str
+    boot_id: str
+    start_counter: int
+    agent_version: str
+    cpu_milli: int
+    memory_mib: int
+    labels: dict[str, str]
+    containment: str
+    driver_version: str
+    gpus: tuple[GpuInventory, ...]
+
+
+class NodeSilent(Event, frozen=True):
+    """The lease ran out unrenewed: its live attempts are UNKNOWN and keep their capacity."""
+
+    node: str
+
+
+class NodeCordoned(Event, frozen=True):
+    node: str
+    reason: Reason
+    detail: str = ""
+    drain: bool = False
+
+
+class NodeUncordoned(Event, frozen=True):
+    node: str
+
+
+class NodeDeclaredDead(Event, frozen=True):
+    node: str
+
+
+class GpuConditionsChanged(Event, frozen=True):
+    node: str
+    conditions: tuple[GpuCondition, ...]
+
+
+class JobsCreated(Event, frozen=True):
+    """One number of the tenant's counter: one job, or the children of one array (`array_indexes`)."""
+
+    tenant: str
+    number: int
+    spec: JobSpec
+    array_indexes: tuple[int, ...] = ()
+    request_key: str = ""
+
+    def ids(self) -> tuple[str, ...]:
+        if not self.array_indexes:
+            return (str(self.number),)
+        return tuple(f"{self.number}_{i}" for i in self.array_indexes)
+
+
+class RequestCompleted(Event, frozen=True):
+    """What a request id did, so that its repetition does nothing more."""
+
+    key: str
+    method: str
+    body_sha256: str
+    names: tuple[str, ...]
+    jobs: int = 0
+
+
+class RequestsForgotten(Event, frozen=True):
+    keys: tuple[str, ...]
+
+
+class JobCancelRequested(Event, frozen=True):
+    job: str
+
+
+class AttemptsAllocated(Event, frozen=True):
+    """A whole gang was placed: capacity is held from here on."""
+
+    job: str
+    round: int
+    slices: tuple[Slice, ...]
+
+
+class AttemptStopRequested(Event, frozen=True):
+    attempt: str
+    reason: Reason
+    detail: str = ""
+
+
+class AttemptChanged(Event, frozen=True):
+    """A live attempt's state as its agent reports it."""
+
+    attempt: str
+    state: AttemptState
+    started_ms: int | None = None
+    containment: str = ""
+
+
+class AttemptEnded(Event, frozen=True):
+    """The one end of an attempt: its capacity is free."""
+
+    attempt: str
+    state: AttemptState
+    reason: Reason
+    detail: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    started_ms: int | None = None
+
+
+class JobRequeued(Event, frozen=True):
+    """The next round may start at `not_before_ms`. `infra`: free of the job's own budget."""
+
+    job: str
+    infra: bool
+    reason: Reason
+    not_before_ms: int
+    detail: str = ""
+
+
+class JobEnded(Event, frozen=True):
+    job: str
+    state: JobState
+    reason: Reason
+    detail: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+class JobsArchived(Event, frozen=True):
+    """Ended jobs left memory for the history table, written in the same transaction."""
+
+    jobs: tuple[str, ...]
+
+
+AnyEvent = (
+    TermStarted
+    | TenantCreated
+    | TenantUpdated
+    | TenantDeleted
+    | TokenCreated
+    | TokenRevoked
+    | JoinTokenCreated
+    | NodeEnrolled
+    | NodeSynced
+    | NodeSilent
+    | NodeCordoned
+    | NodeUncordoned
+    | NodeDeclaredDead
+    | GpuConditionsChanged
+    | JobsCreated
+    | RequestCompleted
+    | RequestsForgotten
+    | JobCancelRequested
+    | AttemptsAllocated
+    | AttemptStopRequested
+    | AttemptChanged
+    | AttemptEnded
+    | JobRequeued
+    | JobEnded
+    | JobsArchived
+)
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One line of the journal: an event, when, under which term, by whom and for which request."""
+
+    seq: int
+    at_ms: int
+    term: int
+    event: AnyEvent
+    principal: Principal = SYSTEM
+    request_id: str = ""

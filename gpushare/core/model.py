@@ -1,0 +1,431 @@
+"""The nouns of the cluster: requests, jobs, attempts, cards, nodes, tenants, tokens.
+
+Pure: msgspec and enum alone. Frozen structs are facts (what was asked, who asked); the others are the state's own
+records, which `state.apply` alone changes. Resources are integers per device: thousandths of a card and MiB, never
+floats and never a per-node sum.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+import msgspec
+
+from gpushare.reasons import Reason
+
+WHOLE_CARD_MILLI = 1000
+DEFAULT_GRACE_MS = 10_000
+CPU_JOB_CPU_MILLI = 1000
+CPU_JOB_MEMORY_MIB = 2048
+
+
+class Role(StrEnum):
+    """What a token may do; SYSTEM is the scheduler itself."""
+
+    ADMIN = "admin"
+    OPERATOR = "operator"
+    USER = "user"
+    VIEWER = "viewer"
+    AGENT = "agent"
+    SYSTEM = "system"
+
+
+class JobState(StrEnum):
+    QUEUED = "QUEUED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    SUSPENDED = "SUSPENDED"
+    CANCELLING = "CANCELLING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+class AttemptState(StrEnum):
+    ALLOCATED = "ALLOCATED"
+    LAUNCHING = "LAUNCHING"
+    RUNNING = "RUNNING"
+    SUSPENDED = "SUSPENDED"
+    STOPPING = "STOPPING"
+    UNKNOWN = "UNKNOWN"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+
+
+class NodeState(StrEnum):
+    ACTIVE = "ACTIVE"
+    DRAINING = "DRAINING"
+    UNREACHABLE = "UNREACHABLE"
+    LOST = "LOST"
+
+
+class GpuState(StrEnum):
+    HEALTHY = "HEALTHY"
+    DEGRADED = "DEGRADED"
+    DIRTY = "DIRTY"
+    DRAINED = "DRAINED"
+    QUARANTINED = "QUARANTINED"
+    LOST = "LOST"
+
+
+class OnDisconnect(StrEnum):
+    KEEP = "keep"
+    STOP_AND_REQUEUE = "stop_and_requeue"
+
+
+class Enforcement(IntEnum):
+    """How strongly a slice is fenced; the order is the strength."""
+
+    NONE = 0
+    SOFT = 1
+    SERVER = 2
+    HARD = 3
+
+
+ENDED_JOB_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+ENDED_ATTEMPT_STATES = frozenset({AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.STOPPED})
+PLACEABLE_GPU_STATES = frozenset({GpuState.HEALTHY, GpuState.DEGRADED})
+
+EXCLUSIVE_TIER = "exclusive"
+MPS_V2_TIER = "mps-v2"
+# Best first: what a share gets on a card that offers several.
+SHARE_TIERS = (MPS_V2_TIER, "timeslice")
+MPS_CLIENT_SLOTS = 48
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Who did it: carried by every event. `unix_user` is the account that this person's jobs run as."""
+
+    user: str
+    role: Role
+    tenant: str = ""
+    unix_user: str = ""
+    node: str = ""
+
+
+SYSTEM = Principal(user="system", role=Role.SYSTEM)
+
+
+class TaskRequest(msgspec.Struct, frozen=True):
+    """What each task asks for. Exactly one of: `gpus` whole cards, a share (`gpu_milli` and/or `gpu_memory_mib`), or
+    neither (`gpus == 0`, a CPU job). None means: follows from the card or node it lands on."""
+
+    gpus: int = 0
+    gpu_milli: int | None = None
+    gpu_memory_mib: int | None = None
+    cpu_milli: int | None = None
+    memory_mib: int | None = None
+    gpu_model: str = ""
+    min_gpu_memory_mib: int = 0
+    # Sorted pairs, so that equal requests are equal and hashable.
+    node_labels: tuple[tuple[str, str], ...] = ()
+    min_enforcement: Enforcement = Enforcement.NONE
+
+    @property
+    def is_share(self) -> bool:
+        return self.gpu_milli is not None or self.gpu_memory_mib is not None
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.gpus == 0 and not self.is_share
+
+
+class JobSpec(msgspec.Struct, frozen=True):
+    """What was submitted, after checks and defaults. `env` holds the explicit names, `captured_env` the others."""
+
+    argv: tuple[str, ...]
+    resources: TaskRequest
+    working_directory: str
+    name: str = ""
+    display_name: str = ""
+    script: bytes = b""
+    env: dict[str, str] = {}
+    captured_env: dict[str, str] = {}
+    tasks: int = 1
+    max_run_ms: int = 0
+    priority: int = 0
+    max_retries: int = 0
+    on_disconnect: OnDisconnect = OnDisconnect.KEEP
+    grace_ms: int = DEFAULT_GRACE_MS
+    labels: dict[str, str] = {}
+    pty: bool = False
+    unix_user: str = ""
+
+
+class Slice(msgspec.Struct, frozen=True):
+    """What one task attempt holds on one node. For whole cards `gpu_milli` is 1000 and `gpu_memory_mib` the card's
+    usable memory, each per card. `charge_milli` is the part of the cards nobody else can have, summed over them."""
+
+    task: int
+    node: str
+    gpu_uuids: tuple[str, ...] = ()
+    gpu_milli: int = 0
+    gpu_memory_mib: int = 0
+    # Memory held on each card, in the order of `gpu_uuids` (cards of one node may differ).
+    held_mib: tuple[int, ...] = ()
+    cpu_milli: int = 0
+    memory_mib: int = 0
+    charge_milli: int = 0
+    tier: str = ""
+    enforcement: Enforcement = Enforcement.NONE
+    whole: bool = False
+
+
+class Attempt(msgspec.Struct):
+    """One try of one task. `desired_stop` is the scheduler's wish, `state` the agent's word."""
+
+    tenant: str
+    job_id: str
+    task: int
+    number: int
+    slice: Slice
+    term: int
+    allocated_ms: int
+    state: AttemptState = AttemptState.ALLOCATED
+    desired_stop: bool = False
+    stop_reason: Reason | None = None
+    stop_detail: str = ""
+    started_ms: int | None = None
+    ended_ms: int | None = None
+    reason: Reason | None = None
+    detail: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    containment: str = ""
+    # The agent has told us of it at least once, so that a missing trace is a loss and not a late order.
+    seen: bool = False
+
+    @property
+    def id(self) -> str:
+        return f"{self.tenant}.{self.job_id}.{self.task}.{self.number}"
+
+    @property
+    def job_key(self) -> str:
+        return f"{self.tenant}/{self.job_id}"
+
+    @property
+    def is_live(self) -> bool:
+        return self.state not in ENDED_ATTEMPT_STATES
+
+
+class Job(msgspec.Struct):
+    """A job and all its attempts. `round` numbers the tries of the whole gang: each task's attempt of a round has that
+    number. Order of the queue: priority, then `submit_seq`."""
+
+    tenant: str
+    id: str
+    spec: JobSpec
+    created_ms: int
+    created_by: Principal
+    submit_seq: int
+    array_id: str = ""
+    array_index: int | None = None
+    request_key: str = ""
+    state: JobState = JobState.QUEUED
+    round: int = 0
+    attempts: list[Attempt] = []
+    infra_retries: int = 0
+    retries: int = 0
+    not_before_ms: int = 0
+    cancelled_by: Principal | None = None
+    reason: Reason | None = None
+    detail: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    started_ms: int | None = None
+    ended_ms: int | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.tenant}/{self.id}"
+
+    @property
+    def is_ended(self) -> bool:
+        return self.state in ENDED_JOB_STATES
+
+    def current(self) -> list[Attempt]:
+        """The attempts of the present round, in task order; empty before the first."""
+        return [a for a in self.attempts if a.number == self.round]
+
+    def live(self) -> list[Attempt]:
+        return [a for a in self.attempts if a.is_live]
+
+
+class TierOffer(msgspec.Struct, frozen=True):
+    tier: str
+    enforcement: Enforcement
+    absent_because: str = ""
+
+
+class GpuInventory(msgspec.Struct, frozen=True):
+    """A card as its agent registers it. `usable_mib` is what slices may have together."""
+
+    uuid: str
+    index: int
+    model: str
+    total_mib: int
+    usable_mib: int
+    tiers: tuple[TierOffer, ...] = ()
+    simulated: bool = False
+
+
+class Stranger(msgspec.Struct, frozen=True):
+    pid: int
+    user: str
+    memory_mib: int
+
+
+class GpuCondition(msgspec.Struct, frozen=True):
+    uuid: str
+    state: GpuState = GpuState.HEALTHY
+    reason: str = ""
+    detail: str = ""
+    strangers: tuple[Stranger, ...] = ()
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """What one attempt holds on one card."""
+
+    milli: int
+    mib: int
+
+
+class Gpu(msgspec.Struct):
+    """A card and its ledger. `used_milli` and `used_mib` are the sums over `holds`, kept by `state.apply`."""
+
+    inventory: GpuInventory
+    condition: GpuCondition
+    present: bool = True
+    used_milli: int = 0
+    used_mib: int = 0
+    holds: dict[str, Hold] = {}
+
+    @property
+    def uuid(self) -> str:
+        return self.inventory.uuid
+
+    @property
+    def stranger_mib(self) -> int:
+        return sum(s.memory_mib for s in self.condition.strangers)
+
+    @property
+    def free_milli(self) -> int:
+        return WHOLE_CARD_MILLI - self.used_milli
+
+    @property
+    def free_mib(self) -> int:
+        return self.inventory.usable_mib - self.used_mib - self.stranger_mib
+
+    @property
+    def is_placeable(self) -> bool:
+        return self.present and self.condition.state in PLACEABLE_GPU_STATES
+
+
+class Node(msgspec.Struct):
+    """A host with an enrolled agent. `ready`: its session has synced with this leader."""
+
+    name: str
+    created_ms: int
+    instance_id: str = ""
+    boot_id: str = ""
+    start_counter: int = 0
+    state: NodeState = NodeState.ACTIVE
+    ready: bool = False
+    cordoned: bool = False
+    # Cordoned for good use: shown as DRAINING while reachable.
+    drain: bool = False
+    reason: Reason | None = None
+    detail: str = ""
+    cpu_milli: int = 0
+    memory_mib: int = 0
+    used_cpu_milli: int = 0
+    used_memory_mib: int = 0
+    labels: dict[str, str] = {}
+    containment: str = ""
+    agent_version: str = ""
+    driver_version: str = ""
+    last_seen_ms: int = 0
+    gpus: dict[str, Gpu] = {}
+    # Live attempts on it.
+    attempts: set[str] = set()
+
+    @property
+    def is_placeable(self) -> bool:
+        return self.ready and not self.cordoned and self.state is NodeState.ACTIVE
+
+    @property
+    def free_cpu_milli(self) -> int:
+        return self.cpu_milli - self.used_cpu_milli
+
+    @property
+    def free_memory_mib(self) -> int:
+        return self.memory_mib - self.used_memory_mib
+
+
+class TenantSettings(msgspec.Struct, frozen=True):
+    """What an admin sets. `limit_milli` None is no limit."""
+
+    display_name: str = ""
+    limit_milli: int | None = None
+    max_queued_jobs: int = 10_000
+    default_request: TaskRequest = TaskRequest(gpus=1)
+    max_priority: int = 100
+
+
+class Usage(msgspec.Struct):
+    """Charge (thousandths of a card) times milliseconds held, over ended attempts."""
+
+    charge_milli_ms: int = 0
+    attempts: int = 0
+
+
+class Tenant(msgspec.Struct):
+    name: str
+    created_ms: int
+    settings: TenantSettings = TenantSettings()
+    next_number: int = 1
+    deleted: bool = False
+    # Ledger: charge of live attempts, and jobs by phase.
+    charge_milli: int = 0
+    queued_jobs: int = 0
+    running_jobs: int = 0
+    usage: dict[str, Usage] = {}
+
+
+class Token(msgspec.Struct):
+    """A credential at rest: the SHA-256 of the secret in hex, and the principal it stands for."""
+
+    id: str
+    sha256: str
+    principal: Principal
+    created_ms: int
+    expires_ms: int = 0
+    revoked_ms: int = 0
+
+
+class JoinToken(msgspec.Struct, frozen=True):
+    """A single-use right to enrol as one node."""
+
+    node: str
+    sha256: str
+    expires_ms: int
+
+
+class RequestRecord(msgspec.Struct):
+    """What a request id already did. `open_jobs` counts its jobs that have not ended; `expires_ms` 0: it stays."""
+
+    key: str
+    method: str
+    body_sha256: str
+    names: tuple[str, ...]
+    open_jobs: int = 0
+    expires_ms: int = 0
+
+
+def attempt_parts(attempt_id: str) -> tuple[str, int, int] | None:
+    """("vision/42_3", task, number) of an attempt id, or None when it is not one."""
+    parts = attempt_id.split(".")
+    if len(parts) != 4 or not (parts[2].isascii() and parts[2].isdigit() and parts[3].isascii() and parts[3].isdigit()):
+        return None
+    return f"{parts[0]}/{parts[1]}", int(parts[2]), int(parts[3])

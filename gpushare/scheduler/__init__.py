@@ -1,0 +1,1 @@
+"""The scheduler's shell around the pure core. Re-exports nothing."""

@@ -1,0 +1,402 @@
+"""The single writer: commands in, durable answers out.
+
+One asyncio task decides and applies; one thread appends to the store. What an answer shows was computed at some
+sequence s and leaves only when s is durable: answers, refusals, reads, orders and watch messages alike. While one
+batch is being written the next collects, so that one fsync serves many. When an append fails, nothing of what was
+applied since the last durable entry is true: every waiting caller gets UNAVAILABLE, the state is dropped and reloaded
+from the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import structlog
+
+from gpushare.core import explain as explaining
+from gpushare.core.commands import Call, Command, CoreSettings, Outcome, Rejection
+from gpushare.core.cycle import schedule, shape_of
+from gpushare.core.decide import decide, expand
+from gpushare.core.events import AnyEvent, Entry, JobsArchived, TermStarted
+from gpushare.core.invariants import check
+from gpushare.core.model import SYSTEM, Job, Principal
+from gpushare.core.state import ClusterState
+from gpushare.errors import FieldViolation, GpushareError, error_of
+from gpushare.reasons import Reason
+from gpushare.scheduler.inbox import Inbox, Item
+from gpushare.scheduler.journal import history_row, to_record
+from gpushare.scheduler.recovery import WAKES_PASS, load_state
+from gpushare.store.port import HistoryRow, Record, Store, StoreError, TermLost
+
+T = TypeVar("T")
+Thunk = Callable[[], None]
+Projector = Callable[[Sequence[Entry], ClusterState], Thunk | None]
+
+_SYSTEM_CALL = Call(principal=SYSTEM)
+# More unwritten records than this, and no further command is taken until the disk has caught up.
+_PENDING_MAX = 20_000
+# A pass may take a fifth of the time: the next comes no sooner than four times its length later.
+_PASS_SPACING = 4.0
+_CHECK_MAX_JOBS = 50_000
+
+log = structlog.get_logger("engine")
+
+
+class Engine:
+    """Owns the state. `execute` changes it, `read` looks at it, both answer durably; see the module's text."""
+
+    def __init__(
+        self,
+        store: Store,
+        settings: CoreSettings,
+        *,
+        wall_ms: Callable[[], int],
+        holder: str,
+        inbox_per_tenant: int = 1000,
+        batch_max: int = 512,
+        snapshot_every: int = 50_000,
+        reload_backoff_s: float = 1.0,
+    ) -> None:
+        self.settings = settings
+        self.state = ClusterState()
+        self.term = 0
+        self.durable_seq = 0
+        self.leading = False
+        self._store = store
+        self._wall_ms = wall_ms
+        self._holder = holder
+        self._batch_max = batch_max
+        self._snapshot_every = snapshot_every
+        self._reload_backoff_s = reload_backoff_s
+        self._inbox = Inbox(inbox_per_tenant)
+        self._projectors: list[Projector] = []
+        self._reset_listeners: list[Thunk] = []
+        self._waits: dict[Any, Reason] = {}
+        self._dirty = True
+        self._pass_due = 0.0
+        self._snapshot_seq = 0
+        self._records: list[Record] = []
+        self._history: list[HistoryRow] = []
+        self._answers: deque[tuple[int, asyncio.Future[Any], Any]] = deque()
+        self._thunks: deque[tuple[int, Thunk]] = deque()
+        self._work = asyncio.Event()
+        self._to_write = asyncio.Event()
+        self._written = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._failed = asyncio.Event()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
+        self._readers = ThreadPoolExecutor(4, thread_name_prefix="store-reader")
+        self._tasks: list[asyncio.Task[None]] = []
+        self._supervisor: asyncio.Task[None] | None = None
+
+    # -- for the shell around it
+
+    def now_ms(self) -> int:
+        """Wall time in ms, never before the journal's last entry."""
+        return max(self._wall_ms(), self.state.at_ms)
+
+    def add_projector(self, projector: Projector) -> None:
+        """`projector(entries, state)` runs right after each application; the thunk it returns once they are durable."""
+        self._projectors.append(projector)
+
+    def add_reset_listener(self, listener: Thunk) -> None:
+        """Called when the state was dropped and reloaded: what hangs on it (sessions, watches) must start over."""
+        self._reset_listeners.append(listener)
+
+    async def start(self) -> None:
+        """Open the store, take a term, recover. Raises StoreError or BrokenInvariant when that cannot be."""
+        await self._in_writer(self._store.open)
+        await self._lead()
+        self._supervisor = asyncio.create_task(self._supervise(), name="engine")
+
+    async def stop(self) -> None:
+        """Write what is pending, keep a snapshot, close the store."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.leading:
+            await self._flush_for_stop()
+        self.leading = False
+        self._refuse_everybody(_unavailable("the scheduler is stopping"))
+        await self._in_writer(self._store.close)
+        self._writer.shutdown()
+        self._readers.shutdown()
+
+    async def execute(
+        self, command: Command, call: Call, view: Callable[[ClusterState, Outcome], T] | None = None
+    ) -> T | Outcome:
+        """Decide `command`, apply it, and answer once that is durable: `view` of the state right after, or the outcome.
+
+        Raises GpushareError: the core's refusal, BUSY when the caller's lane is full, STORE_UNAVAILABLE when it could
+        not be made durable (then it did not happen), INTERNAL when deciding it failed.
+        """
+        if not self.leading:
+            raise _unavailable("the scheduler is reloading its store")
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        lane = call.principal.node or call.principal.tenant or call.principal.user
+        if not self._inbox.put(lane, Item(command, call, view, future)):
+            raise error_of(
+                Reason.BUSY,
+                f"more than {self._inbox.per_lane} calls of {lane} are waiting",
+                metadata={"retry_after_ms": "1000"},
+            )
+        self._work.set()
+        return cast("T | Outcome", await future)
+
+    async def read(self, view: Callable[[ClusterState], T]) -> T:
+        """`view` of the state now; returned when everything it could have seen is durable."""
+        if not self.leading:
+            raise _unavailable("the scheduler is reloading its store")
+        value = view(self.state)
+        if self.durable_seq >= self.state.seq:
+            return value
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._answers.append((self.state.seq, future, value))
+        return await future
+
+    async def store_call(self, fn: Callable[[Store], T]) -> T:
+        """Run `fn(store)` in a reader thread. Raises GpushareError(STORE_UNAVAILABLE) for a store that fails."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, fn, self._store)
+        except StoreError as err:
+            raise _unavailable(str(err)) from err
+
+    def wait_of(self, job: Job) -> explaining.Wait | None:
+        """Why `job` waits, by the last pass; None when it does not."""
+        return explaining.wait_of(self.state, job, self._waits.get(shape_of(job)), self.now_ms())
+
+    def explain(self, job_key: str) -> explaining.Explanation:
+        """Raises KeyError for an unknown job."""
+        return explaining.explain(self.state, self.state.jobs[job_key], self.now_ms(), self.settings)
+
+    # -- leading and reloading
+
+    async def _lead(self) -> None:
+        self.term = await self._in_writer(lambda: self._store.acquire_term(self._holder))
+        self.state = await self._in_writer(lambda: load_state(self._store))
+        check(self.state)
+        self.durable_seq = self._snapshot_seq = self.state.seq
+        self._waits, self._dirty, self._failure = {}, True, None
+        self._records, self._history = [], []
+        self._failed.clear()
+        self._apply((TermStarted(holder=self._holder),), SYSTEM, "")
+        records, self._records = self._records, []
+        await self._in_writer(lambda: self._store.append(records, self.term))
+        self.durable_seq = self.state.seq
+        self.leading = True
+        self._tasks = [self._spawn(self._run(), "decide"), self._spawn(self._write(), "write")]
+        self._work.set()
+        log.info("leading", term=self.term, seq=self.state.seq, jobs=len(self.state.jobs))
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        return asyncio.create_task(work, name=f"engine-{name}")
+
+    async def _supervise(self) -> None:
+        """When leading ends by a failure: refuse everybody, reload, lead again; until that works, try."""
+        while True:
+            await self._failed.wait()
+            log.error("stopped leading", error=str(self._failure), kind=type(self._failure).__name__)
+            self.leading = False
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._refuse_everybody(_unavailable("the change could not be made durable"))
+            self._thunks.clear()
+            while not self.leading:
+                await asyncio.sleep(self._reload_backoff_s)
+                try:
+                    await self._lead()
+                except (StoreError, AssertionError) as err:
+                    log.error("cannot lead again yet", error=str(err))
+            for listener in self._reset_listeners:
+                listener()
+
+    def _fail(self, cause: BaseException) -> None:
+        if self._failure is None:
+            self._failure = cause
+            self.leading = False
+            self._failed.set()
+
+    def _refuse_everybody(self, error: GpushareError) -> None:
+        for _, future, _ in self._answers:
+            _resolve(future, error)
+        self._answers.clear()
+        for item in self._inbox.take(None):
+            _resolve(item.future, error)
+
+    # -- deciding
+
+    async def _run(self) -> None:
+        """Take commands in rounds over the lanes, then schedule when something may have changed what can start."""
+        loop = asyncio.get_running_loop()
+        wake_at: float | None = None
+        while True:
+            if not self._inbox and not (self._dirty and loop.time() >= self._pass_due):
+                due = self._pass_due if self._dirty else wake_at
+                await _wait(self._work, None if due is None else max(0.0, due - loop.time()))
+            self._work.clear()
+            while len(self._records) > _PENDING_MAX:
+                self._written.clear()
+                await self._written.wait()
+            try:
+                for item in self._inbox.take(self._batch_max):
+                    self._execute(item)
+                if (self._dirty or (wake_at is not None and loop.time() >= wake_at)) and loop.time() >= self._pass_due:
+                    wake_at = self._schedule(loop)
+            except Exception as err:  # a state that contradicts itself must not be led on
+                self._fail(err)
+                return
+            if self._records:
+                self._to_write.set()
+            await asyncio.sleep(0)
+
+    def _execute(self, item: Item) -> None:
+        answer: Any
+        try:
+            now_ms = self.now_ms()
+            decision = decide(self.state, item.command, item.call, now_ms, self.settings)
+        except Exception as err:
+            log.exception("deciding failed", command=type(item.command).__name__)
+            answer = error_of(Reason.INTERNAL, f"deciding {type(item.command).__name__} failed: {type(err).__name__}")
+            self._answers.append((self.state.seq, item.future, answer))
+            self._release()
+            return
+        if isinstance(decision, Rejection):
+            answer = _error(decision)
+        else:
+            steps = expand(self.state, item.command)
+            self._apply(cast("tuple[AnyEvent, ...]", decision.events), item.call.principal, item.call.request_id)
+            for step in steps:
+                self._step(step, item.call)
+            answer = decision if item.view is None else item.view(self.state, decision)
+        self._answers.append((self.state.seq, item.future, answer))
+        self._release()
+
+    def _step(self, step: Command, call: Call) -> None:
+        decision = decide(self.state, step, Call(principal=call.principal), self.now_ms(), self.settings)
+        if isinstance(decision, Rejection):
+            log.info("step refused", step=type(step).__name__, reason=decision.reason, detail=decision.detail)
+        else:
+            self._apply(cast("tuple[AnyEvent, ...]", decision.events), call.principal, "")
+
+    def _apply(self, events: Sequence[AnyEvent], principal: Principal, request_id: str) -> None:
+        if not events:
+            return
+        now_ms = self.now_ms()
+        entries: list[Entry] = []
+        for event in events:
+            if isinstance(event, JobsArchived):
+                self._history += [history_row(self.state.jobs[key]) for key in event.jobs]
+            entry = Entry(self.state.seq + 1, now_ms, self.term, event, principal, request_id)
+            self.state.apply(entry)
+            entries.append(entry)
+            self._records.append(to_record(entry))
+            self._dirty = self._dirty or isinstance(event, WAKES_PASS)
+        for projector in self._projectors:
+            thunk = projector(entries, self.state)
+            if thunk is not None:
+                self._thunks.append((self.state.seq, thunk))
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> float | None:
+        started = loop.time()
+        now_ms = self.now_ms()
+        result = schedule(self.state, now_ms, self.settings)
+        self._waits = dict(result.waits)
+        self._dirty = result.more
+        for event in result.events:
+            self._apply((cast("AnyEvent", event),), SYSTEM, "")
+        self._pass_due = loop.time() + _PASS_SPACING * (loop.time() - started)
+        return None if result.wake_ms is None else loop.time() + max(0, result.wake_ms - now_ms) / 1000
+
+    # -- writing and releasing
+
+    async def _write(self) -> None:
+        while True:
+            await self._to_write.wait()
+            self._to_write.clear()
+            records, self._records = self._records, []
+            history, self._history = self._history, []
+            if not records:
+                continue
+            try:
+                await self._in_writer(partial(self._store.append, records, self.term, history))
+            except (StoreError, TermLost) as err:
+                self._fail(err)
+                return
+            self.durable_seq = records[-1].seq
+            self._written.set()
+            self._release()
+            await self._snapshot_if_due()
+
+    def _release(self) -> None:
+        """Let everything go that was computed at a durable sequence."""
+        while self._answers and self._answers[0][0] <= self.durable_seq:
+            _, future, answer = self._answers.popleft()
+            _resolve(future, answer)
+        while self._thunks and self._thunks[0][0] <= self.durable_seq:
+            _, thunk = self._thunks.popleft()
+            thunk()
+
+    async def _snapshot_if_due(self) -> None:
+        if self.durable_seq - self._snapshot_seq < self._snapshot_every or self._records:
+            return
+        await self._snapshot()
+
+    async def _snapshot(self) -> None:
+        if len(self.state.jobs) <= _CHECK_MAX_JOBS:
+            check(self.state)
+        seq, blob = self.state.seq, self.state.encode()
+        self._snapshot_seq = seq
+        try:
+            await self._in_writer(lambda: self._store.save_snapshot(seq, blob))
+        except StoreError as err:
+            log.warning("no snapshot kept; the journal is whole, only the next start takes longer", error=str(err))
+
+    async def _flush_for_stop(self) -> None:
+        records, self._records = self._records, []
+        history, self._history = self._history, []
+        try:
+            if records:
+                await self._in_writer(lambda: self._store.append(records, self.term, history))
+                self.durable_seq = records[-1].seq
+                self._release()
+            if self.state.seq > self._snapshot_seq:
+                await self._snapshot()
+        except StoreError as err:
+            log.error("the last changes were not written; nobody was told that they were", error=str(err))
+
+    async def _in_writer(self, fn: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, fn)
+
+
+async def _wait(event: asyncio.Event, timeout_s: float | None) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return
+
+
+def _resolve(future: asyncio.Future[Any], answer: Any) -> None:
+    if future.done():
+        return
+    if isinstance(answer, GpushareError):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
+
+
+def _error(rejection: Rejection) -> GpushareError:
+    violations = (FieldViolation(rejection.field, rejection.detail),) if rejection.field else ()
+    return error_of(rejection.reason, rejection.detail, metadata=rejection.metadata, violations=violations)
+
+
+def _unavailable(message: str) -> GpushareError:
+    return error_of(Reason.STORE_UNAVAILABLE, message)

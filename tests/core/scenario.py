@@ -1,0 +1,158 @@
+"""A small text language for scheduling cases, run on the real core.
+
+One statement a line, `#` starts a comment. A name stands for a job; `a` with count=3 is a1, a2, a3.
+
+    tenant T [limit=MILLI]              node N CARDS [mib=M] [cpu=MILLI] [memory=MIB] [model=NAME]
+    submit T NAME [count=K] [milli=M] [mib=M] [gpus=N] [tasks=N] [priority=P] [retries=R] [limit_ms=N] [cpu=M]
+    cycle      run NAME      exit NAME CODE [task=I]      lose NAME REASON [task=I]      cancel NAME
+    stopped NAME   cordon N   uncordon N    silent N    back N           wait MS
+    expect NAME STATE [REASON]   code NAME CODE   round NAME K   card N INDEX milli=M [mib=M]   stops NAME TASKS
+"""
+
+from __future__ import annotations
+
+from cluster import Cluster, card
+
+from gpushare.core import explain
+from gpushare.core.commands import CordonNode, CreateTenant, RawResources, UncordonNode
+from gpushare.core.model import AttemptState, Job, TenantSettings
+
+
+class Scenario:
+    def __init__(self) -> None:
+        self.cluster = Cluster(tenants=())
+        self.jobs: dict[str, str] = {}
+        self.inventory: dict[str, dict[str, object]] = {}
+
+    def run(self, text: str) -> Scenario:
+        for number, line in enumerate(text.strip().splitlines(), 1):
+            words = line.split("#")[0].split()
+            if words:
+                try:
+                    self._statement(words)
+                except AssertionError as err:
+                    raise AssertionError(f"line {number}: {line.strip()}\n{err}") from err
+        assert self.cluster.replayed().encode() == self.cluster.state.encode()
+        return self
+
+    def job(self, name: str) -> Job:
+        return self.cluster.state.jobs[self.jobs[name]]
+
+    def _statement(self, words: list[str]) -> None:
+        plain = [w for w in words[1:] if "=" not in w]
+        options = dict(w.split("=", 1) for w in words[1:] if "=" in w)
+        getattr(self, f"_{words[0]}")(*plain, **options)
+
+    # -- statements
+
+    def _tenant(self, tenant: str, limit: str = "") -> None:
+        settings = TenantSettings(limit_milli=int(limit) if limit else None)
+        self.cluster.must(CreateTenant(tenant=tenant, settings=settings))
+
+    def _node(
+        self,
+        node: str,
+        cards: str,
+        mib: str = "81559",
+        cpu: str = "128000",
+        memory: str = "1048576",
+        model: str = "H100",
+    ) -> None:
+        gpus = tuple(card(f"GPU-{node}-{i}", i, int(mib), model) for i in range(int(cards)))
+        self.inventory[node] = {"gpus": gpus, "cpu_milli": int(cpu), "memory_mib": int(memory)}
+        self.cluster.node(node, 0)
+        self._back(node)
+
+    def _back(self, node: str) -> None:
+        self.cluster.sync(node, **self.inventory[node])
+
+    def _submit(self, tenant: str, name: str, count: str = "1", **options: str) -> None:
+        resources = RawResources(
+            gpus=_int(options.get("gpus")),
+            gpu_milli=_int(options.get("milli")),
+            gpu_memory_mib=_int(options.get("mib")),
+            cpu_milli=_int(options.get("cpu")),
+        )
+        jobs = self.cluster.submit(
+            tenant,
+            int(count),
+            resources=resources,
+            tasks=int(options.get("tasks", "1")),
+            priority=_int(options.get("priority")),
+            max_retries=int(options.get("retries", "0")),
+            max_run_ms=_int(options.get("limit_ms")),
+        )
+        for place, job in enumerate(jobs, 1):
+            self.jobs[name if len(jobs) == 1 else f"{name}{place}"] = job.key
+
+    def _cycle(self) -> None:
+        self.cluster.cycle()
+
+    def _run(self, name: str) -> None:
+        self.cluster.run(self.job(name))
+
+    def _exit(self, name: str, code: str, task: str = "") -> None:
+        ok = code == "0"
+        for attempt in self._live(name, task):
+            state = AttemptState.SUCCEEDED if ok else AttemptState.FAILED
+            self.cluster.report(attempt, state, "COMPLETED" if ok else "EXIT_CODE", exit_code=int(code))
+
+    def _lose(self, name: str, reason: str, task: str = "") -> None:
+        for attempt in self._live(name, task):
+            self.cluster.report(attempt, AttemptState.FAILED, reason, detail="lost")
+
+    def _stopped(self, name: str) -> None:
+        """The agents obey their stop orders."""
+        for attempt in self._live(name, ""):
+            assert attempt.desired_stop, f"{attempt.id} was not told to stop"
+            self.cluster.report(attempt, AttemptState.STOPPED, str(attempt.stop_reason), signal=15)
+
+    def _cancel(self, name: str) -> None:
+        self.cluster.cancel(self.job(name))
+
+    def _cordon(self, node: str) -> None:
+        self.cluster.must(CordonNode(node=node))
+
+    def _uncordon(self, node: str) -> None:
+        self.cluster.must(UncordonNode(node=node))
+
+    def _silent(self, node: str) -> None:
+        self.cluster.silence(node)
+
+    def _wait(self, ms: str) -> None:
+        self.cluster.tick(int(ms))
+
+    # -- checks
+
+    def _expect(self, name: str, state: str, reason: str = "") -> None:
+        job = self.job(name)
+        assert job.state == state, f"{name} is {job.state} ({job.reason}: {job.detail})"
+        if reason and state == "QUEUED":
+            wait = explain.explain(self.cluster.state, job, self.cluster.now_ms, self.cluster.settings).wait
+            assert wait is not None
+            assert wait.reason == reason, f"{name} waits with {wait}"
+        elif reason:
+            assert job.reason == reason, f"{name} has {job.reason}"
+
+    def _code(self, name: str, code: str) -> None:
+        assert self.job(name).exit_code == int(code), f"{name} has code {self.job(name).exit_code}"
+
+    def _card(self, node: str, index: str, milli: str, mib: str = "") -> None:
+        gpu = self.cluster.state.nodes[node].gpus[f"GPU-{node}-{index}"]
+        assert gpu.used_milli == int(milli), f"{gpu.used_milli} milli used"
+        if mib:
+            assert gpu.used_mib == int(mib), f"{gpu.used_mib} MiB used"
+
+    def _stops(self, name: str, tasks: str) -> None:
+        told = [str(a.task) for a in self.job(name).live() if a.desired_stop]
+        assert told == tasks.split(","), f"tasks told to stop: {told}"
+
+    def _round(self, name: str, number: str) -> None:
+        assert self.job(name).round == int(number), f"{name} is in round {self.job(name).round}"
+
+    def _live(self, name: str, task: str) -> list[object]:
+        return [a for a in self.job(name).live() if not task or a.task == int(task)]
+
+
+def _int(text: str | None) -> int | None:
+    return None if text is None else int(text)
