@@ -1,0 +1,364 @@
+"""The shell around the agent's pure core: carries its effects out, and feeds it what happens.
+
+Imports asyncio, the executor and this package's parts; no grpc, no protobuf. Invariants: the effects of one attempt are
+carried out one after the other in the order they were decided, those of different attempts at once; an effect that
+fails is an observation and never an exception that ends the agent; what a session is told is always the core's
+present state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import gpushare
+from gpushare.core.model import GpuCondition, GpuState
+from gpushare.reasons import Reason
+from gpushare_agent import core as decisions
+from gpushare_agent.core import AgentCore, Card, Effect, Holding, StartOrder
+from gpushare_agent.executor import AttemptStatus, Executor, LaunchRefused
+from gpushare_agent.facts import HelloFacts, SyncFacts
+from gpushare_agent.gpus.port import GpuSample
+from gpushare_agent.holdings import HoldingBook
+from gpushare_agent.identity import Identity, StateDirectory
+from gpushare_agent.inventory import HostSize, Inventory
+from gpushare_agent.launching import Launching
+from gpushare_agent.logs import LogReads
+from gpushare_agent.monitor import slice_of
+from gpushare_agent.outbox import Outbox
+from gpushare_agent.sharing.port import Fence, Tier
+
+# Clients of an MPS server are ended this long before the kill, so that the kill harms no neighbour.
+TERMINATE_BEFORE_KILL_S = 1.5
+TERMINATE_TIMEOUT_S = 5.0
+# How long an order may wait for an agent that has just started to know what its cards can fence.
+READY_TIMEOUT_S = 60.0
+
+
+class NodeFacts(msgspec.Struct, frozen=True):
+    """What does not change while the agent runs."""
+
+    identity: Identity
+    boot_id: str
+    host: HostSize
+
+
+class StatusRelay:
+    """Gives the executor somewhere to report to before the agent exists."""
+
+    def __init__(self) -> None:
+        self.target: Callable[[AttemptStatus], None] | None = None
+
+    def __call__(self, status: AttemptStatus) -> None:
+        if self.target is not None:
+            self.target(status)
+
+
+class Agent:
+    """One node's agent. Everything runs on one event loop; the methods a session calls do not wait."""
+
+    def __init__(
+        self,
+        facts: NodeFacts,
+        state: StateDirectory,
+        executor: Executor,
+        fence: Fence,
+        log: Any,
+    ) -> None:
+        self._facts = facts
+        self._state = state
+        self._executor = executor
+        self._fence = fence
+        self._log = log
+        self._book = HoldingBook(state.path)
+        self._lanes: dict[str, asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self.core = AgentCore(state.highest_term())
+        self.outbox = Outbox()
+        self.reads = LogReads(self)
+        self.inventory = Inventory()
+        self.conditions: dict[str, GpuCondition] = {}
+        self._launching: asyncio.Future[Launching] = asyncio.get_running_loop().create_future()
+        self._nudge: Callable[[], None] = lambda: None
+
+    # -- at start
+
+    def use(self, launching: Launching, nudge: Callable[[], None]) -> None:
+        """The way of a launch, and whom to tell when something begins on a card. Until then launches wait."""
+        if not self._launching.done():
+            self._nudge = nudge
+            self._launching.set_result(launching)
+
+    async def recover(self) -> None:
+        """Take up what an earlier agent left: adopt, and forget what was never launched."""
+        statuses = await self._executor.recover()
+        holdings = self._book.load()
+        self.core.recover(statuses, holdings)
+        for attempt_id in holdings.keys() - self.core.known():
+            self._book.drop(attempt_id)
+        live = sum(not status.final for status in statuses)
+        self._log.info("attempts found", running=live, ended=len(statuses) - live)
+
+    async def recover_fences(self) -> None:
+        """Once the cards are known: fences of live attempts stay, all others go."""
+        await self._fence.recover([slice_of(held) for held in self.core.live() if held.gpu_uuids])
+
+    def register(self, inventory: Inventory) -> None:
+        """The cards as they are from now on; a session that is open must be begun anew to tell."""
+        self.inventory = inventory
+        known = {card.uuid for card in inventory.gpus}
+        self.conditions = {uuid: self.conditions.get(uuid, GpuCondition(uuid)) for uuid in known}
+        self._count_cards()
+
+    # -- what a session asks and orders
+
+    def hello(self) -> HelloFacts:
+        """See `HelloFacts`."""
+        identity = self._facts.identity
+        return HelloFacts(
+            instance_id=identity.instance_id,
+            boot_id=self._facts.boot_id,
+            start_counter=identity.start_counter,
+            agent_version=gpushare.__version__,
+            highest_term=self.core.highest_term,
+        )
+
+    def sync(self) -> SyncFacts:
+        """See `SyncFacts`."""
+        return SyncFacts(
+            cpu_milli=self._facts.host.cpu_milli,
+            memory_mib=self._facts.host.memory_mib,
+            labels={},
+            containment=self._executor.containment,
+            driver_version=self.inventory.driver_version,
+            gpus=self.inventory.gpus,
+            conditions=tuple(self.conditions.values()),
+            reports=tuple(self.core.reports()),
+        )
+
+    def begin_term(self, term: int) -> decisions.Refused | None:
+        """A leader of that term answered; what comes back is why not to follow it."""
+        effects = self.core.begin_term(term)
+        self._apply([effect for effect in effects if not isinstance(effect, decisions.Refused)])
+        return next((effect for effect in effects if isinstance(effect, decisions.Refused)), None)
+
+    def start(self, order: StartOrder) -> None:
+        """Launch it, once."""
+        self._apply(self.core.start(order))
+
+    def stop(self, attempt_id: str, term: int, reason: str, grace_ms: int, detail: str) -> None:
+        """End it. A reason this version does not know counts as a cancel."""
+        known = Reason(reason) if reason in Reason.__members__ else Reason.CANCELLED
+        self._apply(self.core.stop(attempt_id, term, known, grace_ms, detail))
+
+    def seal(self, attempt_id: str, term: int) -> None:
+        """It must never start, and what lives of it must end."""
+        self._apply(self.core.seal(attempt_id, term))
+
+    def forget(self, attempt_id: str, term: int) -> None:
+        """Its end is durable at the scheduler."""
+        self._apply(self.core.forget(attempt_id, term))
+
+    def lease_granted(self, deadline_boot_ns: int) -> None:
+        """The shims read it from here on."""
+        self._executor.renew_lease(deadline_boot_ns)
+
+    # -- what is observed
+
+    def on_status(self, status: AttemptStatus) -> None:
+        """The executor's word on one attempt; its end is durable by then."""
+        self._apply(self.core.observe(status))
+        self.reads.changed(status.attempt_id)
+
+    def on_conditions(self, conditions: Mapping[str, GpuCondition]) -> None:
+        """What the cards are like: told when it changed; whatever ran on a lost card ends."""
+        changed = [c for uuid, c in conditions.items() if self.conditions.get(uuid, GpuCondition(uuid)) != c]
+        self.conditions = dict(conditions)
+        for condition in changed:
+            self._log.warning(
+                "card changed", card=condition.uuid, state=str(condition.state), reason=condition.reason,
+                detail=condition.detail, strangers=[f"pid {s.pid} of {s.user}" for s in condition.strangers],
+            )  # fmt: skip
+        if changed:
+            self._count_cards()
+            self.outbox.tell_conditions(changed)
+        for uuid, condition in conditions.items():
+            if condition.state is GpuState.LOST:
+                self._apply(self.core.card_lost(uuid, f"card {uuid}: {condition.detail}"))
+
+    def on_samples(self, samples: Sequence[GpuSample], attempt_used_mib: Mapping[str, int]) -> None:
+        """What the cards do now."""
+        self.outbox.tell_samples(samples, attempt_used_mib)
+
+    def on_verdict(self, attempt_id: str, reason: Reason, detail: str, grace_ms: int) -> None:
+        """The watchdog's verdict on one attempt."""
+        effects = self.core.overran(attempt_id, reason, detail, grace_ms)
+        if effects:
+            self._log.warning("attempt is ended", attempt=attempt_id, reason=str(reason), detail=detail)
+        self._apply(effects)
+
+    def live_holdings(self) -> list[Holding]:
+        """What every live attempt holds."""
+        return self.core.live()
+
+    def statuses(self) -> Mapping[str, AttemptStatus]:
+        """The executor's word on every attempt."""
+        return self._executor.statuses()
+
+    def pids(self, attempt_id: str) -> set[int]:
+        """The processes of one attempt now."""
+        return self._executor.pids(attempt_id)
+
+    def usage_dirs(self) -> list[Path]:
+        """Where processes on simulated cards say what they use."""
+        return [self._executor.private_dir(h.attempt_id) for h in self.core.live() if h.gpu_uuids]
+
+    # -- where output lies (see `logs.LogSource`)
+
+    def log_dir(self, attempt_id: str) -> Path:
+        """The directory of the attempt's output, whether or not it exists."""
+        return self._executor.log_dir(attempt_id)
+
+    def may_grow(self, attempt_id: str) -> bool:
+        """True until the attempt's end is durable."""
+        return self.core.is_live(attempt_id)
+
+    async def close(self) -> None:
+        """Stop working; jobs and fences stay."""
+        tasks = [*self._lanes.values(), *self._background]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
+
+    # -- inside
+
+    def _count_cards(self) -> None:
+        self.core.set_cards(
+            [
+                Card(card.uuid, card.usable_mib, self.conditions.get(card.uuid, GpuCondition(card.uuid)).state)
+                for card in self.inventory.gpus
+            ]
+        )
+
+    def _apply(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case decisions.PersistTerm(term):
+                    self._state.write_term(term)
+                case decisions.Tell(report):
+                    self.outbox.tell(report)
+                case decisions.Refused(attempt_id, reason, detail):
+                    self._log.warning("order refused", attempt=attempt_id, reason=str(reason), detail=detail)
+                case decisions.Launch(order):
+                    self._in_turn(order.attempt_id, partial(self._launch, order))
+                case decisions.StopRunning(attempt_id):
+                    self._in_turn(attempt_id, partial(self._stop, effect))
+                case decisions.SealIt(attempt_id):
+                    self._in_turn(attempt_id, partial(self._seal, attempt_id))
+                case decisions.Release(attempt_id):
+                    self._in_turn(attempt_id, partial(self._fence.release, attempt_id))
+                case decisions.ForgetIt(attempt_id):
+                    self._in_turn(attempt_id, partial(self._forget, attempt_id))
+
+    def _in_turn(self, attempt_id: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Begin the work when the attempt's earlier work is done."""
+        before = self._lanes.get(attempt_id)
+        task = asyncio.create_task(self._run(attempt_id, before, work), name=f"lane-{attempt_id}")
+        self._lanes[attempt_id] = task
+
+        def done(_: asyncio.Task[None]) -> None:
+            if self._lanes.get(attempt_id) is task:
+                del self._lanes[attempt_id]
+
+        task.add_done_callback(done)
+
+    async def _run(
+        self, attempt_id: str, before: asyncio.Task[None] | None, work: Callable[[], Awaitable[None]]
+    ) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        try:
+            await work()
+        except Exception as err:
+            # One attempt's trouble (a full disk, a bug) must not end the agent of all the others.
+            self._log.error("work on an attempt failed", attempt=attempt_id, error=f"{type(err).__name__}: {err}")
+
+    async def _launch(self, order: StartOrder) -> None:
+        attempt_id = order.attempt_id
+        try:
+            self._refuse_if_unwanted(attempt_id)
+            launching = await self._when_ready()
+            ready = await launching.ready(order)
+            fenced = await launching.fence(order, ready)
+            enforcement = str(fenced.enforcement) if fenced else ""
+            holding = self.core.fenced(attempt_id, enforcement, ready.user.uid, ready.user.groups)
+            if holding is not None:
+                self._book.write(holding)
+            self._nudge()
+            await launching.launch(order, ready, fenced, lambda: self.core.stop_wanted(attempt_id))
+        except LaunchRefused as err:
+            self._refused(attempt_id, err.reason, err.detail)
+        except Exception as err:
+            if attempt_id in self._executor.statuses():
+                raise
+            self._refused(attempt_id, Reason.INFRA, f"the launch failed on this node: {type(err).__name__}: {err}")
+
+    async def _when_ready(self) -> Launching:
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._launching), READY_TIMEOUT_S)
+        except TimeoutError:
+            raise LaunchRefused(Reason.NOT_STARTED, "the cards of this node cannot be read yet") from None
+
+    def _refuse_if_unwanted(self, attempt_id: str) -> None:
+        reason = self.core.stop_wanted(attempt_id)
+        if reason is not None:
+            raise LaunchRefused(Reason.NOT_STARTED, f"ended before it was started ({reason})")
+
+    def _refused(self, attempt_id: str, reason: Reason, detail: str) -> None:
+        self._log.warning("launch refused", attempt=attempt_id, reason=str(reason), detail=detail)
+        self._apply(self.core.launch_refused(attempt_id, reason, detail))
+        self.reads.changed(attempt_id)
+
+    async def _stop(self, stop: decisions.StopRunning) -> None:
+        if stop.attempt_id not in self._executor.statuses():
+            return  # its launch was refused meanwhile
+        holding = self.core.holding(stop.attempt_id)
+        in_mps = holding is not None and holding.tier == Tier.MPS_V2
+        grace_s = stop.grace_ms / 1000
+        if in_mps and grace_s <= TERMINATE_BEFORE_KILL_S:
+            await self._end_clients(stop.attempt_id, 0.0)
+        await self._executor.stop(
+            stop.attempt_id, stop.reason, stop.grace_ms, stop.detail, "FAILED" if stop.failed else "STOPPED"
+        )
+        if in_mps and grace_s > TERMINATE_BEFORE_KILL_S:
+            task = asyncio.create_task(self._end_clients(stop.attempt_id, grace_s - TERMINATE_BEFORE_KILL_S))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _end_clients(self, attempt_id: str, after_s: float) -> None:
+        """Before the kill: the MPS server lets go of the attempt's processes, or is known to be suspect."""
+        await asyncio.sleep(after_s)
+        if not self.core.is_live(attempt_id):
+            return
+        try:
+            async with asyncio.timeout(TERMINATE_TIMEOUT_S):
+                pids = sorted(self._executor.pids(attempt_id))
+                ended = await self._fence.terminate_clients(attempt_id, pids)
+        except TimeoutError:
+            self._log.warning("the MPS server did not let go of an attempt in time", attempt=attempt_id)
+            return
+        if ended.failed:
+            self._log.warning("MPS clients are killed while active", attempt=attempt_id, detail=ended.detail)
+
+    async def _seal(self, attempt_id: str) -> None:
+        self.on_status(await self._executor.seal(attempt_id))
+
+    async def _forget(self, attempt_id: str) -> None:
+        await self._executor.forget(attempt_id)
+        self._book.drop(attempt_id)

@@ -1,0 +1,177 @@
+"""The directories of attempts: made before a launch, removed when the attempt is forgotten.
+
+Imports the standard library, this package's vocabulary and its groups. Under the state directory: `attempts/<id>/` (records, 0700),
+`logs/<id>/` (0700, outlives the attempt and marks its id as used), `scripts/<id>/` (entered by the job's user, who alone may read the
+file) and `private/<id>/` (the job's user's own). Nothing a job can write to is ever opened, changed or removed by path: what is
+the user's lies below a directory that only the agent can write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from gpushare.reasons import Reason
+from gpushare_agent import cgroups, checkpoint, records
+from gpushare_agent.checkpoint import Intent
+from gpushare_agent.failpoints import failpoint
+from gpushare_agent.launchspec import LaunchRefused, LaunchSpec, UnixUser
+
+SCRIPT_NAME_CHARACTERS = 100
+
+
+@dataclass(frozen=True)
+class AttemptFiles:
+    """Where attempts live, for one agent instance; `layout` None is weak containment."""
+
+    state_dir: Path
+    instance_id: str
+    boot_id: str
+    layout: cgroups.Layout | None
+
+    def prepare_root(self) -> None:
+        """Make the four directories with their modes."""
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        for name, mode in (("attempts", 0o700), ("logs", 0o700), ("scripts", 0o711), ("private", 0o711)):
+            path = self.state_dir / name
+            path.mkdir(mode=mode, exist_ok=True)
+            if stat.S_IMODE(path.stat().st_mode) != mode:
+                path.chmod(mode)
+
+    def directory(self, attempt_id: str) -> Path:
+        """The attempt's records."""
+        return self.state_dir / "attempts" / attempt_id
+
+    def log_dir(self, attempt_id: str) -> Path:
+        """What the task printed."""
+        return self.state_dir / "logs" / attempt_id
+
+    def private_dir(self, attempt_id: str) -> Path:
+        """The directory that the job may write to."""
+        return self.state_dir / "private" / attempt_id
+
+    def attempts(self) -> list[str]:
+        """Every attempt that has a directory."""
+        try:
+            names = os.listdir(self.state_dir / "attempts")
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in names if checkpoint.valid_attempt_id(name))
+
+    def prepare(self, spec: LaunchSpec) -> Intent:
+        """Make the durable intent, then everything else an attempt needs before its shim. Raises LaunchRefused; what was made
+        stays for `discard`."""
+        attempt_id = spec.attempt_id
+        if self.log_dir(attempt_id).exists():
+            raise LaunchRefused(Reason.STALE_ATTEMPT, f"attempt {attempt_id} was launched here before")
+        _check_reachable(self.state_dir, spec)
+        failpoint("agent.before_intent")
+        intent = self._intent(spec)
+        directory = self.directory(attempt_id)
+        try:
+            directory.mkdir(mode=0o700)
+            dirfd = records.open_directory(str(directory))
+            try:
+                checkpoint.write_intent(dirfd, intent)
+            finally:
+                os.close(dirfd)
+            failpoint("agent.after_intent")
+            self.log_dir(attempt_id).mkdir(mode=0o700)
+            self._place_script(spec, intent)
+            if spec.private_dir:
+                _make_owned(self.private_dir(attempt_id), spec.user)
+            if self.layout is not None and intent.groups is not None:
+                cgroups.create(self.layout, intent.groups, spec)
+            failpoint("agent.after_groups")
+        except cgroups.LimitsRefused as error:
+            raise LaunchRefused(Reason.FENCE_FAILED, str(error)) from None
+        except OSError as error:
+            raise LaunchRefused(Reason.INFRA, f"the launch could not be prepared: {error}") from None
+        return intent
+
+    def discard(self, attempt_id: str, keep_logs: bool) -> bool:
+        """Remove what an attempt that has no process has; repeatable. False if a control group is still in use: the records stay
+        then, so that the next try finds it."""
+        shutil.rmtree(self.state_dir / "scripts" / attempt_id, ignore_errors=True)
+        # the job's own files: rmtree works by descriptors and follows no link
+        shutil.rmtree(self.private_dir(attempt_id), ignore_errors=True)
+        if self.layout is not None and not cgroups.remove(cgroups.describe(self.layout, attempt_id)):
+            return False
+        if keep_logs:
+            with contextlib.suppress(FileExistsError):
+                self.log_dir(attempt_id).mkdir(mode=0o700)
+        else:
+            shutil.rmtree(self.log_dir(attempt_id), ignore_errors=True)
+        shutil.rmtree(self.directory(attempt_id), ignore_errors=True)
+        return not self.directory(attempt_id).exists()
+
+    def sweep(self, known: set[str]) -> None:
+        """Remove scripts and private directories that belong to no attempt any more."""
+        for name in ("scripts", "private"):
+            for entry in os.listdir(self.state_dir / name):
+                if entry not in known:
+                    shutil.rmtree(self.state_dir / name / entry, ignore_errors=True)
+
+    def _intent(self, spec: LaunchSpec) -> Intent:
+        groups = cgroups.describe(self.layout, spec.attempt_id) if self.layout is not None else None
+        script = None
+        if spec.script is not None:
+            script = str(self.state_dir / "scripts" / spec.attempt_id / _script_name(spec.argv[0]))
+        return Intent(
+            boot_id=self.boot_id,
+            containment=self.layout.containment if self.layout is not None else "weak",
+            tag=f"{self.instance_id}/{spec.attempt_id}",
+            log_dir=str(self.log_dir(spec.attempt_id)),
+            script=script,
+            groups=groups,
+            spec=msgspec.structs.replace(spec, script=None),
+        )
+
+    def _place_script(self, spec: LaunchSpec, intent: Intent) -> None:
+        if spec.script is None or intent.script is None:
+            return
+        path = Path(intent.script)
+        path.parent.mkdir(mode=0o711)
+        path.parent.chmod(0o711)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o500)
+        with os.fdopen(fd, "wb") as file:
+            file.write(spec.script)
+            file.flush()
+            if spec.user is not None and os.geteuid() == 0:
+                os.fchown(fd, spec.user.uid, spec.user.gid)
+            os.fchmod(fd, 0o500)
+
+
+def _script_name(argument: str) -> str:
+    name = os.path.basename(argument)[:SCRIPT_NAME_CHARACTERS]
+    return name if name not in ("", ".", "..") else "script"
+
+
+def _make_owned(path: Path, user: UnixUser | None) -> None:
+    path.mkdir(mode=0o700)
+    if user is not None and os.geteuid() == 0:
+        os.chown(path, user.uid, user.gid, follow_symlinks=False)
+
+
+def _check_reachable(state_dir: Path, spec: LaunchSpec) -> None:
+    """A script or private directory is of no use to a user who may not pass the directories above it."""
+    user = spec.user
+    if user is None or (spec.script is None and not spec.private_dir):
+        return
+    for path in (*reversed(state_dir.parents), state_dir):
+        found = path.stat()
+        if found.st_uid == user.uid:
+            bit = stat.S_IXUSR
+        elif found.st_gid in (user.gid, *user.groups):
+            bit = stat.S_IXGRP
+        else:
+            bit = stat.S_IXOTH
+        if not found.st_mode & bit:
+            text = f"user {user.name} may not enter {path}, below which the job's files are (chmod 0711 it)"
+            raise LaunchRefused(Reason.LAUNCH_DENIED, text)

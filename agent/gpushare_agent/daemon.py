@@ -1,0 +1,286 @@
+"""The agent's parts put together and run until a signal: enrol, recover, look at the cards, keep a session.
+
+Imports everything of the agent, grpc included; `main` starts the launcher before it imports this. Invariants: a signal
+ends the agent within two seconds whatever hangs, and no job notices; a part that ends by itself ends the agent with an
+error, it never limps on without its watchdog or its session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import signal
+import time
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gpushare.config import AgentConfig
+from gpushare.errors import GpushareError
+from gpushare.join import JoinString
+from gpushare.reasons import Reason
+from gpushare_agent import logs
+from gpushare_agent.agent import Agent, NodeFacts, StatusRelay
+from gpushare_agent.executor import Executor
+from gpushare_agent.gpus.catalogue import SimulatedNode, parse_node
+from gpushare_agent.gpus.port import GpuInfo, GpuLibrary, GpuSnapshot
+from gpushare_agent.identity import Credentials, Identity, StateDirectory
+from gpushare_agent.inventory import CardBook, HostSize, Inventory, fence_lines, host_size, inventory_of
+from gpushare_agent.launching import Launching, LaunchSettings
+from gpushare_agent.monitor import Monitor, MonitorSettings
+from gpushare_agent.session import Backoff, SessionLoop, enroll
+from gpushare_agent.sharing.choose import CardFences
+from gpushare_agent.sharing.port import Tier
+from gpushare_agent.users import UserLookup
+
+# A restarted agent has jobs whose leases want renewing: it does not wait long for its cards before the session.
+FIRST_LOOK_RESTARTED_S = 0.5
+FIRST_LOOK_FRESH_S = 120.0
+CLOSE_TIMEOUT_S = 1.5
+SWEEP_EVERY_S = 600.0
+SWEEP_AGAIN_S = 5.0
+
+
+class StartError(Exception):
+    """The agent cannot do its work here; one sentence for a person."""
+
+
+class Daemon:
+    """One run of the agent."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        state: StateDirectory,
+        identity: Identity,
+        executor: Executor,
+        relay: StatusRelay,
+        join: JoinString | None,
+        log: Any,
+    ) -> None:
+        self._config = config
+        self._state = state
+        self._identity = identity
+        self._executor = executor
+        self._relay = relay
+        self._join = join
+        self._log = log
+        self._shape: SimulatedNode | None = parse_node(config.simulate) if config.simulate else None
+        self._library: GpuLibrary | None = None
+        self._session: SessionLoop | None = None
+        self._fences_recovered = False
+
+    async def run(self) -> int:
+        """The exit code. Raises StartError."""
+        loop = asyncio.get_running_loop()
+        signalled = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, signalled.set)
+        work = asyncio.create_task(self._work(), name="work")
+        stop = asyncio.create_task(signalled.wait(), name="signal")
+        try:
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                await work
+                return 1
+            self._log.info("stopping; running jobs go on")
+            return 0
+        finally:
+            work.cancel()
+            stop.cancel()
+            await asyncio.wait({work, stop}, timeout=CLOSE_TIMEOUT_S)
+
+    async def _work(self) -> None:
+        credentials = await self._credentials()
+        fence = CardFences(self._config.run_dir, allowed=[Tier(tier) for tier in self._config.tiers])
+        facts = NodeFacts(identity=self._identity, boot_id=self._executor.boot_id, host=self._host())
+        agent = Agent(facts, self._state, self._executor, fence, self._log)
+        self._relay.target = agent.on_status
+        await agent.recover()
+        self._library = self._open_library(credentials.node, agent)
+        book = CardBook(self._state.path)
+        managed_gpus = None if self._config.managed_gpus == ("all",) else frozenset(self._config.managed_gpus)
+        if book.last.infos and all(info.simulated == (self._shape is not None) for info in book.last.infos):
+            agent.register(book.last)
+
+        async def register(infos: list[GpuInfo], snapshot: GpuSnapshot) -> None:
+            await self._register(infos, snapshot, agent, fence, book)
+
+        settings = MonitorSettings(
+            managed_gpus=managed_gpus,
+            interval_s=self._config.watchdog_interval_ms / 1000,
+            stranger_mib=self._config.stranger_threshold_mib,
+        )
+        monitor = Monitor(self._library, agent, settings, register, fence.own_pids, self._log)
+        monitor.expect([card.uuid for card in agent.inventory.gpus])
+        launching = Launching(
+            self._launch_settings(credentials.node),
+            self._executor,
+            fence,
+            UserLookup(),
+            lambda uuid: agent.inventory.info(uuid),
+            monitor.obstacle,
+        )
+        self._session = SessionLoop(
+            agent, credentials.node, self._config.server or credentials.address, credentials.ca_pem, credentials.token,
+            self._log,
+        )  # fmt: skip
+        await self._run_parts(agent, monitor, launching, fence)
+
+    async def _run_parts(self, agent: Agent, monitor: Monitor, launching: Launching, fence: CardFences) -> None:
+        """The session, the monitor and the sweeping of old output, until one of them ends."""
+        restarted = bool(agent.core.live()) or bool(agent.inventory.gpus)
+
+        async def watch() -> None:
+            await first_look
+            agent.use(launching, monitor.nudge)
+            await monitor.run()
+
+        async def converse() -> None:
+            await asyncio.wait({first_look}, timeout=FIRST_LOOK_RESTARTED_S if restarted else FIRST_LOOK_FRESH_S)
+            assert self._session is not None
+            await self._session.run()
+
+        first_look = asyncio.create_task(monitor.look(), name="first-look")
+        parts = {
+            asyncio.create_task(watch(), name="monitor"),
+            asyncio.create_task(converse(), name="session"),
+            asyncio.create_task(self._sweep(agent), name="sweep"),
+        }
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                part.result()
+        finally:
+            await self._close([first_look, *parts], agent, fence)
+
+    async def _close(self, tasks: list[asyncio.Task[Any]], agent: Agent, fence: CardFences) -> None:
+        """Everything at once, since any of it may hang."""
+        for task in tasks:
+            task.cancel()
+        closing: list[Awaitable[None]] = [agent.close(), fence.close(), self._executor.close()]
+        if self._library is not None:
+            closing.append(self._library.close())
+        jobs = [asyncio.ensure_future(each) for each in closing]
+        await asyncio.wait([*tasks, *jobs], timeout=CLOSE_TIMEOUT_S)
+
+    async def _register(
+        self, infos: list[GpuInfo], snapshot: GpuSnapshot, agent: Agent, fence: CardFences, book: CardBook
+    ) -> None:
+        """The cards are new or have changed: what each can fence, what it has, and a session that says so."""
+        kept = {info.uuid for info in infos}
+        mine = msgspec.structs.replace(
+            snapshot, infos=tuple(infos), samples=tuple(sample for sample in snapshot.samples if sample.uuid in kept)
+        )
+        report = await fence.probe(mine)
+        if not self._fences_recovered:
+            await agent.recover_fences()
+            self._fences_recovered = True
+        reserve_mib = self._reserve_mib()
+        usable_mib = {
+            info.uuid: book.usable_mib(info, reserve_mib, empty=not agent.core.on_card(info.uuid)) for info in infos
+        }
+        inventory = Inventory(tuple(infos), inventory_of(infos, usable_mib, report), snapshot.driver_version)
+        book.write(inventory)
+        if inventory == agent.inventory:
+            return
+        agent.register(inventory)
+        for line in fence_lines(inventory.gpus):
+            self._log.info(line)
+        if self._session is not None and self._session.connected:
+            self._session.restart()
+
+    async def _sweep(self, agent: Agent) -> None:
+        """Removes output that is older than it is kept."""
+        root = self._state.path / "logs"
+        while True:
+            removed = logs.sweep(root, self._config.log_keep_s, agent.core.known(), time.time())
+            if removed:
+                self._log.info("old output removed", attempts=len(removed))
+            await asyncio.sleep(SWEEP_AGAIN_S if len(removed) == logs.SWEEP_MOST else SWEEP_EVERY_S)
+
+    # -- who we are
+
+    async def _credentials(self) -> Credentials:
+        """Those of an earlier enrolment, or of a new join line; enrols, however long the scheduler is away."""
+        known = self._state.credentials()
+        join = self._join
+        if join is None:
+            if known is None:
+                raise StartError(
+                    "this agent is not enrolled: give it the join line that `gpushare node join-token NODE` prints "
+                    "(--join, or join_file in its configuration)"
+                )
+            return known
+        digest = hashlib.sha256(join.secret.encode()).hexdigest()
+        if known is not None and known.join_sha256 == digest:
+            return known
+        backoff = Backoff()
+        while True:
+            try:
+                node, token = await enroll(join.address, join.ca_pem, join.secret, self._identity.instance_id)
+                break
+            except GpushareError as err:
+                if err.reason is not Reason.SCHEDULER_UNREACHABLE and err.status != "UNAVAILABLE":
+                    if known is None:
+                        raise StartError(f"enrolling at {join.address} was refused: {err}") from err
+                    self._log.warning("the new join line was refused, the old credentials are used", why=str(err))
+                    return known
+                self._log.warning("cannot enrol yet", address=join.address, why=str(err))
+                await asyncio.sleep(backoff.after(err.reason))
+        credentials = Credentials(join.address, join.ca_pem, node, token, digest)
+        self._state.write_credentials(credentials)
+        self._log.info("enrolled", node=node, address=join.address)
+        return credentials
+
+    # -- what we have
+
+    def _host(self) -> HostSize:
+        if self._shape is not None:
+            return HostSize(cpu_milli=self._shape.cpu_milli, memory_mib=self._shape.memory_mib)
+        return host_size()
+
+    def _reserve_mib(self) -> int:
+        shares = set(self._config.tiers) - {"exclusive"}
+        return self._config.gpu_reserve_mib if shares and self._shape is None else 0
+
+    def _open_library(self, node: str, agent: Agent) -> GpuLibrary:
+        if self._shape is not None:
+            from gpushare_agent.gpus.simulated import SimulatedLibrary
+
+            return SimulatedLibrary(node, self._shape, agent.usage_dirs, self._config.simulate_faults)
+        from gpushare_agent.gpus.nvml_client import NvmlLibrary
+
+        return NvmlLibrary(deadline_s=self._config.nvml_deadline_ms / 1000, stuck_file=self._state.path / "stuck-nvml")
+
+    def _launch_settings(self, node: str) -> LaunchSettings:
+        return LaunchSettings(
+            node=node,
+            single_user=self._config.single_user,
+            log_cap_bytes=self._config.log_cap_mib << 20,
+            simulated=self._shape is not None,
+            filters_devices=self._executor.containment != "weak",
+        )
+
+
+def place_logs(state_dir: Path, log_dir: Path) -> None:
+    """Output lies under the state directory; where the configuration wants it elsewhere, a link leads there.
+
+    Raises StartError where that cannot be.
+    """
+    usual = state_dir / "logs"
+    if log_dir == usual:
+        return
+    try:
+        log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if usual.is_symlink():
+            if usual.readlink() == log_dir:
+                return
+            usual.unlink()
+        usual.symlink_to(log_dir)
+    except FileExistsError:
+        raise StartError(f"log_dir is {log_dir}, but {usual} holds output already; move it to {log_dir}") from None
+    except OSError as err:
+        raise StartError(f"log_dir {log_dir} cannot be used: {err.strerror}") from err

@@ -1,0 +1,51 @@
+"""What attempts hold, on disk: one small file each, so that a restarted agent has its ledger back.
+
+Imports os, msgspec and the pure core. A file appears before its attempt is launched and goes when the scheduler lets
+go of the attempt. It must outlive the agent, not the host: after a reboot nothing is held, so nothing is flushed
+to the disk here. A damaged file counts as absent.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from gpushare_agent.core import Holding
+
+DIRECTORY = "held"
+_SUFFIX = ".json"
+
+
+class HoldingBook:
+    """The files of one state directory."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / DIRECTORY
+        self._path.mkdir(mode=0o700, exist_ok=True)
+
+    def load(self) -> dict[str, Holding]:
+        """Every readable holding by attempt id."""
+        found: dict[str, Holding] = {}
+        for name in os.listdir(self._path):
+            if not name.endswith(_SUFFIX):
+                continue
+            try:
+                holding = msgspec.json.decode((self._path / name).read_bytes(), type=Holding)
+            except (OSError, ValueError):
+                continue
+            if name == holding.attempt_id + _SUFFIX:
+                found[holding.attempt_id] = holding
+        return found
+
+    def write(self, holding: Holding) -> None:
+        """Whole or not at all. Raises OSError (a full disk): the attempt must not start then."""
+        path = self._path / f"{holding.attempt_id}{_SUFFIX}"
+        partial = self._path / f"{holding.attempt_id}.part"
+        partial.write_bytes(msgspec.json.encode(holding))
+        partial.replace(path)
+
+    def drop(self, attempt_id: str) -> None:
+        """Nothing is held any more; an absent file is fine."""
+        (self._path / f"{attempt_id}{_SUFFIX}").unlink(missing_ok=True)

@@ -1,0 +1,176 @@
+"""The way of one order to a running task: user, cards, fence, environment, launch.
+
+Imports the executor, the fences' port and this package's pure parts. Invariants: nothing is launched unless its fence
+stands and was read back after the intent was durable; a root agent that serves several users never launches without a
+mapped user; a card that a stranger holds is not given away whole.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+
+from gpushare.core.model import OnDisconnect
+from gpushare.reasons import Reason
+from gpushare_agent import unixuser
+from gpushare_agent.core import StartOrder
+from gpushare_agent.environment import job_environment
+from gpushare_agent.executor import Executor, LaunchRefused, LaunchSpec, UnixUser
+from gpushare_agent.gpus.port import GpuInfo
+from gpushare_agent.sharing.choose import ENFORCEMENT
+from gpushare_agent.sharing.port import Fence, Fenced, FenceRefused, SliceSpec, Tier
+from gpushare_agent.users import UserLookup
+
+DEVICES = Path("/dev")
+# Processes and threads of one attempt: far above what a program needs, far below what a fork bomb takes.
+PIDS_MAX = 32_768
+# Reasons of a fence that the scheduler knows as such; any other cause is a fence that failed.
+_FENCE_REASONS = frozenset({Reason.FENCE_FAILED, Reason.OCCUPIED})
+
+
+class LaunchSettings(msgspec.Struct, frozen=True):
+    """`single_user`: every job runs as the agent's own user. `filters_devices`: the host can keep a job from the device
+    files of cards it was not given."""
+
+    node: str
+    single_user: bool
+    log_cap_bytes: int
+    simulated: bool
+    filters_devices: bool
+    pids_max: int = PIDS_MAX
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """What was found out before the fence: who it runs as, and the slice to fence (None for a CPU job)."""
+
+    user: UnixUser
+    slice: SliceSpec | None
+
+
+class Launching:
+    """Turns orders into launches. `info` describes a card; `obstacle` says what is really on a slice's cards."""
+
+    def __init__(
+        self,
+        settings: LaunchSettings,
+        executor: Executor,
+        fence: Fence,
+        users: UserLookup,
+        info: Callable[[str], GpuInfo | None],
+        obstacle: Callable[[SliceSpec], Awaitable[tuple[Reason, str] | None]],
+    ) -> None:
+        self._settings = settings
+        self._executor = executor
+        self._fence = fence
+        self._users = users
+        self._info = info
+        self._obstacle = obstacle
+
+    async def ready(self, order: StartOrder) -> Ready:
+        """Everything that can be refused without touching a card. Raises LaunchRefused."""
+        if self._settings.single_user:
+            user = unixuser.current()
+        else:
+            user = await self._users.find(order.unix_user)
+        if not order.gpu_uuids:
+            return Ready(user, None)
+        wanted = SliceSpec(
+            attempt_id=order.attempt_id,
+            gpu_uuids=order.gpu_uuids,
+            gpu_milli=order.gpu_milli,
+            gpu_memory_mib=order.gpu_memory_mib,
+            whole=order.whole,
+            uid=user.uid,
+            gids=user.groups,
+            # Not what the job asked for but what it was promised at placement: nothing weaker will do.
+            demanded=ENFORCEMENT.get(Tier(order.tier)) if order.tier in set(Tier) else None,
+        )
+        found = await self._obstacle(wanted)
+        if found is not None:
+            raise LaunchRefused(*found)
+        return Ready(user, wanted)
+
+    async def fence(self, order: StartOrder, ready: Ready) -> Fenced | None:
+        """Build the fence and read it back; the same again gives the same. Raises LaunchRefused."""
+        if ready.slice is None:
+            return None
+        try:
+            fenced = await self._fence.prepare(ready.slice)
+        except FenceRefused as err:
+            if err.reason in _FENCE_REASONS:
+                raise LaunchRefused(err.reason, err.detail) from err
+            raise LaunchRefused(Reason.FENCE_FAILED, f"{err.reason}: {err.detail}") from err
+        if fenced.tier != order.tier:
+            detail = f"placed for tier {order.tier!r}, but this node would fence it by {fenced.tier}"
+            raise LaunchRefused(Reason.FENCE_FAILED, detail)
+        return fenced
+
+    async def launch(
+        self, order: StartOrder, ready: Ready, fenced: Fenced | None, stop_wanted: Callable[[], Reason | None]
+    ) -> None:
+        """Returns once the shim owns the attempt. Raises LaunchRefused, after which nothing of it runs."""
+
+        async def read_back() -> None:
+            # The fence's words must stand in the intent, so it was built before; now that the intent is durable it
+            # is read back, and whatever changed in between refuses the launch.
+            if await self.fence(order, ready) != fenced:
+                raise LaunchRefused(Reason.FENCE_FAILED, "the fence changed between being built and being read back")
+            reason = stop_wanted()
+            if reason is not None:
+                raise LaunchRefused(Reason.NOT_STARTED, f"ended before it was started ({reason})")
+
+        await self._executor.launch(self._spec(order, ready, fenced), read_back)
+
+    def _spec(self, order: StartOrder, ready: Ready, fenced: Fenced | None) -> LaunchSpec:
+        settings = self._settings
+        infos = [info for uuid in order.gpu_uuids if (info := self._info(uuid)) is not None]
+        sim_dir = self._executor.private_dir(order.attempt_id) if settings.simulated and infos else None
+        env = job_environment(
+            order,
+            node=settings.node,
+            user=ready.user,
+            card_total_mib=min((info.total_mib for info in infos), default=0),
+            fence_env=fenced.env if fenced else {},
+            sim_dir=sim_dir,
+        )
+        return LaunchSpec(
+            attempt_id=order.attempt_id,
+            # The name of a stored script is the executor's to give.
+            argv=("script", *order.argv) if order.script else order.argv,
+            env=env,
+            cwd=order.working_directory,
+            log_cap_bytes=settings.log_cap_bytes,
+            script=order.script or None,
+            user=None if settings.single_user else ready.user,
+            pty=order.pty,
+            run_limit_ms=order.max_run_ms or None,
+            grace_ms=order.grace_ms,
+            on_disconnect="stop_and_requeue" if order.on_disconnect is OnDisconnect.STOP_AND_REQUEUE else "keep",
+            host_memory_mib=order.memory_mib or None,
+            cpu_milli=order.cpu_milli or None,
+            pids_max=settings.pids_max,
+            denied_devices=self._denied_devices(infos),
+            private_dir=sim_dir is not None,
+        )
+
+    def _denied_devices(self, granted: list[GpuInfo]) -> tuple[tuple[int, int], ...] | None:
+        if self._settings.simulated or not self._settings.filters_devices:
+            return None
+        return other_cards(granted) or None
+
+
+def other_cards(granted: list[GpuInfo], devices: Path = DEVICES) -> tuple[tuple[int, int], ...]:
+    """(major, minor) of every card's device file but the granted ones'. Cards whose minor is unknown deny nothing."""
+    if any(info.minor is None for info in granted):
+        return ()
+    mine = {f"nvidia{info.minor}" for info in granted}
+    found = []
+    for path in sorted(devices.glob("nvidia[0-9]*")):
+        status = path.stat()
+        if path.name not in mine and stat.S_ISCHR(status.st_mode):
+            found.append((os.major(status.st_rdev), os.minor(status.st_rdev)))
+    return tuple(found)

@@ -1,0 +1,106 @@
+"""`gpushare-agent`: reads its configuration, locks its state, starts the launcher, and runs until a signal.
+
+Nothing imports this. The order matters: the launcher is started by exec before grpc is imported, because a process that
+has imported grpc must never fork; so what imports grpc is imported after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from gpushare.config import AgentConfig, load_agent_config
+from gpushare.errors import GpushareError
+from gpushare.join import JoinString, decode_join
+from gpushare_agent.agent import StatusRelay
+from gpushare_agent.cgroups import CgroupsUnavailable
+from gpushare_agent.executor import Executor, ExecutorConfig
+from gpushare_agent.gpus.catalogue import CatalogueError
+from gpushare_agent.identity import Identity, IdentityError, StateDirectory
+from gpushare_agent.logsetup import make_log, place_of
+
+EXIT_REFUSED = 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code: 0 after a signal, 1 where it could not start or a part of it failed."""
+    parser = argparse.ArgumentParser(prog="gpushare-agent", description="Runs tasks in slices of this host's GPUs.")
+    parser.add_argument("--config", type=Path, help="configuration file (TOML)")
+    parser.add_argument("--join", help="join line from `gpushare node join-token NODE`; it is used once")
+    arguments = parser.parse_args(argv)
+    try:
+        config = load_agent_config(arguments.config)
+        join = _join(arguments.join, config)
+        state = StateDirectory.open(config.state_dir)
+        identity = state.begin()
+    except (GpushareError, IdentityError) as err:
+        return _refuse(str(err))
+    except OSError as err:
+        return _refuse(f"{err.filename or 'the state directory'}: {err.strerror}")
+    code = _run(config, state, identity, join)
+    sys.stderr.flush()
+    # A thread that waits for a dead disk or name service must not hold up the end.
+    os._exit(code)
+
+
+def _run(config: AgentConfig, state: StateDirectory, identity: Identity, join: JoinString | None) -> int:
+    log = make_log()
+    relay = StatusRelay()
+    try:
+        executor = _start_executor(config, identity, relay, log)
+    except CgroupsUnavailable as err:
+        return _refuse(
+            f"jobs cannot be confined here: {err} (run the agent where it can make control groups, or, for one user "
+            'alone, set containment = "weak" and single_user = true)'
+        )
+    except OSError as err:
+        return _refuse(f"the launcher cannot be started: {err}")
+    from gpushare_agent.daemon import Daemon, StartError, place_logs
+
+    try:
+        place_logs(config.state_dir, config.log_dir)
+        return asyncio.run(Daemon(config, state, identity, executor, relay, join, log).run())
+    except (StartError, IdentityError, CatalogueError, GpushareError) as err:
+        return _refuse(str(err))
+    except Exception as err:
+        log.error("the agent failed; running jobs go on", error=f"{type(err).__name__}: {err}", at=place_of(err))
+        return EXIT_REFUSED
+
+
+def _start_executor(config: AgentConfig, identity: Identity, relay: StatusRelay, log: Any) -> Executor:
+    """With control groups if they can be made, else without where the configuration allows it."""
+
+    def executor(weak: bool) -> Executor:
+        settings = ExecutorConfig(config.state_dir, identity.instance_id, weak=weak, run_as_self=config.single_user)
+        made = Executor(settings, relay)
+        made.start_launcher()
+        return made
+
+    try:
+        return executor(weak=False)
+    except CgroupsUnavailable as err:
+        if config.containment != "weak":
+            raise
+        log.warning("containment is weak: no control groups can be made here", why=str(err))
+        return executor(weak=True)
+
+
+def _join(given: str | None, config: AgentConfig) -> JoinString | None:
+    """The join line of the command line, else of the configured file; None without either."""
+    text = given
+    if text is None and config.join_file is not None:
+        text = config.join_file.read_text(encoding="ascii", errors="replace")
+    return decode_join(text) if text else None
+
+
+def _refuse(why: str) -> int:
+    print(f"gpushare-agent: {why}", file=sys.stderr)
+    return EXIT_REFUSED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

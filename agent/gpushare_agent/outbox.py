@@ -1,0 +1,73 @@
+"""What the scheduler has not been told yet.
+
+Imports asyncio and the nouns. Bounded by its shape: of each attempt and of each card only the newest word is kept,
+since every report is a whole truth and not a step. Nothing is lost with a broken session, because the Sync of the next
+one carries everything; `clear` is called when that is built.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from gpushare.core.model import GpuCondition
+from gpushare_agent.core import Report
+from gpushare_agent.gpus.port import GpuSample
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """What there was to say at one moment. `samples` None: none are due."""
+
+    reports: tuple[Report, ...]
+    conditions: tuple[GpuCondition, ...]
+    samples: tuple[GpuSample, ...] | None
+    attempt_used_mib: Mapping[str, int]
+
+
+class Outbox:
+    """Filled by the agent, emptied by its session."""
+
+    def __init__(self) -> None:
+        self._reports: dict[str, Report] = {}
+        self._conditions: dict[str, GpuCondition] = {}
+        self._samples: tuple[GpuSample, ...] | None = None
+        self._used_mib: Mapping[str, int] = {}
+        self._filled = asyncio.Event()
+
+    def tell(self, report: Report) -> None:
+        """An attempt's newest state."""
+        self._reports[report.attempt_id] = report
+        self._filled.set()
+
+    def tell_conditions(self, conditions: Iterable[GpuCondition]) -> None:
+        """Cards whose condition has changed."""
+        for condition in conditions:
+            self._conditions[condition.uuid] = condition
+            self._filled.set()
+
+    def tell_samples(self, samples: Iterable[GpuSample], attempt_used_mib: Mapping[str, int]) -> None:
+        """What the cards do now; the last samples alone are kept."""
+        self._samples, self._used_mib = tuple(samples), attempt_used_mib
+        self._filled.set()
+
+    def clear(self) -> None:
+        """A Sync says all of it."""
+        self._reports.clear()
+        self._conditions.clear()
+        self._samples, self._used_mib = None, {}
+        self._filled.clear()
+
+    def take(self) -> Batch:
+        """Everything, which is then no longer here."""
+        batch = Batch(tuple(self._reports.values()), tuple(self._conditions.values()), self._samples, self._used_mib)
+        self.clear()
+        return batch
+
+    async def wait(self, timeout_s: float) -> None:
+        """Until there is something to say, or that long."""
+        try:
+            await asyncio.wait_for(self._filled.wait(), timeout_s)
+        except TimeoutError:
+            return

@@ -1,0 +1,536 @@
+"""The agent's side of the wire: one session with the scheduler after another, leases, orders in, reports out.
+
+The agent's only module that touches protobuf and grpc. Level-based: Hello and Sync say everything, so nothing has to be
+remembered of a session that broke. Invariants: a session with a leader of an older term is not followed; the lease
+counts from before its renewal was sent; a refusal or a dead scheduler never ends the agent, because jobs may run;
+every wait has a limit, and a scheduler that grants nothing for a whole lease counts as gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from gpushare.core.model import GpuCondition, GpuInventory, OnDisconnect
+from gpushare.errors import GpushareError, UnavailableError, from_rpc_error
+from gpushare.reasons import Reason
+from gpushare.rpc import aio_channel
+from gpushare.v1 import agent_pb2, agent_pb2_grpc, job_pb2, node_pb2
+from gpushare_agent.core import Refused, Report, StartOrder
+from gpushare_agent.facts import HelloFacts, SyncFacts
+from gpushare_agent.gpus.port import GpuSample
+from gpushare_agent.logs import LogOrder, LogPiece, LogReads, Window
+from gpushare_agent.outbox import Outbox
+
+HANDSHAKE_TIMEOUT_S = 10.0
+ENROLL_TIMEOUT_S = 10.0
+WRITE_TIMEOUT_S = 10.0
+RECONNECT_FIRST_S = 0.05
+RECONNECT_MAX_S = 0.8
+REFUSED_FIRST_S = 1.0
+REFUSED_MAX_S = 15.0
+RENEWALS_REMEMBERED = 16
+LOG_WINDOW_BYTES = 1 << 20
+LOG_STALL_S = 60.0
+READS_MAX = 48
+SAY_AGAIN_EVERY_S = 60.0
+
+# Answers that another try a moment later will get again: somebody has to do something first.
+_PATIENT = frozenset(
+    {Reason.UNAUTHENTICATED, Reason.PERMISSION_DENIED, Reason.DUPLICATE_AGENT, Reason.BAD_REPORT, Reason.STALE_TERM}
+)
+
+_STREAMS = {job_pb2.OUTPUT_STREAM_STDOUT: "stdout", job_pb2.OUTPUT_STREAM_STDERR: "stderr"}
+_STREAM_NUMBERS = {name: number for number, name in _STREAMS.items()}
+_ENFORCEMENT = {
+    "": job_pb2.ENFORCEMENT_UNSPECIFIED,
+    "NONE": job_pb2.ENFORCEMENT_UNSPECIFIED,
+    "SOFT": job_pb2.ENFORCEMENT_SOFT,
+    "SERVER": job_pb2.ENFORCEMENT_SERVER,
+    "HARD": job_pb2.ENFORCEMENT_HARD,
+}
+_ON_DISCONNECT = {job_pb2.ON_DISCONNECT_STOP_AND_REQUEUE: OnDisconnect.STOP_AND_REQUEUE}
+
+
+class Node(Protocol):
+    """What a session needs of the agent. No method waits."""
+
+    outbox: Outbox
+    reads: LogReads
+
+    def hello(self) -> HelloFacts: ...
+
+    def begin_term(self, term: int) -> Refused | None:
+        """A leader answered; a refusal means not to follow it."""
+
+    def sync(self) -> SyncFacts: ...
+
+    def start(self, order: StartOrder) -> None: ...
+
+    def stop(self, attempt_id: str, term: int, reason: str, grace_ms: int, detail: str) -> None: ...
+
+    def seal(self, attempt_id: str, term: int) -> None: ...
+
+    def forget(self, attempt_id: str, term: int) -> None: ...
+
+    def lease_granted(self, deadline_boot_ns: int) -> None: ...
+
+
+class SessionEnd(Exception):
+    """The session is over for a reason of our own; another one follows at once."""
+
+
+def _stub(channel: grpc.aio.Channel) -> Any:
+    return agent_pb2_grpc.AgentServiceStub(channel)  # type: ignore[no-untyped-call]
+
+
+async def enroll(address: str, ca_pem: str, secret: str, instance_id: str) -> tuple[str, str]:
+    """Exchanges a join secret for (node name, token). Raises GpushareError."""
+    async with aio_channel(address, ca_pem=ca_pem) as channel:
+        stub = _stub(channel)
+        request = agent_pb2.EnrollRequest(secret=secret, instance_id=instance_id)
+        try:
+            answer = await stub.Enroll(request, timeout=ENROLL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as err:
+            raise from_rpc_error(err, address) from err
+        return answer.node, answer.token
+
+
+class Backoff:
+    """Pauses between sessions, with jitter: short while the scheduler is away, patient after a refusal."""
+
+    def __init__(self, draw: Callable[[float, float], float] = random.uniform) -> None:
+        self._draw = draw
+        self._refusals = 0
+        self._failures = 0
+
+    def after(self, reason: Reason) -> float:
+        """Seconds to wait after a session that failed for this reason."""
+        if reason in _PATIENT:
+            self._refusals += 1
+            ceiling_s = min(REFUSED_FIRST_S * 2 ** (self._refusals - 1), REFUSED_MAX_S)
+            return self._draw(ceiling_s / 2, ceiling_s)
+        self._refusals = 0
+        self._failures += 1
+        ceiling_s = min(RECONNECT_FIRST_S * 2**self._failures, RECONNECT_MAX_S)
+        return self._draw(RECONNECT_FIRST_S, ceiling_s)
+
+    def connected(self) -> None:
+        """A session was accepted."""
+        self._refusals = self._failures = 0
+
+
+class SessionLoop:
+    """Keeps one session with the scheduler alive until cancelled."""
+
+    def __init__(self, node: Node, node_name: str, address: str, ca_pem: str, token: str, log: Any) -> None:
+        self._node = node
+        self._node_name = node_name
+        self._address = address
+        self._ca_pem = ca_pem
+        self._metadata = (("authorization", f"Bearer {token}"),)
+        self._log = log
+        self._backoff = Backoff()
+        self._restart = asyncio.Event()
+        self._said = ("", 0.0)
+        self.connected = False
+
+    def restart(self) -> None:
+        """The inventory has changed: only a new session's Sync can say so."""
+        self._restart.set()
+
+    async def run(self) -> None:
+        """Never returns; ends by cancellation alone."""
+        while True:
+            pause_s = RECONNECT_FIRST_S
+            try:
+                async with aio_channel(self._address, ca_pem=self._ca_pem) as channel:
+                    await self._one(_stub(channel))
+            except SessionEnd:
+                pause_s = 0.0
+            except GpushareError as err:
+                self._complain(err)
+                pause_s = self._backoff.after(err.reason)
+            finally:
+                self.connected = False
+            await asyncio.sleep(pause_s)
+
+    def _complain(self, err: GpushareError) -> None:
+        """Each new trouble once, and again every minute while it lasts."""
+        said, at_s = self._said
+        now_s = time.monotonic()
+        if said == str(err) and now_s - at_s < SAY_AGAIN_EVERY_S:
+            return
+        self._said = (str(err), now_s)
+        self._log.warning(
+            "no session with the scheduler, running jobs go on",
+            address=self._address,
+            reason=str(err.reason),
+            why=str(err),
+        )
+
+    async def _one(self, stub: Any) -> None:
+        """One session from Hello to its end. Raises GpushareError or SessionEnd."""
+        self._restart.clear()
+        call = stub.Session(metadata=self._metadata)
+        try:
+            ttl_s = await self._shake_hands(call)
+            self.connected = True
+            self._backoff.connected()
+            self._said = ("", 0.0)
+            await self._talk(stub, call, ttl_s)
+        except grpc.aio.AioRpcError as err:
+            raise from_rpc_error(err, self._address) from err
+        except asyncio.InvalidStateError as err:
+            # grpc's word for writing on a call that has already ended: how it ended says why.
+            raise await self._why_ended(call) from err
+        except TimeoutError as err:
+            raise UnavailableError(
+                Reason.SCHEDULER_UNREACHABLE, f"The scheduler at {self._address} stopped answering."
+            ) from err
+        finally:
+            call.cancel()
+
+    async def _why_ended(self, call: Any) -> GpushareError:
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            code = await call.code()
+            details = await call.details()
+            trailing = await call.trailing_metadata()
+        initial = grpc.aio.Metadata()
+        return from_rpc_error(grpc.aio.AioRpcError(code, initial, trailing, details), self._address)
+
+    async def _shake_hands(self, call: Any) -> float:
+        """Hello, HelloAck, Sync. Returns the lease's ttl in seconds."""
+        facts = self._node.hello()
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            await call.write(agent_pb2.AgentMessage(hello=_hello(facts)))
+            first = await call.read()
+        if first is grpc.aio.EOF:
+            raise await self._why_ended(call)
+        if first.WhichOneof("message") != "hello_ack":
+            raise UnavailableError(Reason.INTERNAL, "The scheduler began its session without an answer to Hello.")
+        ack = first.hello_ack
+        refused = self._node.begin_term(ack.term)
+        if refused is not None:
+            raise UnavailableError(
+                refused.reason, f"The scheduler at {self._address} is not followed: {refused.detail}."
+            )
+        if ack.node and ack.node != self._node_name:
+            raise UnavailableError(
+                Reason.BAD_REPORT,
+                f"The scheduler takes this agent for {ack.node}, but it enrolled as {self._node_name}.",
+            )
+        # No wait between taking the facts and emptying the box: what changes later goes into it again.
+        sync = self._node.sync()
+        self._node.outbox.clear()
+        await _write(call, agent_pb2.AgentMessage(sync=_sync(sync)))
+        self._log.info(
+            "in session with the scheduler", address=self._address, term=ack.term, attempts=len(sync.reports)
+        )
+        ttl_ms: int = max(ack.lease_ttl_ms, 300)
+        return ttl_ms / 1000
+
+    async def _talk(self, stub: Any, call: Any, ttl_s: float) -> None:
+        renewals: dict[int, int] = {}
+        reads = _LogStreams(stub, self._metadata, self._node.reads, self._log)
+        jobs = [
+            asyncio.create_task(self._write_all(call, ttl_s, renewals), name="session-write"),
+            asyncio.create_task(self._read_all(call, ttl_s, renewals, reads), name="session-read"),
+            asyncio.create_task(self._until_restart(), name="session-restart"),
+        ]
+        try:
+            done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+            # The reader knows best why a session ended: the writer only sees that it did.
+            for job in sorted(done, key=lambda each: each is not jobs[1]):
+                job.result()
+        finally:
+            await _end_all([*jobs, *reads.tasks()])
+
+    async def _until_restart(self) -> None:
+        await self._restart.wait()
+        raise SessionEnd
+
+    async def _write_all(self, call: Any, ttl_s: float, renewals: dict[int, int]) -> None:
+        """Renewals when they are due, reports as they come; the one writer of the stream."""
+        sequence = 0
+        due_s = time.monotonic()
+        while True:
+            now_s = time.monotonic()
+            if now_s >= due_s:
+                sequence += 1
+                renewals[sequence] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+                renewals.pop(sequence - RENEWALS_REMEMBERED, None)
+                await _write(call, agent_pb2.AgentMessage(renewal=agent_pb2.Renewal(sequence=sequence)))
+                due_s = now_s + ttl_s / 3
+            batch = self._node.outbox.take()
+            for report in batch.reports:
+                await _write(call, agent_pb2.AgentMessage(attempt_report=_report(report)))
+            if batch.conditions or batch.samples is not None:
+                told = agent_pb2.GpuReport(
+                    conditions=[_condition(each) for each in batch.conditions],
+                    samples={each.uuid: _sample(each) for each in batch.samples or () if not each.error},
+                    attempt_used_mib=dict(batch.attempt_used_mib),
+                )
+                await _write(call, agent_pb2.AgentMessage(gpu_report=told))
+            await self._node.outbox.wait(max(0.0, due_s - time.monotonic()))
+
+    async def _read_all(self, call: Any, ttl_s: float, renewals: dict[int, int], reads: _LogStreams) -> None:
+        """Grants and orders, until the stream ends or no grant has come for a whole lease."""
+        granted_s = time.monotonic()
+        while True:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + granted_s + ttl_s - time.monotonic()):
+                message = await call.read()
+            if message is grpc.aio.EOF:
+                raise await self._why_ended(call)
+            if message.WhichOneof("message") == "lease_grant":
+                sent_ns = renewals.pop(message.lease_grant.sequence, None)
+                if sent_ns is not None:
+                    granted_s = time.monotonic()
+                    self._node.lease_granted(sent_ns + int(ttl_s * 1e9))
+            else:
+                self._obey(message, reads)
+
+    def _obey(self, message: agent_pb2.SchedulerMessage, reads: _LogStreams) -> None:
+        match message.WhichOneof("message"):
+            case "start_attempt":
+                self._node.start(_start_order(message.start_attempt))
+            case "stop_attempt":
+                stop = message.stop_attempt
+                self._node.stop(stop.attempt_id, stop.term, stop.reason, stop.grace_ms, stop.detail)
+            case "seal_attempt":
+                self._node.seal(message.seal_attempt.attempt_id, message.seal_attempt.term)
+            case "forget_attempt":
+                self._node.forget(message.forget_attempt.attempt_id, message.forget_attempt.term)
+            case "read_logs":
+                reads.begin(_log_order(message.read_logs))
+            case "cancel_read":
+                reads.cancel(message.cancel_read.read_id)
+            case other:
+                # A newer scheduler may say more than we know.
+                self._log.warning("message of the scheduler passed over", kind=str(other))
+
+
+class _LogStreams:
+    """The reads of one session, each with a stream of its own back to the scheduler."""
+
+    def __init__(self, stub: Any, metadata: tuple[tuple[str, str], ...], reads: LogReads, log: Any) -> None:
+        self._stub = stub
+        self._metadata = metadata
+        self._reads = reads
+        self._log = log
+        self._slots = asyncio.Semaphore(READS_MAX)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """Reads that are under way."""
+        return list(self._tasks.values())
+
+    def begin(self, order: LogOrder) -> None:
+        """Serve one read; an id that is being read already is the same read."""
+        if order.read_id in self._tasks:
+            return
+        task = asyncio.create_task(self._serve(order), name=f"read-{order.read_id}")
+        self._tasks[order.read_id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(order.read_id, None))
+
+    def cancel(self, read_id: str) -> None:
+        """The reader has gone."""
+        task = self._tasks.get(read_id)
+        if task is not None:
+            task.cancel()
+
+    async def _serve(self, order: LogOrder) -> None:
+        async with self._slots:
+            call = self._stub.SendLogs(metadata=self._metadata)
+            window = Window(LOG_WINDOW_BYTES)
+            acks = asyncio.create_task(_take_acks(call, window))
+            try:
+                async with contextlib.aclosing(self._reads.read(order)) as pieces:
+                    await self._send(call, order, pieces, window, acks)
+            except TimeoutError:
+                self._log.info("a log reader took nothing for too long", attempt=order.attempt_id, read=order.read_id)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                # The reader hung up, or the session is ending: either way nobody waits for the rest.
+                return
+            finally:
+                acks.cancel()
+                call.cancel()
+
+    async def _send(
+        self, call: Any, order: LogOrder, pieces: AsyncIterator[LogPiece], window: Window, acks: asyncio.Task[None]
+    ) -> None:
+        async for piece in pieces:
+            await _write(call, _chunk(order, piece))
+            await window.sent(len(piece.data), LOG_STALL_S)
+            if acks.done():
+                return
+        await call.done_writing()
+        # The last acknowledgement is the scheduler's word that it has the end.
+        await asyncio.wait([acks], timeout=LOG_STALL_S)
+
+
+async def _take_acks(call: Any, window: Window) -> None:
+    while (ack := await call.read()) is not grpc.aio.EOF:
+        window.confirmed(ack.bytes)
+
+
+async def _write(call: Any, message: Any) -> None:
+    async with asyncio.timeout(WRITE_TIMEOUT_S):
+        await call.write(message)
+
+
+async def _end_all(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=WRITE_TIMEOUT_S)
+
+
+# -- values <-> messages
+
+
+def _hello(facts: HelloFacts) -> agent_pb2.Hello:
+    hello = agent_pb2.Hello(
+        instance_id=facts.instance_id,
+        boot_id=facts.boot_id,
+        start_counter=facts.start_counter,
+        agent_version=facts.agent_version,
+        highest_term=facts.highest_term,
+    )
+    hello.wall_time.FromMilliseconds(int(time.time() * 1000))
+    return hello
+
+
+def _sync(facts: SyncFacts) -> agent_pb2.Sync:
+    return agent_pb2.Sync(
+        cpu_milli=facts.cpu_milli,
+        memory_mib=facts.memory_mib,
+        labels=facts.labels,
+        containment=facts.containment,
+        driver_version=facts.driver_version,
+        gpus=[_gpu(each) for each in facts.gpus],
+        conditions=[_condition(each) for each in facts.conditions],
+        attempts=[_report(each, facts.containment) for each in facts.reports],
+    )
+
+
+def _gpu(card: GpuInventory) -> agent_pb2.GpuInventory:
+    return agent_pb2.GpuInventory(
+        uuid=card.uuid,
+        index=card.index,
+        model=card.model,
+        total_mib=card.total_mib,
+        usable_mib=card.usable_mib,
+        simulated=card.simulated,
+        tiers=[
+            node_pb2.TierOffer(
+                tier=offer.tier, enforcement=_ENFORCEMENT[offer.enforcement.name], absent_because=offer.absent_because
+            )
+            for offer in card.tiers
+        ],
+    )
+
+
+def _report(report: Report, containment: str = "") -> agent_pb2.AttemptReport:
+    message = agent_pb2.AttemptReport(
+        attempt_id=report.attempt_id,
+        state=f"ATTEMPT_STATE_{report.state}",
+        reason=str(report.reason or ""),
+        detail=report.detail,
+        exit_code=report.exit_code,
+        signal=report.signal,
+        tier=report.tier,
+        enforcement=_ENFORCEMENT[report.enforcement.upper()],
+        containment=containment,
+    )
+    if report.started_ms is not None:
+        message.start_time.FromMilliseconds(report.started_ms)
+    if report.ended_ms is not None:
+        message.end_time.FromMilliseconds(report.ended_ms)
+    return message
+
+
+def _condition(condition: GpuCondition) -> agent_pb2.GpuCondition:
+    return agent_pb2.GpuCondition(
+        uuid=condition.uuid,
+        state=f"GPU_STATE_{condition.state}",
+        reason=condition.reason,
+        detail=condition.detail,
+        strangers=[
+            node_pb2.Stranger(pid=each.pid, user=each.user, memory_mib=each.memory_mib) for each in condition.strangers
+        ],
+    )
+
+
+def _sample(sample: GpuSample) -> node_pb2.GpuSample:
+    message = node_pb2.GpuSample(
+        used_mib=sample.used_mib,
+        free_mib=sample.free_mib,
+        sm_percent=sample.sm_percent,
+        power_mw=sample.power_mw,
+        energy_mj=sample.energy_mj,
+        temperature_c=sample.temperature_c,
+    )
+    message.sample_time.FromMilliseconds(int(time.time() * 1000))
+    return message
+
+
+def _start_order(message: agent_pb2.StartAttempt) -> StartOrder:
+    return StartOrder(
+        attempt_id=message.attempt_id,
+        term=message.term,
+        tenant=message.tenant,
+        user=message.user,
+        job_id=message.job_id,
+        task_index=message.task_index,
+        task_count=message.task_count,
+        array_index=message.array_index if message.HasField("array_index") else None,
+        number=message.number,
+        unix_user=message.unix_user,
+        argv=tuple(message.argv),
+        script=message.script,
+        env=dict(message.env),
+        working_directory=message.working_directory,
+        pty=message.pty,
+        gpu_uuids=tuple(message.gpu_uuids),
+        whole=message.whole,
+        gpu_milli=message.gpu_milli,
+        gpu_memory_mib=message.gpu_memory_mib,
+        cpu_milli=message.cpu_milli,
+        memory_mib=message.memory_mib,
+        max_run_ms=message.max_run_ms,
+        grace_ms=message.grace_ms,
+        on_disconnect=_ON_DISCONNECT.get(message.on_disconnect, OnDisconnect.KEEP),
+        tier=message.tier,
+        job_name=message.job_name,
+    )
+
+
+def _log_order(message: agent_pb2.ReadLogs) -> LogOrder:
+    return LogOrder(
+        read_id=message.read_id,
+        attempt_id=message.attempt_id,
+        stream=_STREAMS.get(message.stream, ""),
+        offset=message.offset,
+        follow=message.follow,
+    )
+
+
+def _chunk(order: LogOrder, piece: LogPiece) -> agent_pb2.LogChunk:
+    return agent_pb2.LogChunk(
+        read_id=order.read_id,
+        stream=_STREAM_NUMBERS.get(order.stream, job_pb2.OUTPUT_STREAM_UNSPECIFIED),
+        offset=piece.offset,
+        data=piece.data,
+        skipped_bytes=piece.skipped_bytes,
+        end=piece.end,
+        error_reason=str(piece.error_reason or ""),
+        error_detail=piece.error_detail,
+    )

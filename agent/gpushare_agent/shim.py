@@ -1,0 +1,427 @@
+"""The shim: one process per attempt that owns it from the exec record to the exit record, whoever else dies.
+
+Runs in a fork of the launcher; imports nothing after its start, so an upgrade of the files under it is harmless. It alone decides how
+an attempt ended: it holds the run-time limit, the grace timer, the end of the lease and the streams, kills what is left when
+the main process is over, waits for the proof that all of it is gone, makes the exit record durable, and exits. Agents come and go on
+its socket; every message to them is the whole status. Deadlines are nanoseconds of CLOCK_BOOTTIME.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from gpushare_agent import attemptend, cgroupfs, outputs, procscan, records, signals, syscalls, task, taskset, tinyjson
+from gpushare_agent.failpoints import failpoint
+
+MS = 1_000_000
+IDLE_WAIT_MS = 60_000
+LEASE_CHECK_MS = 1000
+# what a SIGKILL and the wait for the last process may take of the lease's end
+LEASE_MARGIN_NS = 250 * MS
+STUCK_AFTER_NS = 60_000 * MS
+KILL_RETRY_FIRST_MS = 1
+KILL_RETRY_LAST_MS = 1000
+RECORD_RETRY_MS = 1000
+MAX_PEERS = 4
+MAX_MESSAGE_BYTES = 64 * 1024
+LEASE_BYTES = 8
+
+
+class Refused(Exception):
+    """The attempt never started here, for `reason`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def refusal(reason: str, detail: str) -> bytes:
+    """The message that says that this shim will not run the attempt."""
+    return tinyjson.dumps({"event": "refused", "reason": reason, "detail": detail})
+
+
+def boot_ns() -> int:
+    """Nanoseconds since boot, sleep included."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def main(directory: str, channel: int, lease_fd: int) -> NoReturn:
+    """The forked child's whole life."""
+    code = 1
+    try:
+        os.setsid()
+        syscalls.set_name("gpushare-shim")
+        signals.ignore(task.DEAF_TO)
+        failpoint("shim.started")
+        try:
+            shim = _own(directory, channel, lease_fd)
+        except Refused as refused:
+            os.write(channel, refusal(refused.reason, refused.detail))
+        else:
+            shim.run()
+        code = 0
+    except BaseException as error:  # the last frame of a process: say it where the admin looks, the agent does the rest
+        os.write(2, f"shim of {directory}: {type(error).__name__}: {error}\n".encode(errors="replace"))
+    finally:
+        os._exit(code)
+
+
+def _own(directory: str, channel: int, lease_fd: int) -> Shim:
+    """Everything up to the durable exec record; from then on the attempt is this shim's. Raises Refused."""
+    try:
+        dirfd = records.open_directory(directory)
+        intent = tinyjson.loads(records.read(dirfd, records.INTENT) or b"")
+        if intent["groups"] is not None:
+            cgroupfs.join(intent["groups"]["shim_dir"])
+        syscalls.adopt_orphans()
+        listener = _listen(dirfd)
+        output = outputs.Outputs(intent["log_dir"], intent["spec"]["log_cap_bytes"], intent["spec"]["pty"])
+        failpoint("shim.bound")
+        shim = Shim(dirfd, intent, listener, output, lease_fd)
+        records.create(dirfd, records.EXEC, tinyjson.dumps(shim.identity), "shim.torn_exec_record")
+        failpoint("shim.exec_recorded")
+    except FileExistsError:
+        raise Refused("STALE_ATTEMPT", "the attempt was sealed or started before") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise Refused("INFRA", f"the shim could not take the attempt: {error}") from None
+    shim.add_peer(channel)
+    return shim
+
+
+def _listen(dirfd: int) -> _socket.socket:
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    # through the descriptor: a socket's path may not be longer than 107 bytes, a state directory's may
+    listener.bind(f"/proc/self/fd/{dirfd}/{records.SOCKET}")
+    listener.listen(MAX_PEERS)
+    listener.setblocking(False)
+    return listener
+
+
+class Shim:
+    """The event loop of one attempt."""
+
+    def __init__(
+        self, dirfd: int, intent: dict[str, Any], listener: _socket.socket, output: outputs.Outputs, lease_fd: int
+    ) -> None:
+        self.intent = intent
+        self.spec: dict[str, Any] = intent["spec"]
+        me = procscan.stat_of(os.getpid())
+        self._start = me.start if me is not None else 0
+        self.identity: tinyjson.Flat = {
+            "attempt_id": self.spec["attempt_id"],
+            "boot_id": intent["boot_id"],
+            "shim_pid": os.getpid(),
+            "shim_start": self._start,
+        }
+        self._dirfd = dirfd
+        self._lease_fd = lease_fd
+        self._listener = listener
+        self._output = output
+        self._end = attemptend.AttemptEnd(self.spec, intent["groups"])
+        self._task: taskset.Task | None = None
+        self._task_pid = 0
+        self._error_pipe = -1
+        self._error_text = b""
+        self._events_fd = -1
+        self._peers: set[int] = set()
+        self._run_deadline: int | None = None
+        self._grace_deadline: int | None = None
+        self._killed_at: int | None = None
+        self._next_kill = 0
+        self._kill_retry_ms = KILL_RETRY_FIRST_MS
+        self._gone = False
+        self._next_record = 0
+        self._recorded = False
+        self._poll = select.poll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+
+    # -- the loop
+
+    def run(self) -> None:
+        """Start the task and see it through to the durable exit record."""
+        self._watch(self._listener.fileno(), self._accept)
+        self._watch(self._wake_on_children(), self._reap)
+        self._publish()
+        self._fork_task()
+        while not self._recorded:
+            for fd, _ in self._poll.poll(self._wait_ms()):
+                handler = self._handlers.get(fd)
+                if handler is not None:
+                    handler()
+            self._tick(boot_ns())
+        failpoint("shim.exit_recorded")
+        self._publish()
+
+    def _tick(self, now: int) -> None:
+        self._output.resume(self._watch)
+        if self._task is None:
+            self._record(now)
+        elif self._end.over or self._killed_at is not None:
+            self._clear(now)
+        else:
+            self._check_limits(now)
+
+    def _wait_ms(self) -> int:
+        """Until the next thing that has a time; a wait without end does not exist."""
+        now = boot_ns()
+        waits = [IDLE_WAIT_MS]
+        if self._task is None or self._gone:
+            waits.append(max(0, -(-(self._next_record - now) // MS)))
+        elif self._end.over or self._killed_at is not None:
+            waits.append(max(0, -(-(self._next_kill - now) // MS)))
+        else:
+            deadlines = (self._run_deadline, self._grace_deadline, self._lease_deadline())
+            waits += [max(0, -(-(deadline - now) // MS)) for deadline in deadlines if deadline is not None]
+            if self.spec["on_disconnect"] == "stop_and_requeue":
+                waits.append(LEASE_CHECK_MS)
+        paused = self._output.next_resume_ms()
+        return min(waits if paused is None else [*waits, paused])
+
+    def _watch(self, fd: int, handler: Callable[[], None], events: int = select.POLLIN) -> None:
+        self._handlers[fd] = handler
+        self._poll.register(fd, events)
+
+    def _unwatch(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    # -- the task's start
+
+    def _fork_task(self) -> None:
+        try:
+            self._error_pipe, child_end = os.pipe()
+            ends = self._output.open()
+            pid = os.getpid()
+            child = os.fork()
+        except OSError as error:
+            self._end.never_started("fork", f"the task could not be forked: {error}")
+            return
+        if child == 0:
+            task.become(task.Plan(self.intent, pid, *ends, child_end))
+        self._task_pid = child
+        os.close(child_end)
+        self._output.close_child_ends()
+        born = procscan.stat_of(child)
+        scope = procscan.Scope(pid, child, self.intent["tag"], born.start if born is not None else self._start)
+        self._task = taskset.task_of(self.intent, scope)
+        if self.intent["groups"] is None:
+            records.note(self._dirfd, "task", tinyjson.dumps({"pid": child, "start": scope.since}))
+        failpoint("shim.task_forked")
+        os.set_blocking(self._error_pipe, False)
+        self._watch(self._error_pipe, self._read_error_pipe)
+        self._output.watch(self._watch, self._unwatch)
+
+    def _read_error_pipe(self) -> None:
+        """Silence to the end means that the exec went through; words mean that it did not."""
+        try:
+            data = os.read(self._error_pipe, 4096)
+        except BlockingIOError:
+            return
+        if data:
+            self._error_text += data
+            return
+        self._unwatch(self._error_pipe)
+        os.close(self._error_pipe)
+        self._error_pipe = -1
+        if self._error_text:
+            self._end.launch_failed(self._error_text)
+            return
+        self._end.started()
+        if self.spec["run_limit_ms"] is not None:
+            self._run_deadline = boot_ns() + self.spec["run_limit_ms"] * MS
+        self._publish()
+
+    def _wake_on_children(self) -> int:
+        """A descriptor that becomes readable when a child ended: SIGCHLD through a pipe."""
+        readable, writable = os.pipe()
+        os.set_blocking(readable, False)
+        os.set_blocking(writable, False)
+        signals.wake_on(signals.SIGCHLD, writable)
+        self._wakeup = readable
+        return readable
+
+    def _reap(self) -> None:
+        try:
+            os.read(self._wakeup, 4096)
+        except BlockingIOError:
+            pass
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._task_pid:
+                self._main_ended(status)
+
+    def _main_ended(self, status: int) -> None:
+        failpoint("shim.task_exited")
+        while self._error_pipe >= 0:
+            # its other end is closed now: what the child had to say is all there
+            self._read_error_pipe()
+        self._end.main_ended(status)
+        self._next_kill = 0
+        if self.intent["groups"] is not None:
+            self._watch_group()
+
+    def _watch_group(self) -> None:
+        """The kernel flags this file when `populated` changes, so that the wait costs no polling."""
+        try:
+            self._events_fd = os.open(f"{self.intent['groups']['task_dir']}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        self._watch(self._events_fd, self._group_changed, select.POLLPRI)
+
+    def _group_changed(self) -> None:
+        os.pread(self._events_fd, 256, 0)
+        self._next_kill = 0
+
+    # -- limits and the stop
+
+    def _lease_deadline(self) -> int | None:
+        """When the SIGTERM must go out so that the grace is over when the lease is; None if the job is to be kept."""
+        if self.spec["on_disconnect"] != "stop_and_requeue" or self._end.stopping:
+            return None
+        data = os.pread(self._lease_fd, LEASE_BYTES, 0)
+        deadline = int.from_bytes(data, "little", signed=True) if len(data) == LEASE_BYTES else 0
+        return deadline - self.spec["grace_ms"] * MS - LEASE_MARGIN_NS
+
+    def _check_limits(self, now: int) -> None:
+        lease_deadline = self._lease_deadline()
+        if self._grace_deadline is not None and now >= self._grace_deadline:
+            self._kill(now)
+        elif lease_deadline is not None and now >= lease_deadline:
+            detail = "the node had no word from the scheduler until the end of its lease"
+            self._stop({"reason": "LEASE_EXPIRED", "final_state": "STOPPED", "detail": detail}, self.spec["grace_ms"])
+        elif self._run_deadline is not None and now >= self._run_deadline and not self._end.stopping:
+            detail = f"it ran into its time limit of {self.spec['run_limit_ms'] / 1000:g} s"
+            self._stop({"reason": "TIME_LIMIT", "final_state": "FAILED", "detail": detail}, self.spec["grace_ms"])
+
+    def _stop(self, order: dict[str, Any], grace_ms: int) -> None:
+        """Begin the end, or, if it began already, bring its SIGKILL forward. A task that is over by now keeps its own end."""
+        self._reap()
+        if self._end.over or self._task is None:
+            return
+        now = boot_ns()
+        deadline = now + grace_ms * MS
+        if not self._end.stopping:
+            stop: tinyjson.Flat = {key: str(order[key]) for key in ("reason", "final_state", "detail")}
+            records.note(self._dirfd, records.STOP, tinyjson.dumps(stop))
+            self._end.stop(stop)
+            self._grace_deadline = deadline
+            if grace_ms > 0:
+                self._end.sent(signals.SIGTERM)
+                self._task.terminate()
+            self._publish()
+        elif self._grace_deadline is not None:
+            self._grace_deadline = min(self._grace_deadline, deadline)
+        if now >= (self._grace_deadline or deadline):
+            self._kill(now)
+
+    def _kill(self, now: int) -> None:
+        self._grace_deadline = None
+        self._killed_at = now
+        self._end.sent(signals.SIGKILL)
+        # by its pid too, ours until we reap it: it may not have joined its groups yet
+        os.kill(self._task_pid, signals.SIGKILL)
+        self._clear(now)
+
+    # -- the end
+
+    def _clear(self, now: int) -> None:
+        """Kill what is left, prove that it is gone, drain the streams, write the record."""
+        if self._gone:
+            self._record(now)
+            return
+        if now < self._next_kill or self._task is None:
+            return
+        self._killed_at = self._killed_at or now
+        if self._task.end_step() and self._end.over:
+            self._gone = True
+            self._output.drain()
+            failpoint("shim.before_exit_record")
+            self._record(now)
+            return
+        self._next_kill = now + self._kill_retry_ms * MS
+        self._kill_retry_ms = min(self._kill_retry_ms * 2, KILL_RETRY_LAST_MS)
+        if now - self._killed_at > STUCK_AFTER_NS and not self._end.stuck:
+            self._end.mark_stuck(sorted(self._task.pids()), STUCK_AFTER_NS // (1000 * MS))
+            self._publish()
+
+    def _record(self, now: int) -> None:
+        if now < self._next_record:
+            return
+        record = {**self.identity, **self._end.final(), **self._output.totals()}
+        try:
+            records.replace(self._dirfd, records.EXIT, tinyjson.dumps(record), "shim.exit_written")
+        except OSError as error:
+            # a full disk: the truth waits here until it can be written
+            self._next_record = now + RECORD_RETRY_MS * MS
+            self._end.note(f"the exit record cannot be written: {error.strerror}")
+            self._publish()
+            return
+        self._recorded = True
+
+    # -- agents
+
+    def add_peer(self, fd: int) -> None:
+        """Tell `fd` every change from now on, and take orders from it."""
+        os.set_blocking(fd, False)
+        self._peers.add(fd)
+        self._watch(fd, lambda: self._hear(fd))
+
+    def _accept(self) -> None:
+        try:
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+        except OSError:
+            return
+        os.set_inheritable(fd, False)
+        if len(self._peers) >= MAX_PEERS:
+            os.close(fd)
+            return
+        self.add_peer(fd)
+        self._tell(fd, self._message())
+
+    def _hear(self, fd: int) -> None:
+        try:
+            data = os.read(fd, MAX_MESSAGE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop_peer(fd)
+            return
+        try:
+            order = tinyjson.loads(data)
+            self._stop(order, max(0, int(order["grace_ms"])))
+        except (ValueError, KeyError, TypeError):
+            self._drop_peer(fd)
+
+    def _drop_peer(self, fd: int) -> None:
+        self._unwatch(fd)
+        self._peers.discard(fd)
+        os.close(fd)
+
+    def _message(self) -> bytes:
+        status = self._end.final() if self._recorded else self._end.current()
+        return tinyjson.dumps({"event": "status", "task_pid": self._task_pid, **self.identity, **status})
+
+    def _publish(self) -> None:
+        message = self._message()
+        for fd in tuple(self._peers):
+            self._tell(fd, message)
+
+    def _tell(self, fd: int, message: bytes) -> None:
+        try:
+            os.write(fd, message)
+        except OSError:
+            # a peer that does not read comes back through the socket and is told everything then
+            self._drop_peer(fd)

@@ -1,0 +1,71 @@
+"""All processes of one attempt as one thing that can be listed, signalled and killed until it is proven gone.
+
+Imports the small modules that shim and agent share. Two kinds: by control group (exact), and by scanning /proc where no groups can
+be made (weak). `end_step` is called again and again; only its True is a proof of death.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpushare_agent import cgroupfs, procscan, signals
+
+SCANS_FOR_PROOF = 2
+
+
+class GroupedTask:
+    """The processes of a v2 group and of the groups below it."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def pids(self) -> set[int]:
+        """The group's own processes."""
+        return cgroupfs.processes(self.directory)
+
+    def terminate(self) -> None:
+        """SIGTERM to each, and SIGCONT so that a stopped one hears it."""
+        procscan.signal_all(self.pids, signals.SIGTERM)
+        procscan.signal_all(self.pids, signals.SIGCONT)
+
+    def end_step(self) -> bool:
+        """Kill what is left; True once the kernel says that nothing is."""
+        if not cgroupfs.populated(self.directory):
+            return True
+        cgroupfs.kill(self.directory)
+        return not cgroupfs.populated(self.directory)
+
+
+class ScannedTask:
+    """The processes that ancestry, session or environment tie to the attempt."""
+
+    def __init__(self, scope: procscan.Scope) -> None:
+        self.scope = scope
+        self._empty_scans = 0
+
+    def pids(self) -> set[int]:
+        """What one scan of /proc finds."""
+        return procscan.members(self.scope)
+
+    def terminate(self) -> None:
+        """SIGTERM to each, and SIGCONT so that a stopped one hears it."""
+        procscan.signal_all(self.pids, signals.SIGTERM)
+        procscan.signal_all(self.pids, signals.SIGCONT)
+
+    def end_step(self) -> bool:
+        """Kill what one scan finds; True once two scans on end found nothing."""
+        if self.pids():
+            self._empty_scans = 0
+            procscan.signal_all(self.pids, signals.SIGKILL)
+            return False
+        self._empty_scans += 1
+        return self._empty_scans >= SCANS_FOR_PROOF
+
+
+Task = GroupedTask | ScannedTask
+
+
+def task_of(intent: dict[str, Any], scope: procscan.Scope) -> Task:
+    """The attempt's task as the shim sees it: its own group is not in it."""
+    groups = intent["groups"]
+    return ScannedTask(scope) if groups is None else GroupedTask(groups["task_dir"])

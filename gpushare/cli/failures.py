@@ -1,0 +1,46 @@
+"""What went wrong, as one line for a person and one exit code for a program.
+
+Imports the errors and the names; loaded only when something failed. Invariant: whatever was raised, the person reads a
+sentence and never a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+
+from gpushare.cli.exits import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
+from gpushare.errors import GpushareError
+from gpushare.names import TextError
+from gpushare.quantity import ArrayTooLargeError
+from gpushare.reasons import Reason
+
+DEBUG_ENV = "GPUSHARE_DEBUG"
+
+_UNREACHABLE = frozenset({Reason.SCHEDULER_UNREACHABLE, Reason.DEADLINE_EXCEEDED, Reason.NOT_LEADER})
+# Where a field of the request and the option that sets it have different names.
+_OPTION_OF_FIELD = {"working_directory": "--chdir"}
+
+
+def describe(err: Exception) -> tuple[str, int]:
+    """ "REASON: sentence (what to do)" and the exit code."""
+    if isinstance(err, GpushareError):
+        return str(err), EXIT_UNREACHABLE if err.reason in _UNREACHABLE else EXIT_FAILED
+    if isinstance(err, TextError):
+        reason = Reason.ARRAY_TOO_LARGE if isinstance(err, ArrayTooLargeError) else Reason.INVALID_FIELD
+        what = str(err).removeprefix(err.field)
+        return f"{reason}: {_as_written(err.field)}{what}", EXIT_USAGE
+    if isinstance(err, UnicodeEncodeError):
+        return f"{Reason.INVALID_FIELD}: an argument is not valid UTF-8 (write it as UTF-8)", EXIT_USAGE
+    if os.environ.get(DEBUG_ENV):
+        traceback.print_exception(err)
+    kind = err.strerror or str(err) if isinstance(err, OSError) else f"{type(err).__name__}: {err}"
+    where = f" {err.filename!r}" if isinstance(err, OSError) and err.filename else ""
+    return f"{Reason.INTERNAL}: {kind}{where} (set {DEBUG_ENV}=1 to see where, and report it)", EXIT_FAILED
+
+
+def _as_written(field: str) -> str:
+    """The option that a field came from; `argv[3]` and the like stay as they are."""
+    if field in _OPTION_OF_FIELD:
+        return _OPTION_OF_FIELD[field]
+    return f"--{field.replace('_', '-')}" if field.replace("_", "").isalpha() and field.islower() else field

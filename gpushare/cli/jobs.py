@@ -1,0 +1,293 @@
+"""`gpushare jobs`, `job`, `explain` and `cancel`: what there is, why it waits, and its end.
+
+Imports click; the client only when a command runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gpushare.cli.options import JSON, WIDE, output_option, tenant_option
+from gpushare.cli.session import with_client
+
+if TYPE_CHECKING:
+    from gpushare.client.aio import AsyncClient
+    from gpushare.client.messages import Job, JobExplanation, TaskAttempt
+
+_STATES = ("QUEUED", "STARTING", "RUNNING", "SUSPENDED", "CANCELLING", "SUCCEEDED", "FAILED", "CANCELLED")
+_ENDED = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
+
+_COLUMNS = ("JOB", "NAME", "TENANT", "USER", "STATE", "GPUS", "TIME", "NODES", "REASON")
+_WIDE_COLUMNS = (
+    "JOB", "NAME", "TENANT", "USER", "STATE", "TASK", "NODE", "GPU", "MILLI", "MIB", "TIER", "ENFORCEMENT", "EXIT",
+    "CREATED", "TIME", "REASON",
+)  # fmt: skip
+
+
+@click.command()
+@click.option("-a", "--all", "show_ended", is_flag=True, help="Ended jobs, too.")
+@click.option("--user", default="", metavar="U", help="Jobs of this user.")
+@tenant_option
+@click.option(
+    "--state",
+    type=click.Choice(_STATES, case_sensitive=False),
+    help="Jobs in this state; an ended one needs no -a.",
+)
+@output_option
+@with_client
+async def jobs(client: AsyncClient, show_ended: bool, user: str, tenant: str, state: str | None, output: str) -> None:
+    """List the jobs that you may see, newest first; -o wide has a line for each task and card."""
+    from gpushare.cli.output import print_json_list
+    from gpushare.cli.table import print_table
+    from gpushare.client.aio import ALL_TENANTS
+
+    listing = client.list_jobs(
+        parent=f"tenants/{tenant}" if tenant else ALL_TENANTS,
+        user=user,
+        show_ended=show_ended or state in _ENDED,
+        state=f"JOB_STATE_{state or 'UNSPECIFIED'}",
+    )
+    found = [job async for job in listing]
+    own_tenant = client.settings.tenant
+    if output == JSON:
+        print_json_list("jobs", found)
+    elif output == WIDE:
+        print_table(_WIDE_COLUMNS, [row for job in found for row in _wide_rows(job, own_tenant)])
+    else:
+        print_table(_COLUMNS, [_row(job, own_tenant) for job in found])
+
+
+@click.command()
+@output_option
+@click.argument("job", metavar="JOB")
+@with_client
+async def job(client: AsyncClient, job: str, output: str) -> None:
+    """Everything about one job; of an array, its children."""
+    from gpushare.cli.output import print_json, print_json_list
+    from gpushare.cli.refs import find
+    from gpushare.cli.table import print_table
+
+    found = await find(client, job)
+    own_tenant = client.settings.tenant
+    if found.array_id:
+        if output == JSON:
+            print_json_list("jobs", found.jobs)
+        elif output == WIDE:
+            print_table(_WIDE_COLUMNS, [row for each in found.jobs for row in _wide_rows(each, own_tenant)])
+        else:
+            print_table(_COLUMNS, [_row(each, own_tenant) for each in found.jobs])
+        return
+    # A job that was found by its name comes from a listing, which leaves out script and environment.
+    whole = await client.get_job(found.jobs[0].name)
+    if output == JSON:
+        print_json(whole)
+    else:
+        _print_job(whole, own_tenant, wide=output == WIDE)
+
+
+@click.command()
+@output_option
+@click.argument("job", metavar="JOB")
+@with_client
+async def explain(client: AsyncClient, job: str, output: str) -> None:
+    """Why a job waits, what it waits for, and what would start it now."""
+    from gpushare.cli.output import print_json, print_json_list
+    from gpushare.cli.refs import find
+
+    found = await find(client, job)
+    explanations = [await client.explain_job(name) for name in found.names]
+    if output == JSON and found.array_id:
+        print_json_list("explanations", explanations)
+    elif output == JSON:
+        print_json(explanations[0])
+    else:
+        for position, explanation in enumerate(explanations):
+            if position:
+                print()
+            _print_explanation(explanation, wide=output == WIDE)
+
+
+@click.command()
+@output_option
+@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+@with_client
+async def cancel(client: AsyncClient, jobs: tuple[str, ...], output: str) -> None:
+    """Stop jobs: SIGTERM, then SIGKILL after the job's grace. A job that has ended keeps its end."""
+    from gpushare.cli.follow import cancel_jobs
+    from gpushare.cli.output import print_json_list
+    from gpushare.cli.refs import find_all
+
+    names = [job.name for job in await find_all(client, jobs)]
+    cancelled = await cancel_jobs(client, names)
+    if output == JSON:
+        print_json_list("jobs", cancelled)
+    else:
+        print_ends(cancelled, client.settings.tenant, wide=output == WIDE)
+
+
+def print_ends(jobs: Sequence[Job], own_tenant: str, *, wide: bool) -> None:
+    """One line a job: its state, code and reason."""
+    from gpushare.cli.output import job_id, job_state
+    from gpushare.cli.table import print_table
+
+    columns = ["JOB", "STATE", "EXIT", "REASON"] + (["DETAIL"] if wide else [])
+    rows = [
+        [job_id(job, own_tenant), job_state(job), _exit_text(job), job.reason] + ([job.detail] if wide else [])
+        for job in jobs
+    ]
+    print_table(columns, rows)
+
+
+def _row(job: Job, own_tenant: str) -> tuple[object, ...]:
+    from gpushare.cli.output import elapsed_text, job_id, job_state, request_text
+
+    nodes = sorted({task.node for task in job.tasks if task.node})
+    return (
+        job_id(job, own_tenant),
+        job.spec.name,
+        job.tenant,
+        job.created_by.user,
+        job_state(job),
+        request_text(job.spec.resources, job.spec.tasks),
+        elapsed_text(job, "start_time", "end_time"),
+        ",".join(nodes),
+        _why(job),
+    )
+
+
+def _wide_rows(job: Job, own_tenant: str) -> Iterable[tuple[object, ...]]:
+    """One row a task and card; one for a job that has none."""
+    from gpushare.cli.output import elapsed_text, fence, job_id, job_state, time_text
+
+    first = (job_id(job, own_tenant), job.spec.name, job.tenant, job.created_by.user, job_state(job))
+    last = (
+        _exit_text(job),
+        time_text(job, "create_time"),
+        elapsed_text(job, "start_time", "end_time"),
+        _why(job),
+    )
+    if not job.tasks:
+        yield (*first, "", "", "", "", "", "", "", *last)
+    for task in job.tasks:
+        for uuid in task.gpu_uuids or [""]:
+            slice_ = (task.gpu_milli, task.gpu_memory_mib) if uuid else ("", "")
+            yield (*first, task.task_index, task.node, uuid, *slice_, task.tier, fence(task.enforcement), *last)
+
+
+def _why(job: Job) -> str:
+    return job.reason or job.wait.reason
+
+
+def _exit_text(job: Job) -> str:
+    return str(job.exit_code) if job.HasField("exit_code") else ""
+
+
+def _print_job(job: Job, own_tenant: str, *, wide: bool) -> None:
+    from gpushare.cli import output as o
+    from gpushare.cli.table import print_fields, print_table
+
+    cancelled_by = f"{job.cancelled_by.user} ({job.cancelled_by.role})" if job.HasField("cancelled_by") else ""
+    print_fields(
+        [
+            ("job", o.job_id(job, own_tenant)),
+            ("name", job.spec.name),
+            ("tenant", job.tenant),
+            ("user", job.created_by.user),
+            ("state", o.job_state(job)),
+            ("reason", o.reason_sentence(job.reason, job.detail)),
+            ("waits", o.reason_sentence(job.wait.reason, job.wait.detail)),
+            ("exit code", _exit_text(job)),
+            ("signal", job.signal if job.HasField("signal") else ""),
+            ("cancelled by", cancelled_by),
+            ("request", f"{max(job.spec.tasks, 1)} x {o.request_sentence(job.spec.resources)}"),
+            ("model", job.spec.resources.gpu_model),
+            ("command", _command_text(job)),
+            ("directory", job.spec.working_directory),
+            ("labels", " ".join(f"{key}={value}" for key, value in sorted(job.spec.labels.items()))),
+            ("created", o.time_text(job, "create_time")),
+            ("started", o.time_text(job, "start_time")),
+            ("ended", o.time_text(job, "end_time")),
+            ("ran", o.elapsed_text(job, "start_time", "end_time")),
+            ("retries", f"{job.retries} own, {job.infra_retries} free" if job.retries or job.infra_retries else ""),
+            ("card-seconds", o.charge_seconds(job.charge_milli_seconds)),
+            *(_wide_fields(job) if wide else []),
+        ]
+    )
+    if job.tasks:
+        print()
+        columns = ("TASK", "ATTEMPT", "STATE", "NODE", "GPU", "MILLI", "MIB", "TIER", "ENFORCEMENT", "EXIT", "REASON")
+        print_table(columns, [row for task in job.tasks for row in _task_rows(task)])
+
+
+def _wide_fields(job: Job) -> list[tuple[str, object]]:
+    spec = job.spec
+    priority: Any = spec.priority if spec.HasField("priority") else ""
+    environment = sorted({*spec.env, *spec.captured_env})
+    return [
+        ("resource name", job.name),
+        ("priority", priority),
+        ("variables", " ".join(environment)),
+        ("containment", " ".join(sorted({task.containment for task in job.tasks if task.containment}))),
+    ]
+
+
+def _command_text(job: Job) -> str:
+    import shlex
+
+    if job.redacted:
+        return "(not shown to you)"
+    words = [shlex.quote(word) for word in job.spec.argv]
+    if job.spec.script:
+        words.insert(0, f"(script of {len(job.spec.script)} bytes)")
+    return " ".join(words)
+
+
+def _task_rows(task: TaskAttempt) -> Iterable[tuple[object, ...]]:
+    from gpushare.cli import output as o
+    from gpushare.client.messages import AttemptState
+
+    for uuid in task.gpu_uuids or [""]:
+        yield (
+            task.task_index,
+            task.number,
+            o.word(AttemptState, task.state),
+            task.node,
+            uuid,
+            task.gpu_milli if uuid else "",
+            task.gpu_memory_mib if uuid else "",
+            task.tier,
+            o.fence(task.enforcement),
+            task.exit_code if task.HasField("exit_code") else "",
+            o.reason_sentence(task.reason, task.detail),
+        )
+
+
+def _print_explanation(explanation: JobExplanation, *, wide: bool) -> None:
+    from gpushare.cli import output as o
+    from gpushare.cli.table import print_fields, print_table
+
+    wait = explanation.wait
+    print_fields(
+        [
+            ("job", o.short_name(explanation.name)),
+            ("state", o.job_state(explanation)),
+            ("waits", o.reason_sentence(wait.reason, wait.detail) if wait.reason else "it does not wait"),
+            ("held by", explanation.stage),
+            ("waits for jobs", " ".join(o.short_name(name) for name in explanation.blocking_jobs)),
+            ("earliest start", o.time_text(explanation, "earliest_start_time")),
+            ("to start it now", explanation.suggestion),
+            ("what to do", o.what_to_do(wait.reason)),
+        ]
+    )
+    if explanation.filters:
+        print()
+        columns = ("CARDS", "REFUSED BY", "BECAUSE", "NODES")
+        rows = []
+        for each in explanation.filters:
+            nodes = list(each.nodes)
+            more = "" if wide or len(nodes) <= 3 else f" and {len(nodes) - 3} more"
+            rows.append((each.gpus, each.reason, each.detail, ",".join(nodes if wide else nodes[:3]) + more))
+        print_table(columns, rows)

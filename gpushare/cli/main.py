@@ -1,0 +1,136 @@
+"""The root of the command line: which commands exist, and how any of them ends.
+
+Imports click and the standard library alone, so that `gpushare --help` starts fast; every command's module is imported
+when that command is asked for. Invariants: a refusal is one line `error: REASON: sentence` on stderr and never a
+traceback; exit codes are 0 ok, 1 refused or failed, 2 usage, 3 scheduler out of reach, and for `run` and `wait`, whose
+codes belong to the job, 125 for every failure of their own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+
+import click
+
+from gpushare.cli.exits import (
+    EXIT_BROKEN_PIPE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OWN_FAILURE,
+    EXIT_USAGE,
+)
+
+# Commands that return the job's code, so that a code of their own must be told apart.
+JOB_CODE_COMMANDS = frozenset({"run", "wait"})
+
+# name -> (module, attribute, short help)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "up": ("gpushare.cli.up", "up", "Scheduler and agents on this machine, in the foreground."),
+    "demo": ("gpushare.cli.demo", "demo", "Two tenants share one simulated card, end to end."),
+    "login": ("gpushare.cli.tokens", "login", "Connect to a cluster with the line an admin gave you."),
+    "submit": ("gpushare.cli.submit", "submit", "Queue a job and return at once."),
+    "run": ("gpushare.cli.submit", "run", "Run a job here: follow its output, return its code."),
+    "jobs": ("gpushare.cli.jobs", "jobs", "List jobs, newest first."),
+    "job": ("gpushare.cli.jobs", "job", "Everything about one job."),
+    "explain": ("gpushare.cli.jobs", "explain", "Why a job waits, and what would start it."),
+    "logs": ("gpushare.cli.logs", "logs", "Print a job's output."),
+    "wait": ("gpushare.cli.wait", "wait", "Wait for jobs to end, return their code."),
+    "cancel": ("gpushare.cli.jobs", "cancel", "Stop jobs."),
+    "nodes": ("gpushare.cli.nodes", "nodes", "List nodes."),
+    "gpus": ("gpushare.cli.nodes", "gpus", "List cards and what each can fence."),
+    "node": ("gpushare.cli.nodes", "node", "Cordon, drain or enrol a node (admin)."),
+    "tenant": ("gpushare.cli.tenants", "tenant", "Create, show, change and delete tenants (admin)."),
+    "token": ("gpushare.cli.tokens", "token", "Create, list and revoke tokens (admin)."),
+    "usage": ("gpushare.cli.usage", "usage", "Who used how much."),
+    "audit": ("gpushare.cli.usage", "audit", "Who did what (admin)."),
+    "completion": ("gpushare.cli.completion", "completion", "Shell completion for bash, zsh or fish."),
+}
+
+
+class RootGroup(click.Group):
+    """Knows every command by name and imports a command's module only to run it."""
+
+    # The command that was asked for, known even where its own arguments did not parse.
+    chosen = ""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        self.chosen = cmd_name
+        command: click.Command = getattr(importlib.import_module(entry[0]), entry[1])
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry[2]) for name, entry in COMMANDS.items()])
+
+
+@click.group(
+    cls=RootGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 ok, 1 refused or failed, 2 usage, 3 scheduler out of reach. `run` and `wait` return the "
+    "job's own code, and 125 for a failure that is not the job's.",
+)
+@click.option("--server", metavar="HOST:PORT", help="The scheduler [env: GPUSHARE_SERVER, else the context].")
+@click.option("--token", help="Who you are; seen by `ps`, so prefer the variable [env: GPUSHARE_TOKEN].")
+@click.option("--ca", metavar="FILE", help="CA certificate of the scheduler, PEM [env: GPUSHARE_CA].")
+@click.option("--context", metavar="NAME", help="A named context of the context file in place of the current.")
+@click.option("--timeout", metavar="TIME", help="How long a call may be tried, e.g. 30s (10s).")
+@click.version_option(package_name="gpushare-cluster", message="gpushare %(version)s")
+@click.pass_context
+def root(ctx: click.Context, /, **flags: str | None) -> None:
+    """Share the GPUs of ordinary servers between tenants."""
+    ctx.obj = flags
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The console script. Always ends the process with one of the documented codes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that is not UTF-8 shows an escape in place of what it cannot.
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(_run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        outcome = root.main(args=arguments, prog_name="gpushare", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as err:
+        return _fail(_usage_sentence(err), EXIT_USAGE)
+    except click.ClickException as err:
+        return _fail(f"INVALID_FIELD: {err.format_message()}", EXIT_FAILED)
+    except BrokenPipeError:
+        # Whoever read our output has enough of it; Python would complain once more while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except (KeyboardInterrupt, click.Abort):
+        return EXIT_INTERRUPTED
+    except Exception as err:
+        from gpushare.cli.failures import describe
+
+        return _fail(*describe(err))
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _usage_sentence(err: click.UsageError) -> str:
+    path = err.ctx.command_path if err.ctx is not None else "gpushare"
+    return f"INVALID_FIELD: {err.format_message().rstrip('.')} (see: {path} --help)"
+
+
+def _fail(sentence: str, exit_code: int) -> int:
+    from gpushare.cli.inert import inert
+
+    print(f"error: {inert(sentence)}", file=sys.stderr, flush=True)
+    return EXIT_OWN_FAILURE if root.chosen in JOB_CODE_COMMANDS else exit_code
+
+
+if __name__ == "__main__":
+    main()

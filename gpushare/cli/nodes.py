@@ -1,0 +1,199 @@
+"""`gpushare nodes`, `gpus` and `node ...`: the machines, their cards, and what an admin does with them.
+
+Imports click; the client only when a command runs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from gpushare.cli.options import JSON, WIDE, output_option
+from gpushare.cli.session import with_client
+
+if TYPE_CHECKING:
+    from gpushare.client.aio import AsyncClient
+    from gpushare.client.messages import Gpu, Node
+
+_NODE_COLUMNS = ("NODE", "STATE", "READY", "CARDS", "IN USE", "CPUS", "MEMORY", "CONTAINMENT", "REASON")
+_NODE_WIDE_COLUMNS = (*_NODE_COLUMNS, "DRIVER", "AGENT", "SEEN", "LABELS", "DETAIL")
+_GPU_COLUMNS = ("NODE", "#", "GPU", "MODEL", "STATE", "MILLI", "MIB", "TIERS", "JOBS", "REASON")
+_GPU_WIDE_COLUMNS = (
+    *_GPU_COLUMNS, "USED", "SM", "POWER", "TEMP", "STRANGERS", "NOT OFFERED", "SIMULATED", "DETAIL",
+)  # fmt: skip
+
+
+@click.command()
+@output_option
+@with_client
+async def nodes(client: AsyncClient, output: str) -> None:
+    """List nodes."""
+    from gpushare.cli.output import print_json_list
+    from gpushare.cli.table import print_table
+
+    found = [node async for node in client.list_nodes()]
+    if output == JSON:
+        print_json_list("nodes", found)
+    elif output == WIDE:
+        print_table(_NODE_WIDE_COLUMNS, [(*_node_row(node), *_node_wide_cells(node)) for node in found])
+    else:
+        print_table(_NODE_COLUMNS, [_node_row(node) for node in found])
+
+
+@click.command()
+@output_option
+@with_client
+async def gpus(client: AsyncClient, output: str) -> None:
+    """List cards: what is in use of each, and how it can fence a share."""
+    from gpushare.cli.output import as_json, print_json
+    from gpushare.cli.table import print_table
+
+    found = [(node, gpu) async for node in client.list_nodes() for gpu in node.gpus]
+    if output == JSON:
+        print_json({"gpus": [{"node": node.name, **as_json(gpu)} for node, gpu in found]})
+    elif output == WIDE:
+        print_table(_GPU_WIDE_COLUMNS, [(*_gpu_row(node, gpu), *_gpu_wide_cells(gpu)) for node, gpu in found])
+    else:
+        print_table(_GPU_COLUMNS, [_gpu_row(node, gpu) for node, gpu in found])
+
+
+@click.group()
+def node() -> None:
+    """Cordon, drain or enrol a node (admin)."""
+
+
+@node.command()
+@click.option("--detail", default="", metavar="TEXT", help="Why; shown with the node.")
+@output_option
+@click.argument("name", metavar="NODE")
+@with_client
+async def cordon(client: AsyncClient, name: str, detail: str, output: str) -> None:
+    """Start no new task there; running ones stay."""
+    _print_node(await client.cordon_node(_resource(name), detail=detail), output)
+
+
+@node.command()
+@output_option
+@click.argument("name", metavar="NODE")
+@with_client
+async def uncordon(client: AsyncClient, name: str, output: str) -> None:
+    """Take a cordon or a drain back."""
+    _print_node(await client.uncordon_node(_resource(name)), output)
+
+
+@node.command()
+@click.option("--detail", default="", metavar="TEXT", help="Why; shown with the node.")
+@output_option
+@click.argument("name", metavar="NODE")
+@with_client
+async def drain(client: AsyncClient, name: str, detail: str, output: str) -> None:
+    """Cordon it; it is drained when its last task has ended."""
+    _print_node(await client.drain_node(_resource(name), detail=detail), output)
+
+
+@node.command("declare-dead")
+@output_option
+@click.argument("name", metavar="NODE")
+@with_client
+async def declare_dead(client: AsyncClient, name: str, output: str) -> None:
+    """Free what a silent node holds. Only for a machine that is known to be off: its tasks may start elsewhere."""
+    _print_node(await client.declare_node_dead(_resource(name)), output)
+
+
+@node.command("join-token")
+@click.option("--ttl", metavar="TIME", help="How long it can be used (1h).")
+@output_option
+@click.argument("name", metavar="NODE")
+@with_client
+async def join_token(client: AsyncClient, name: str, ttl: str | None, output: str) -> None:
+    """Print the single-use line with which one agent enrols as NODE."""
+    from gpushare.cli.output import print_json
+    from gpushare.quantity import parse_duration_ms
+
+    answer = await client.create_join_token(name, ttl_ms=parse_duration_ms(ttl, "ttl") if ttl is not None else None)
+    if output == JSON:
+        print_json(answer)
+    else:
+        print(answer.join)
+
+
+def _resource(name: str) -> str:
+    return name if name.startswith("nodes/") else f"nodes/{name}"
+
+
+def _print_node(node: Node, output: str) -> None:
+    from gpushare.cli.output import print_json
+    from gpushare.cli.table import print_table
+
+    if output == JSON:
+        print_json(node)
+    elif output == WIDE:
+        print_table(_NODE_WIDE_COLUMNS, [(*_node_row(node), *_node_wide_cells(node))])
+    else:
+        print_table(_NODE_COLUMNS, [_node_row(node)])
+
+
+def _node_row(node: Node) -> tuple[object, ...]:
+    from gpushare.cli import output as o
+    from gpushare.client.messages import NodeState
+
+    state = o.word(NodeState, node.state)
+    if node.drained:
+        state += ",drained"
+    elif node.cordoned:
+        state += ",cordoned"
+    in_use_milli = sum(gpu.allocated_milli for gpu in node.gpus)
+    return (
+        o.short_name(node.name),
+        state,
+        "yes" if node.ready else "no",
+        len(node.gpus),
+        o.milli_text(in_use_milli),
+        f"{o.cpus_text(node.allocated_cpu_milli)}/{o.cpus_text(node.cpu_milli)}",
+        f"{o.memory_text(node.allocated_memory_mib) or '0'}/{o.memory_text(node.memory_mib) or '0'}",
+        node.containment,
+        node.reason,
+    )
+
+
+def _node_wide_cells(node: Node) -> tuple[object, ...]:
+    from gpushare.cli.output import time_text
+
+    labels = " ".join(f"{key}={value}" for key, value in sorted(node.labels.items()))
+    return (node.driver_version, node.agent_version, time_text(node, "last_seen_time"), labels, node.detail)
+
+
+def _gpu_row(node: Node, gpu: Gpu) -> tuple[object, ...]:
+    from gpushare.cli import output as o
+    from gpushare.client.messages import GpuState
+
+    offered = [f"{offer.tier}({o.fence(offer.enforcement)})" for offer in gpu.tiers if not offer.absent_because]
+    return (
+        o.short_name(node.name),
+        gpu.index,
+        gpu.uuid,
+        gpu.model,
+        o.word(GpuState, gpu.state),
+        f"{gpu.allocated_milli}/1000",
+        f"{gpu.allocated_mib}/{gpu.usable_mib}",
+        ",".join(offered),
+        len(gpu.attempt_ids),
+        gpu.reason,
+    )
+
+
+def _gpu_wide_cells(gpu: Gpu) -> tuple[object, ...]:
+    sample = gpu.sample
+    strangers = " ".join(f"{each.pid}({each.user},{each.memory_mib}MiB)" for each in gpu.strangers)
+    absent = "; ".join(f"{offer.tier}: {offer.absent_because}" for offer in gpu.tiers if offer.absent_because)
+    return (
+        f"{sample.used_mib}MiB" if gpu.HasField("sample") else "",
+        f"{sample.sm_percent}%" if sample.HasField("sm_percent") else "",
+        f"{sample.power_mw / 1000:.0f}W" if sample.HasField("power_mw") else "",
+        f"{sample.temperature_c}C" if sample.HasField("temperature_c") else "",
+        strangers,
+        absent,
+        "yes" if gpu.simulated else "no",
+        gpu.detail,
+    )

@@ -1,0 +1,222 @@
+"""`gpushare submit` and `gpushare run`: a job from a script or a command line.
+
+Imports click; the client only when a command runs. Invariant: the two commands take the same options and make the
+same job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from gpushare.cli.options import tenant_option
+from gpushare.cli.session import run_with_client
+
+if TYPE_CHECKING:
+    from gpushare.cli.interrupts import Interrupts
+    from gpushare.client.aio import AsyncClient
+    from gpushare.client.messages import CreateJobResponse, JobSpec
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_EPILOG = (
+    "SCRIPT is read now and stored with the job, up to 1 MiB. A command stands behind --. Options come before either, "
+    "what follows belongs to the job."
+)
+
+_JOB_OPTIONS = (
+    click.option("--gpus", metavar="N", help='"0.25" or "25%" of one card, "2" whole cards, "0" none.'),
+    click.option("--gpu-memory", metavar="SIZE", help="Memory of the share, e.g. 12G; alone it sets the share, too."),
+    click.option("--model", default="", metavar="NAME", help="Card model, as `gpushare gpus` prints it."),
+    click.option("--tasks", metavar="N", help="A gang: so many tasks, started together or not at all."),
+    click.option("--cpus", metavar="N", help="CPUs a task, e.g. 4 or 0.5 (the card's share of the node)."),
+    click.option("--host-memory", metavar="SIZE", help="Host memory a task, e.g. 16G (the card's share of the node)."),
+    click.option("--time", metavar="TIME", help="Longest run time, e.g. 2h or 1h30m."),
+    click.option("--priority", metavar="N", help="Higher goes first within the tenant."),
+    click.option("--name", metavar="NAME", help="A name by which the other commands find it."),
+    tenant_option,
+    click.option("--chdir", metavar="DIR", help="Working directory (the current one)."),
+    click.option("--env", multiple=True, metavar="K=V", help="Set a variable; may be repeated."),
+    click.option("--env-file", metavar="FILE", help="Variables from a file of K=V lines; --env wins."),
+    click.option(
+        "--export",
+        metavar="all|none|A,B",
+        help="Variables to take along (PATH VIRTUAL_ENV CONDA_* PYTHONPATH LD_LIBRARY_PATH LANG TERM).",
+    ),
+    click.option("--label", multiple=True, metavar="K=V", help="A label of the job; may be repeated."),
+    click.option("--array", metavar="0-99", help="One job per index: ranges and single ones, 1,3,5-7."),
+    click.option("--dry-run", is_flag=True, help="Check everything, queue nothing."),
+    click.option("--parsable", is_flag=True, help="Print the id alone."),
+    click.option("--fence", metavar="soft|server|hard", help="The weakest fence to accept (the best there is)."),
+    click.option(
+        "--on-disconnect",
+        metavar="keep|stop-and-requeue",
+        help="When its node is out of reach: run on (keep), or stop there and start elsewhere.",
+    ),
+    click.option("--max-retries", metavar="N", help="Start it again so often when it fails by itself (0)."),
+    click.option("--grace", metavar="TIME", help="Between SIGTERM and SIGKILL (10s)."),
+)
+
+
+def _job_options(function: _Function) -> _Function:
+    for option in reversed(_JOB_OPTIONS):
+        function = option(function)
+    return function
+
+
+class JobCommand(click.Command):
+    """Ends its options at the first word that is none, and remembers whether that was --."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        rest = super().parse_args(ctx, args)
+        words = ctx.params["words"]
+        position = len(given) - len(words)
+        ctx.params["is_command"] = position > 0 and given[position - 1] == "--"
+        return rest
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "[OPTIONS] (SCRIPT ARG... | -- CMD ARG...)")
+
+
+_COMMAND_SETTINGS: dict[str, Any] = {"allow_interspersed_args": False}
+
+
+@click.command(cls=JobCommand, context_settings=_COMMAND_SETTINGS, epilog=_EPILOG)
+@_job_options
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def submit(tenant: str, dry_run: bool, parsable: bool, **options: Any) -> int | None:
+    """Queue a job and return at once."""
+    spec = _spec_of(options)
+
+    async def work(client: AsyncClient) -> None:
+        answer = await client.create_job(spec, tenant=tenant, validate_only=dry_run)
+        _print_notices(answer, options["export"])
+        if dry_run:
+            print(f"ok: {_count_text(len(answer.jobs))} would be queued, nothing was")
+            return
+        reference = _reference(client, answer)
+        if parsable:
+            print(reference)
+        elif answer.jobs[0].array_id:
+            print(f"submitted array {reference}: {_count_text(len(answer.jobs))}")
+        else:
+            print(f"submitted job {reference}")
+
+    return run_with_client(work)
+
+
+@click.command(cls=JobCommand, context_settings=_COMMAND_SETTINGS, epilog=_EPILOG)
+@_job_options
+@click.option("--pty", is_flag=True, help="Give the job a terminal; its stderr then joins stdout.")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def run(tenant: str, dry_run: bool, parsable: bool, pty: bool, **options: Any) -> int | None:
+    """Run a job: follow its output, return its code. Ctrl-C cancels it, losing the terminal does not."""
+    from gpushare.cli.follow import run_to_end
+    from gpushare.cli.interrupts import Interrupts
+
+    spec = _spec_of(options, pty=pty)
+
+    async def work(client: AsyncClient) -> int:
+        # From before the job exists, so that no Ctrl-C can fall between its start and its cancelling.
+        with Interrupts() as interrupts:
+            creating = client.create_job(spec, tenant=tenant, validate_only=dry_run)
+            answer = await _unless_left(creating, interrupts)
+            if answer is None:
+                return interrupts.exit_code
+            if dry_run:
+                _print_notices(answer, options["export"])
+                print(f"ok: {_count_text(len(answer.jobs))} would run, nothing was started")
+                return 0
+            reference = _reference(client, answer)
+            _print_way_back(reference, parsable=parsable)
+            _print_notices(answer, options["export"])
+            return await run_to_end(client, answer.jobs, reference, interrupts)
+
+    return run_with_client(work)
+
+
+async def _unless_left(
+    creating: Coroutine[Any, Any, CreateJobResponse], interrupts: Interrupts
+) -> CreateJobResponse | None:
+    """The answer, or None where the person would not wait for it any longer."""
+    answering = asyncio.ensure_future(creating)
+    leaving = asyncio.ensure_future(interrupts.leave.wait())
+    try:
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            return answering.result()
+        print("note: left without an answer; `gpushare jobs` shows whether it was queued", file=sys.stderr)
+        return None
+    finally:
+        answering.cancel()
+        leaving.cancel()
+
+
+def _print_way_back(reference: str, *, parsable: bool) -> None:
+    text = f"job {reference}; to come back: gpushare logs -f {reference}; to end it: gpushare cancel {reference}"
+    print(reference if parsable else text, file=sys.stderr, flush=True)
+
+
+def _spec_of(options: dict[str, Any], *, pty: bool = False) -> JobSpec:
+    from gpushare.cli import capture
+    from gpushare.client.spec import job_spec
+
+    script, argv = capture.script_and_argv(options["words"], is_command=options["is_command"])
+    return job_spec(
+        argv,
+        script=script,
+        working_directory=capture.working_directory(options["chdir"]),
+        env=capture.explicit_env(options["env"], options["env_file"]),
+        captured_env=capture.captured_env(options["export"]),
+        labels=capture.split_pairs(options["label"], "label"),
+        gpus=options["gpus"],
+        gpu_memory=options["gpu_memory"],
+        model=options["model"],
+        cpus=options["cpus"],
+        host_memory=options["host_memory"],
+        tasks=options["tasks"],
+        array=options["array"],
+        time=options["time"],
+        priority=options["priority"],
+        name=options["name"],
+        max_retries=options["max_retries"],
+        grace=options["grace"],
+        fence=options["fence"],
+        on_disconnect=options["on_disconnect"],
+        pty=pty,
+    )
+
+
+def _reference(client: AsyncClient, answer: CreateJobResponse) -> str:
+    """What the other commands take for this job or array."""
+    first = answer.jobs[0]
+    own_id = first.array_id or first.id
+    return own_id if first.tenant == client.settings.tenant else f"{first.tenant}/{own_id}"
+
+
+def _print_notices(answer: CreateJobResponse, export: str | None) -> None:
+    from gpushare.cli import capture
+    from gpushare.cli.inert import inert
+    from gpushare.cli.output import request_sentence
+
+    if answer.default_request_used:
+        asked = request_sentence(answer.jobs[0].spec.resources)
+        _note(f"no --gpus was given, so it asks for {asked}; to share a card: --gpus 0.25, for none: --gpus 0")
+    if answer.dropped_env:
+        _note(f"left out of the captured environment, because only gpushare sets them: {' '.join(answer.dropped_env)}")
+    unreadable = capture.left_out(export)
+    if unreadable:
+        _note(f"left out of the captured environment, because they are not UTF-8: {inert(' '.join(unreadable))}")
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def _count_text(count: int) -> str:
+    return "1 job" if count == 1 else f"{count} jobs"

@@ -1,0 +1,146 @@
+"""`gpushare login` and `gpushare token ...`: who calls.
+
+Imports click; the client only when a command runs. Invariants: a secret is printed once, on stdout, when it is made;
+a login is kept only after the scheduler has accepted it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from gpushare.cli.options import JSON, WIDE, output_option, tenant_option
+from gpushare.cli.session import quiet_grpc, timeout_s_of_flags, with_client
+
+if TYPE_CHECKING:
+    from gpushare.client.aio import AsyncClient
+    from gpushare.client.settings import ConnectionSettings
+
+_ROLES = ("admin", "operator", "user", "viewer")
+_COLUMNS = ("TOKEN", "USER", "ROLE", "TENANT", "UNIX USER", "EXPIRES", "REVOKED")
+_WIDE_COLUMNS = (*_COLUMNS, "NODE", "CREATED")
+
+
+@click.command()
+@click.option("--name", default="", metavar="NAME", help="What to call the context (the scheduler's host).")
+@click.option("--tenant", default="", metavar="T", help="Your tenant, where you may see several.")
+@click.argument("join", metavar="JOIN")
+def login(name: str, tenant: str, join: str) -> None:
+    """Connect to a cluster with the line an admin gave you; JOIN - reads it from standard input."""
+    import asyncio
+
+    quiet_grpc()
+    from gpushare.client.settings import context_path, save_context, settings_of_join
+    from gpushare.errors import invalid_field
+    from gpushare.join import decode_join
+
+    parts = decode_join(sys.stdin.readline() if join == "-" else join)
+    if parts.is_for_agent:
+        raise invalid_field("join", "this line enrols an agent; ask for one that `gpushare token create` printed")
+    settings = asyncio.run(_accepted(settings_of_join(parts, tenant=tenant), timeout_s_of_flags()))
+    name = name or parts.address.rpartition(":")[0].strip("[]").replace(":", "-")
+    path = context_path()
+    save_context(path, name, settings)
+    print(f"logged in to {settings.server}" + (f" as a member of {settings.tenant}" if settings.tenant else ""))
+    print(f"context {name!r} is now the current one in {path}")
+    if not settings.tenant:
+        print("your own tenant is not known: give --tenant with each submit, or log in with --tenant")
+
+
+async def _accepted(settings: ConnectionSettings, timeout_s: float) -> ConnectionSettings:
+    """The settings with the caller's tenant, which the scheduler shows to its members; raises where it refuses them."""
+    from dataclasses import replace
+
+    from gpushare.cli.output import short_name
+    from gpushare.client.aio import AsyncClient
+    from gpushare.errors import NotFoundError
+    from gpushare.reasons import Reason
+
+    async with AsyncClient(settings, timeout_s=timeout_s) as client:
+        visible = [short_name(each.name) async for each in client.list_tenants()]
+    if settings.tenant and settings.tenant not in visible:
+        raise NotFoundError(Reason.NOT_FOUND, f"There is no tenant {settings.tenant!r} that you may see.")
+    if settings.tenant or len(visible) != 1:
+        return settings
+    return replace(settings, tenant=visible[0])
+
+
+@click.group()
+def token() -> None:
+    """Create, list and revoke tokens (admin)."""
+
+
+@token.command()
+@click.option("--role", type=click.Choice(_ROLES), default="user", help="What it may do (user).")
+@tenant_option
+@click.option("--unix-user", default="", metavar="U", help="The account that this person's jobs run as.")
+@click.option("--ttl", metavar="TIME", help="How long it is valid (for ever).")
+@output_option
+@click.argument("user", metavar="USER")
+@with_client
+async def create(
+    client: AsyncClient, user: str, role: str, tenant: str, unix_user: str, ttl: str | None, output: str
+) -> None:
+    """Make a token for USER and print the line for their `gpushare login`, this once."""
+    from gpushare.cli.output import print_json, short_name
+    from gpushare.quantity import parse_duration_ms
+
+    answer = await client.create_token(
+        user,
+        f"ROLE_{role.upper()}",
+        tenant=tenant,
+        unix_user=unix_user,
+        ttl_ms=parse_duration_ms(ttl, "ttl") if ttl is not None else None,
+    )
+    if output == JSON:
+        print_json(answer)
+    else:
+        print(f"token {short_name(answer.token.name)} for {user}; the line for `gpushare login`:", file=sys.stderr)
+        print(answer.join)
+
+
+@token.command("list")
+@tenant_option
+@output_option
+@with_client
+async def list_(client: AsyncClient, tenant: str, output: str) -> None:
+    """List tokens; never their secrets."""
+    from gpushare.cli import output as o
+    from gpushare.cli.table import print_table
+    from gpushare.client.messages import Role
+
+    found = [each async for each in client.list_tokens(tenant=tenant)]
+    if output == JSON:
+        o.print_json_list("tokens", found)
+        return
+    wide = output == WIDE
+    rows = []
+    for each in found:
+        cells = [
+            o.short_name(each.name),
+            each.user,
+            o.word(Role, each.role).lower(),
+            each.tenant,
+            each.unix_user,
+            o.time_text(each, "expire_time"),
+            o.time_text(each, "revoke_time"),
+        ]
+        rows.append(cells + ([each.node, o.time_text(each, "create_time")] if wide else []))
+    print_table(_WIDE_COLUMNS if wide else _COLUMNS, rows)
+
+
+@token.command()
+@output_option
+@click.argument("name", metavar="TOKEN")
+@with_client
+async def revoke(client: AsyncClient, name: str, output: str) -> None:
+    """Revoke a token by its id, as `gpushare token list` prints it; effective within a second."""
+    from gpushare.cli.output import print_json
+
+    revoked = await client.revoke_token(name if name.startswith("tokens/") else f"tokens/{name}")
+    if output == JSON:
+        print_json(revoked)
+    else:
+        print(f"revoked token {name} of {revoked.user}")

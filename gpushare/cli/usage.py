@@ -1,0 +1,96 @@
+"""`gpushare usage` and `gpushare audit`: who used what, and who did what.
+
+Imports click; the client only when a command runs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from gpushare.cli.options import JSON, WIDE, output_option
+from gpushare.cli.session import with_client
+
+if TYPE_CHECKING:
+    from gpushare.client.aio import AsyncClient
+
+_AUDIT_LIMIT = 100
+_AUDIT_COLUMNS = ("SEQ", "TIME", "USER", "ROLE", "TENANT", "WHAT", "SUBJECT")
+
+
+@click.command()
+@click.option("--by", type=click.Choice(["tenant", "user", "job"]), default="tenant", help="One line each (tenant).")
+@click.option("--tenant", default="", metavar="T", help="Of this tenant alone.")
+@output_option
+@with_client
+async def usage(client: AsyncClient, by: str, tenant: str, output: str) -> None:
+    """Card-seconds held, from allocation to end: the part of a card that nobody else could have, times its time."""
+    from gpushare.cli.output import charge_seconds, print_json
+    from gpushare.cli.table import print_table
+
+    answer = await client.get_usage(f"USAGE_GROUP_{by.upper()}", tenant=tenant)
+    if output == JSON:
+        print_json(answer)
+        return
+    names = {"tenant": ["TENANT"], "user": ["TENANT", "USER"], "job": ["TENANT", "USER", "JOB"]}[by]
+    rows = [
+        [
+            *(getattr(row, name.lower()) for name in names),
+            charge_seconds(row.charge_milli_seconds),
+            row.attempts,
+        ]
+        for row in answer.rows
+    ]
+    print_table([*names, "CARD-SECONDS", "ATTEMPTS"], rows)
+
+
+@click.command()
+@click.option("--denials", is_flag=True, help="Refused calls in place of events.")
+@click.option("--user", default="", metavar="U", help="By this user.")
+@click.option("--tenant", default="", metavar="T", help="By members of this tenant.")
+@click.option("--kind", default="", metavar="KIND", help="Of this kind alone, e.g. JobCreated.")
+@click.option("--limit", metavar="N", help=f"At most so many, the newest ({_AUDIT_LIMIT}).")
+@output_option
+@with_client
+async def audit(
+    client: AsyncClient, denials: bool, user: str, tenant: str, kind: str, limit: str | None, output: str
+) -> None:
+    """Who did what, newest first (admin)."""
+    from gpushare.cli.output import print_json_list, short_name, time_text
+    from gpushare.cli.table import print_table
+    from gpushare.quantity import parse_int
+
+    count = parse_int(limit, "limit", minimum=1) if limit is not None else _AUDIT_LIMIT
+    events = []
+    listing = client.list_audit_events(user=user, tenant=tenant, kind=kind, denials=denials, page_size=min(count, 500))
+    async for event in listing:
+        events.append(event)
+        if len(events) == count:
+            break
+    await listing.aclose()
+    if output == JSON:
+        print_json_list("events", events)
+        return
+    columns = [*_AUDIT_COLUMNS]
+    if denials:
+        columns.append("REASON")
+    if output == WIDE:
+        columns += ["REQUEST ID", "DETAIL"]
+    rows = []
+    for event in events:
+        cells = [
+            event.sequence or "",
+            time_text(event, "time"),
+            event.principal.user,
+            event.principal.role,
+            event.principal.tenant,
+            event.kind,
+            short_name(event.subject),
+        ]
+        if denials:
+            cells.append(event.reason)
+        if output == WIDE:
+            cells += [event.request_id, event.detail_json]
+        rows.append(cells)
+    print_table(columns, rows)

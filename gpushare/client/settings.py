@@ -1,0 +1,212 @@
+"""Where the scheduler is and who calls: flags, then environment, then the context file with its named contexts.
+
+Imports the standard library, `gpushare.address`, `errors` and `join`. Invariants: the file holds tokens, so it is
+written with mode 0600, whole or not at all; an unknown key in it is an error; no error shows a token.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from gpushare.address import parse_address
+from gpushare.errors import FailedPreconditionError, GpushareError
+from gpushare.join import JoinString
+from gpushare.names import TextError
+from gpushare.reasons import Reason
+
+SERVER_ENV = "GPUSHARE_SERVER"
+TOKEN_ENV = "GPUSHARE_TOKEN"
+CA_ENV = "GPUSHARE_CA"
+CONFIG_ENV = "GPUSHARE_CONFIG"
+
+_CONTEXT_NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,62}")
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSettings:
+    """What it takes to call one scheduler. `ca_pem` "" is for a scheduler without TLS on this machine.
+
+    `tenant` and `user` are the caller's own where they are known, else "": they only complete what a person leaves out,
+    the scheduler goes by the token.
+    """
+
+    server: str
+    token: str = field(repr=False)
+    ca_pem: str = field(default="", repr=False)
+    tenant: str = ""
+    user: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ContextFile:
+    """The named connections of one person, and which one counts."""
+
+    current: str = ""
+    contexts: Mapping[str, ConnectionSettings] = field(default_factory=dict)
+
+
+def context_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """GPUSHARE_CONFIG, else gpushare/config.toml in the XDG configuration directory."""
+    if environ.get(CONFIG_ENV):
+        return Path(environ[CONFIG_ENV])
+    base = environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(base) / "gpushare" / "config.toml"
+
+
+def load_settings(
+    *,
+    server: str | None = None,
+    token: str | None = None,
+    ca_file: str | None = None,
+    context: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> ConnectionSettings:
+    """The connection to use; each of the arguments beats the environment, which beats the context file.
+
+    Raises FailedPreconditionError(CONFIG_INVALID) that names the file and key, or says how to log in.
+    """
+    path = context_path(environ)
+    contexts = read_contexts(path)
+    chosen = _chosen(contexts, context, path)
+    server = server or environ.get(SERVER_ENV) or (chosen.server if chosen else "")
+    token = token or environ.get(TOKEN_ENV) or (chosen.token if chosen else "")
+    if not server:
+        raise _refused(
+            "No scheduler is known.",
+            "Run `gpushare login JOIN` with a line from the admin, or `gpushare up` for a scheduler of your own.",
+        )
+    if not token:
+        raise _refused(
+            f"There is no token for {server}.",
+            f"Run `gpushare login JOIN` with a line from the admin, or set {TOKEN_ENV}.",
+        )
+    _check_address(server, f"the scheduler's address {server!r}")
+    base = chosen if chosen is not None and chosen.server == server else None
+    ca_file = ca_file or environ.get(CA_ENV)
+    ca_pem = _read_ca(ca_file) if ca_file else (base.ca_pem if base else "")
+    # With a token of their own these callers are somebody else, whose names the context does not know.
+    same_caller = base is not None and base.token == token
+    return ConnectionSettings(
+        server=server,
+        token=token,
+        ca_pem=ca_pem,
+        tenant=base.tenant if base is not None and same_caller else "",
+        user=base.user if base is not None and same_caller else "",
+    )
+
+
+def settings_of_join(join: JoinString, *, tenant: str = "", user: str = "") -> ConnectionSettings:
+    """The connection that a join string for people describes."""
+    return ConnectionSettings(join.address, join.secret, join.ca_pem, tenant, user)
+
+
+def read_contexts(path: Path) -> ContextFile:
+    """The context file, or an empty one where there is none. Raises FailedPreconditionError(CONFIG_INVALID)."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ContextFile()
+    except (OSError, UnicodeDecodeError) as err:
+        raise _refused(f"{path} cannot be read: {err}.", "Mend the file or its mode.") from err
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as err:
+        raise _refused(f"{path} is no TOML: {err}.", "Correct that line.") from err
+    tables = document.pop("contexts", {})
+    current = document.pop("current", "")
+    if document:
+        raise _refused(f"{path} has the unknown key {next(iter(document))!r}.", "Take it out.")
+    if not isinstance(tables, dict) or not isinstance(current, str):
+        raise _refused(f"{path}: `current` is a name and `contexts` a table.", "Correct them, or log in again.")
+    return ContextFile(current, {name: _context_of(name, table, path) for name, table in tables.items()})
+
+
+def _context_of(name: str, table: object, path: Path) -> ConnectionSettings:
+    where = f"{path}, context {name!r}"
+    if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+        raise _refused(f"{where}: every value is a text.", "Correct it, or log in again.")
+    unknown = set(table) - {"server", "token", "ca", "tenant", "user"}
+    if unknown:
+        raise _refused(f"{where} has the unknown key {min(unknown)!r}.", "Take it out.")
+    if "server" not in table or "token" not in table:
+        raise _refused(f"{where} needs `server` and `token`.", "Log in again.")
+    _check_address(table["server"], f"{where}: `server`")
+    return ConnectionSettings(
+        table["server"], table["token"], table.get("ca", ""), table.get("tenant", ""), table.get("user", "")
+    )
+
+
+def save_context(path: Path, name: str, settings: ConnectionSettings) -> None:
+    """Adds or replaces one context and makes it the current one; the others stay as they are."""
+    if _CONTEXT_NAME.fullmatch(name) is None:
+        raise _refused(f"{name!r} is no name for a context.", "Use up to 63 letters, digits, '-', '_' and '.'.")
+    known = read_contexts(path)
+    _write(path, replace(known, current=name, contexts={**known.contexts, name: settings}))
+
+
+def _write(path: Path, file: ContextFile) -> None:
+    lines = [f"current = {_toml_text(file.current)}"]
+    for name, settings in file.contexts.items():
+        lines += ["", f"[contexts.{_toml_text(name)}]"]
+        values = {
+            "server": settings.server,
+            "token": settings.token,
+            "ca": settings.ca_pem,
+            "tenant": settings.tenant,
+            "user": settings.user,
+        }
+        lines += [f"{key} = {_toml_text(value)}" for key, value in values.items() if value]
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # mkstemp makes it 0600; a rename never shows half a file to another command.
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+            out.write("\n".join(lines) + "\n")
+        os.replace(temporary, path)
+    except OSError as err:
+        raise _refused(
+            f"{path} cannot be written: {err}.", "Mend the directory's mode, or set GPUSHARE_CONFIG."
+        ) from err
+
+
+def _toml_text(value: str) -> str:
+    """A TOML basic string; JSON's escapes are a part of TOML's, DEL apart."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _chosen(contexts: ContextFile, name: str | None, path: Path) -> ConnectionSettings | None:
+    wanted = name or contexts.current
+    if not wanted:
+        return None
+    if wanted not in contexts.contexts:
+        known = ", ".join(contexts.contexts) or "none"
+        raise _refused(f"{path} has no context {wanted!r} (it has: {known}).", "Name another, or log in.")
+    return contexts.contexts[wanted]
+
+
+def _check_address(text: str, what: str) -> None:
+    try:
+        parse_address(text)
+    except TextError as err:
+        raise _refused(f"{what} {err.why}.", f"Write {err.accepted}.") from err
+
+
+def _read_ca(ca_file: str) -> str:
+    try:
+        pem = Path(ca_file).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as err:
+        raise _refused(f"The CA certificate {ca_file!r} cannot be read: {err}.", "Name a PEM file.") from err
+    if "-----BEGIN CERTIFICATE-----" not in pem:
+        raise _refused(f"{ca_file!r} holds no PEM certificate.", "Name a PEM file.")
+    return pem
+
+
+def _refused(message: str, what_to_do: str) -> GpushareError:
+    return FailedPreconditionError(Reason.CONFIG_INVALID, message, what_to_do=what_to_do)

@@ -1,0 +1,371 @@
+"""JobService: the servicer. Thin: a message becomes a command, an outcome becomes a message.
+
+Imports the gate, the watches, the log reads and the converters. Invariants: a job of a tenant that the caller does not
+see answers NOT_FOUND without being looked up; what a job's reader may not see was left out by `auth.view_of`; answers
+are bounded in bytes whatever the jobs hold.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import AsyncGenerator
+from functools import partial
+from typing import NamedTuple
+
+import msgspec
+
+from gpushare.core.admission import check_job
+from gpushare.core.commands import CancelJob, Outcome, RawJob, SubmitJobs
+from gpushare.core.explain import Explanation
+from gpushare.core.model import Attempt, AttemptState, Job, JobState
+from gpushare.core.state import ClusterState
+from gpushare.errors import GpushareError, error_of, invalid_field
+from gpushare.reasons import Reason
+from gpushare.scheduler import convert
+from gpushare.scheduler.api_gate import StreamEnd, call_of, commit
+from gpushare.scheduler.api_paging import PAGE_BYTES_MAX, Cursor, Place, page_size
+from gpushare.scheduler.auth import Caller, JobView, Reach, view_of
+from gpushare.scheduler.engine import Engine
+from gpushare.scheduler.journal import job_from_history
+from gpushare.scheduler.logs import LogReads
+from gpushare.scheduler.watch import Watches
+from gpushare.store.port import HistoryCursor, HistoryRow
+from gpushare.v1 import agent_pb2, job_pb2
+
+_LOG_STREAMS = (job_pb2.OUTPUT_STREAM_UNSPECIFIED, job_pb2.OUTPUT_STREAM_STDOUT, job_pb2.OUTPUT_STREAM_STDERR)
+# A page of the history is looked for in this many steps at most; then the next page goes on.
+_HISTORY_STEPS = 5
+_HISTORY_STEP_ROWS = 1000
+
+
+class _Listing(NamedTuple):
+    """What a listing is of; "" and None are "any"."""
+
+    tenant: str
+    state: JobState | None
+    user: str
+    show_ended: bool
+    array_id: str
+    job_name: str
+
+    def has(self, job: Job) -> bool:
+        return (
+            self.tenant in ("", job.tenant)
+            and (self.state is None or job.state is self.state)
+            and (self.show_ended or not job.is_ended)
+            and self.user in ("", job.created_by.user)
+            and self.array_id in ("", job.array_id)
+            and self.job_name in ("", job.spec.name)
+        )
+
+
+class JobApi:
+    def __init__(self, engine: Engine, watches: Watches, logs: LogReads, page_max: int) -> None:
+        self._engine = engine
+        self._watches = watches
+        self._logs = logs
+        self._page_max = page_max
+
+    # -- submitting
+
+    async def create_job(self, request: job_pb2.CreateJobRequest, caller: Caller) -> job_pb2.CreateJobResponse:
+        tenant = _submit_tenant(request.parent, caller)
+        raw = convert.raw_job(request.job)
+        command = SubmitJobs(tenant, (raw,), request.validate_only)
+        view = partial(self._created, caller, tenant, raw)
+        answer, missing = await commit(self._engine, command, call_of(caller, request), view)
+        if missing:
+            # A repeated request whose jobs have left memory since.
+            answer.jobs.extend([await self._archived(key, caller, JobView.BASIC) for key in missing])
+        return answer
+
+    def _created(
+        self, caller: Caller, tenant: str, raw: RawJob, state: ClusterState, outcome: Outcome
+    ) -> tuple[job_pb2.CreateJobResponse, list[str]]:
+        answer = job_pb2.CreateJobResponse(
+            dropped_env=outcome.notices.get("dropped_env", ()),
+            default_request_used="default_request_used" in outcome.notices,
+        )
+        if not outcome.names:
+            spec = check_job(raw, state.tenants[tenant], caller.principal, self._engine.settings)
+            answer.jobs.add(tenant=tenant, spec=convert.job_spec(spec, JobView.FULL))
+            return answer, []
+        view = JobView.FULL if len(outcome.names) == 1 else JobView.BASIC
+        for key in outcome.names:
+            if key in state.jobs:
+                answer.jobs.append(self._shown(state.jobs[key], view))
+        if answer.jobs and len(answer.jobs) * answer.jobs[0].spec.ByteSize() > PAGE_BYTES_MAX:
+            # The children of an array share one spec, which the caller has just sent: the first one shows it.
+            for child in answer.jobs[1:]:
+                child.ClearField("spec")
+        return answer, [key for key in outcome.names if key not in state.jobs]
+
+    async def batch_create_jobs(
+        self, request: job_pb2.BatchCreateJobsRequest, caller: Caller
+    ) -> job_pb2.BatchCreateJobsResponse:
+        tenant = _submit_tenant(request.parent, caller)
+        command = SubmitJobs(tenant, tuple(_raw_of_batch(place, spec) for place, spec in enumerate(request.jobs)))
+        names = await commit(self._engine, command, call_of(caller, request), lambda _state, outcome: outcome.names)
+        return job_pb2.BatchCreateJobsResponse(names=[convert.job_name(key) for key in names])
+
+    # -- looking
+
+    async def get_job(self, request: job_pb2.GetJobRequest, caller: Caller) -> job_pb2.Job:
+        key = _visible_key(request.name, caller)
+        found = await self._engine.read(lambda state: self._look(state, key, caller))
+        return found or await self._archived(key, caller, None)
+
+    def _look(self, state: ClusterState, key: str, caller: Caller) -> job_pb2.Job | None:
+        job = state.jobs.get(key)
+        return None if job is None else self._shown(job, view_of(caller, job))
+
+    async def list_jobs(self, request: job_pb2.ListJobsRequest, caller: Caller) -> job_pb2.ListJobsResponse:
+        listing = self._listing(request, caller)
+        size = page_size(request.page_size, self._page_max)
+        place = Place(caller.rpc, caller.principal, [*listing[:1], str(listing.state), *listing[2:]])
+        cursor = place.cursor(request.page_token, (str, int, str, str)) if request.page_token else None
+        page = _Page(size)
+        if cursor is None or cursor[0] == "memory":
+            before = None if cursor is None else int(cursor[1])
+            await self._engine.read(lambda state: self._list_memory(state, listing, before, caller, page))
+        if not page.more_at and listing.show_ended:
+            await self._list_history(listing, _history_cursor(cursor), caller, page)
+        token = place.token(page.more_at) if page.more_at else ""
+        return job_pb2.ListJobsResponse(jobs=page.jobs, next_page_token=token)
+
+    def _listing(self, request: job_pb2.ListJobsRequest, caller: Caller) -> _Listing:
+        tenant = convert.parse_parent(request.parent, wildcard=True)
+        if tenant == convert.ALL_TENANTS:
+            tenant = "" if caller.reach is Reach.ALL else caller.tenant
+        elif tenant not in self._engine.state.tenants or not caller.sees_tenant(tenant):
+            raise convert.not_found(convert.tenant_name(tenant))
+        state = convert.job_state_in(request.state)
+        ended = state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+        return _Listing(tenant, state, request.user, request.show_ended or ended, request.array_id, request.job_name)
+
+    def _list_memory(
+        self, state: ClusterState, listing: _Listing, before: int | None, caller: Caller, page: _Page
+    ) -> None:
+        """Newest first; `before` is the submit sequence of the last job shown."""
+        fitting = (
+            job for job in state.jobs.values() if (before is None or job.submit_seq < before) and listing.has(job)
+        )
+        for job in heapq.nlargest(page.size + 1, fitting, key=lambda each: each.submit_seq):
+            if not page.add(self._shown(job, view_of(caller, job, listing=True)), ["memory", job.submit_seq, "", ""]):
+                return
+
+    async def _list_history(self, listing: _Listing, after: HistoryCursor | None, caller: Caller, page: _Page) -> None:
+        """Those that left memory, newest end first."""
+        for _ in range(_HISTORY_STEPS):
+            rows = await self._engine.store_call(
+                lambda store, cursor=after: store.history_list(  # type: ignore[misc]
+                    listing.tenant or None,
+                    cursor,
+                    min(page.size + 1, _HISTORY_STEP_ROWS),
+                    user=listing.user or None,
+                    state=listing.state,
+                )
+            )
+            for row in rows:
+                job = job_from_history(row)
+                shown = self._shown(job, view_of(caller, job, listing=True)) if listing.has(job) else None
+                if shown is not None and not page.add(shown, ["history", *row.cursor]):
+                    return
+                after = row.cursor
+            if not rows:
+                return
+        if after is not None:
+            page.more_at = ["history", *after]
+
+    async def explain_job(self, request: job_pb2.ExplainJobRequest, caller: Caller) -> job_pb2.JobExplanation:
+        key = _visible_key(request.name, caller)
+        found = await self._engine.read(lambda state: self._explained(state, key, caller))
+        if found is not None:
+            return found
+        archived = await self._archived(key, caller, JobView.REDACTED)
+        return job_pb2.JobExplanation(name=archived.name, state=archived.state)
+
+    def _explained(self, state: ClusterState, key: str, caller: Caller) -> job_pb2.JobExplanation | None:
+        if key not in state.jobs:
+            return None
+        return _explanation(self._engine.explain(key), caller)
+
+    def watch_jobs(
+        self, request: job_pb2.WatchJobsRequest, caller: Caller, end: StreamEnd
+    ) -> AsyncGenerator[job_pb2.WatchJobsResponse, None]:
+        return self._watches.watch(request, caller, end)
+
+    # -- changing
+
+    async def cancel_job(self, request: job_pb2.CancelJobRequest, caller: Caller) -> job_pb2.Job:
+        key = _visible_key(request.name, caller)
+        call = call_of(caller, request)
+        job = self._engine.state.jobs.get(key)
+        if job is None:
+            # It ended long ago and keeps its end, or never was.
+            job = job_from_history(await self._history_row(key))
+        if not caller.may_touch(job):
+            raise _not_yours(job, "cancel it")
+        if job.key not in self._engine.state.jobs:
+            return self._shown(job, view_of(caller, job))
+
+        def view(state: ClusterState, outcome: Outcome) -> job_pb2.Job | None:
+            return self._look(state, key, caller)
+
+        found = await commit(self._engine, CancelJob(key), call, view)
+        return found or await self._archived(key, caller, None)
+
+    # -- output
+
+    async def stream_logs(
+        self, request: job_pb2.StreamLogsRequest, caller: Caller, end: StreamEnd
+    ) -> AsyncGenerator[job_pb2.StreamLogsResponse, None]:
+        key = _visible_key(request.name, caller)
+        _check_logs_request(request)
+        job = self._engine.state.jobs.get(key) or job_from_history(await self._history_row(key))
+        if not caller.may_touch(job):
+            raise _not_yours(job, "read what it prints")
+        if request.task_index >= job.spec.tasks:
+            raise error_of(Reason.NOT_FOUND, f"Job {job.id} has {job.spec.tasks} tasks, counted from 0.")
+        if key in self._engine.state.jobs:
+            attempt = await self._attempt_to_read(key, request, caller, end)
+        else:
+            attempt = _wanted_attempt(job, request)
+        if attempt is None or (attempt.started_ms is None and not attempt.is_live and not attempt.seen):
+            return
+        stream = request.stream or job_pb2.OUTPUT_STREAM_STDOUT
+        order = agent_pb2.ReadLogs(attempt_id=attempt.id, stream=stream, offset=request.offset, follow=request.follow)
+        async for piece in self._logs.read(attempt.slice.node, order, end):
+            yield piece
+
+    async def _attempt_to_read(
+        self, key: str, request: job_pb2.StreamLogsRequest, caller: Caller, end: StreamEnd
+    ) -> Attempt | None:
+        """The attempt meant, once its node knows it; None where there is nothing to read and nothing to wait for."""
+
+        def ready(state: ClusterState) -> tuple[Attempt | None] | None:
+            job = state.jobs.get(key)
+            if job is None:
+                return (None,)
+            attempt = _wanted_attempt(job, request)
+            if attempt is None or (attempt.state is AttemptState.ALLOCATED and not attempt.seen):
+                return (None,) if job.is_ended or not request.follow else None
+            return (msgspec.structs.replace(attempt),)
+
+        return (await self._watches.until(key, caller, end, ready))[0]
+
+    # -- shared
+
+    def _shown(self, job: Job, view: JobView) -> job_pb2.Job:
+        return convert.job(job, view, self._engine.now_ms(), self._engine.wait_of(job))
+
+    async def _history_row(self, key: str) -> HistoryRow:
+        tenant, _, job_id = key.partition("/")
+        # A job that just left memory is in the history only once that is durable.
+        await self._engine.read(lambda state: None)
+        row = await self._engine.store_call(lambda store: store.history_get(tenant, job_id))
+        if row is None:
+            raise convert.not_found(convert.job_name(key))
+        return row
+
+    async def _archived(self, key: str, caller: Caller, view: JobView | None) -> job_pb2.Job:
+        job = job_from_history(await self._history_row(key))
+        return self._shown(job, view or view_of(caller, job))
+
+
+class _Page:
+    """Jobs until the page is full in number or bytes; `more_at` is then where the next begins."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.jobs: list[job_pb2.Job] = []
+        self.more_at: Cursor = []
+        self._bytes = 0
+        self._last: Cursor = []
+
+    def add(self, job: job_pb2.Job, at: Cursor) -> bool:
+        """False when there was no room: `more_at` then names the last one that had."""
+        size_bytes = job.ByteSize()
+        if len(self.jobs) >= self.size or (self.jobs and self._bytes + size_bytes > PAGE_BYTES_MAX):
+            self.more_at = self._last
+            return False
+        self.jobs.append(job)
+        self._bytes += size_bytes
+        self._last = at
+        return True
+
+
+def _history_cursor(cursor: Cursor | None) -> HistoryCursor | None:
+    if cursor is None or cursor[0] != "history":
+        return None
+    return HistoryCursor(int(cursor[1]), str(cursor[2]), str(cursor[3]))
+
+
+def _submit_tenant(parent: str, caller: Caller) -> str:
+    tenant = convert.parse_parent(parent)
+    if not caller.sees_tenant(tenant):
+        raise convert.not_found(parent)
+    return tenant
+
+
+def _raw_of_batch(place: int, spec: job_pb2.JobSpec) -> RawJob:
+    try:
+        return convert.raw_job(spec)
+    except GpushareError as err:
+        first = err.violations[0]
+        raise invalid_field(f"jobs[{place}].{first.field}", first.description) from err
+
+
+def _visible_key(name: str, caller: Caller) -> str:
+    """The key of a job whose tenant the caller sees. The same answer for a foreign tenant's job and for none."""
+    tenant, job_id = convert.parse_job_name(name)
+    if not caller.sees_tenant(tenant):
+        raise convert.not_found(name)
+    return f"{tenant}/{job_id}"
+
+
+def _not_yours(job: Job, act: str) -> GpushareError:
+    return error_of(
+        Reason.PERMISSION_DENIED,
+        f"Job {job.id} belongs to {job.created_by.user}; only they, or an admin, may {act}.",
+    )
+
+
+def _check_logs_request(request: job_pb2.StreamLogsRequest) -> None:
+    for field in ("task_index", "attempt", "offset"):
+        value = getattr(request, field)
+        if value < 0:
+            raise invalid_field(field, f"is {value}; accepted: 0 and above")
+    if request.stream not in _LOG_STREAMS:
+        raise invalid_field("stream", f"{request.stream} is no output stream; accepted: stdout, stderr")
+
+
+def _wanted_attempt(job: Job, request: job_pb2.StreamLogsRequest) -> Attempt | None:
+    """The attempt that a request names, or the newest of its task. Raises NOT_FOUND for one that will never be."""
+    of_task = [a for a in job.attempts if a.task == request.task_index]
+    if not request.attempt:
+        return of_task[-1] if of_task else None
+    if request.attempt > len(of_task):
+        raise error_of(
+            Reason.NOT_FOUND, f"Task {request.task_index} of job {job.id} had {len(of_task)} attempts so far."
+        )
+    return of_task[request.attempt - 1]
+
+
+def _explanation(found: Explanation, caller: Caller) -> job_pb2.JobExplanation:
+    visible = [key for key in found.blocking_jobs if caller.sees_tenant(key.partition("/")[0])]
+    made = job_pb2.JobExplanation(
+        name=convert.job_name(found.job),
+        state=convert.JOB_STATES[found.state],
+        stage=found.stage,
+        filters=[
+            job_pb2.FilterCount(reason=each.reason.value, detail=each.detail, gpus=each.gpus, nodes=each.nodes)
+            for each in found.filters
+        ],
+        blocking_jobs=[convert.job_name(key) for key in visible],
+        earliest_start_time=convert.timestamp(found.earliest_start_ms),
+        suggestion=found.suggestion,
+    )
+    if found.wait is not None:
+        made.wait.reason, made.wait.detail = found.wait.reason.value, found.wait.detail
+    return made

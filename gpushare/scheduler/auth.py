@@ -1,0 +1,193 @@
+"""Who calls, what each role may call, and how far it reaches.
+
+Imports the core's nouns, the errors and the token functions; no protobuf, no network. Invariants: `RULES` is the only
+place that says which role may call what, an RPC that is not in it cannot be served (`rule_of` raises at start), and a
+caller's reach comes from its rule alone. A name beyond a caller's reach answers NOT_FOUND exactly like an absent one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from types import MappingProxyType
+from typing import Final
+
+import msgspec
+
+from gpushare.core.model import Job, Principal, Role, Token
+from gpushare.core.state import ClusterState
+from gpushare.errors import GpushareError, error_of
+from gpushare.reasons import Reason
+from gpushare.scheduler import tokens
+
+
+class Reach(Enum):
+    """How far a role gets with one RPC: everything; its own tenant; its own tenant, but touching only its own jobs; its
+    own node."""
+
+    ALL = "all"
+    TENANT = "tenant"
+    OWN_JOBS = "own jobs"
+    NODE = "node"
+
+
+class JobView(Enum):
+    """How much of a job its reader gets: everything; everything but script and environment (listings, so that a page
+    stays small); or what others of the tenant, viewers and operators may see."""
+
+    FULL = "full"
+    BASIC = "basic"
+    REDACTED = "redacted"
+
+
+#: The reach of each role that may call an RPC; ANONYMOUS where no token is needed.
+Rule = Mapping[Role, Reach]
+ANONYMOUS: Final[Rule] = MappingProxyType({})
+
+_ADMIN: Final = {Role.ADMIN: Reach.ALL}
+_OPERATORS: Final = {Role.ADMIN: Reach.ALL, Role.OPERATOR: Reach.ALL}
+_READERS: Final = {**_OPERATORS, Role.USER: Reach.TENANT, Role.VIEWER: Reach.TENANT}
+# Capacity is no secret: whoever may submit or look may see the nodes.
+_NODE_READERS: Final = {**_OPERATORS, Role.USER: Reach.TENANT, Role.VIEWER: Reach.TENANT}
+_SUBMITTERS: Final = {Role.ADMIN: Reach.ALL, Role.USER: Reach.TENANT}
+_AGENT: Final = {Role.AGENT: Reach.NODE}
+
+RULES: Final[Mapping[str, Rule]] = MappingProxyType(
+    {
+        "/gpushare.v1.JobService/CreateJob": _SUBMITTERS,
+        "/gpushare.v1.JobService/BatchCreateJobs": _SUBMITTERS,
+        "/gpushare.v1.JobService/GetJob": _READERS,
+        "/gpushare.v1.JobService/ListJobs": _READERS,
+        "/gpushare.v1.JobService/CancelJob": {**_OPERATORS, Role.USER: Reach.OWN_JOBS},
+        "/gpushare.v1.JobService/ExplainJob": _READERS,
+        "/gpushare.v1.JobService/WatchJobs": _READERS,
+        # What a job prints is its user's; an operator sees that it runs, not what it says.
+        "/gpushare.v1.JobService/StreamLogs": {Role.ADMIN: Reach.ALL, Role.USER: Reach.OWN_JOBS},
+        "/gpushare.v1.TenantService/CreateTenant": _ADMIN,
+        "/gpushare.v1.TenantService/GetTenant": _READERS,
+        "/gpushare.v1.TenantService/ListTenants": _READERS,
+        "/gpushare.v1.TenantService/UpdateTenant": _ADMIN,
+        "/gpushare.v1.TenantService/DeleteTenant": _ADMIN,
+        "/gpushare.v1.TenantService/CreateToken": _ADMIN,
+        "/gpushare.v1.TenantService/ListTokens": _ADMIN,
+        "/gpushare.v1.TenantService/RevokeToken": _ADMIN,
+        "/gpushare.v1.NodeService/GetNode": _NODE_READERS,
+        "/gpushare.v1.NodeService/ListNodes": _NODE_READERS,
+        "/gpushare.v1.NodeService/CordonNode": _OPERATORS,
+        "/gpushare.v1.NodeService/UncordonNode": _OPERATORS,
+        "/gpushare.v1.NodeService/DrainNode": _OPERATORS,
+        "/gpushare.v1.NodeService/DeclareNodeDead": _ADMIN,
+        "/gpushare.v1.NodeService/CreateJoinToken": _ADMIN,
+        "/gpushare.v1.UsageService/GetUsage": _READERS,
+        "/gpushare.v1.UsageService/ListAuditEvents": _ADMIN,
+        "/gpushare.v1.AgentService/Enroll": ANONYMOUS,
+        "/gpushare.v1.AgentService/Session": _AGENT,
+        "/gpushare.v1.AgentService/SendLogs": _AGENT,
+    }
+)
+
+
+def rule_of(rpc: str) -> Rule:
+    """The rule of "/package.Service/Method". Raises LookupError for an RPC that nobody thought about."""
+    rule = RULES.get(rpc)
+    if rule is None:
+        raise LookupError(f"{rpc} is not in the authorization table (gpushare/scheduler/auth.py)")
+    return rule
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """One authenticated call. `peer` is the network address, for the audit; `token_id` is "" for an anonymous RPC."""
+
+    rpc: str
+    principal: Principal
+    token_id: str
+    reach: Reach
+    peer: str = ""
+
+    @property
+    def tenant(self) -> str:
+        return self.principal.tenant
+
+    def sees_tenant(self, tenant: str) -> bool:
+        return self.reach is Reach.ALL or (tenant != "" and tenant == self.principal.tenant)
+
+    def owns(self, job: Job) -> bool:
+        """True where the job is the caller's own: same person, same tenant."""
+        who = self.principal
+        return job.tenant == who.tenant and job.created_by.user == who.user
+
+    def may_touch(self, job: Job) -> bool:
+        """For RPCs whose reach may be OWN_JOBS, on a job that the caller sees."""
+        return self.reach is Reach.ALL or self.owns(job)
+
+
+ANYBODY: Final = Principal(user="", role=Role.VIEWER)
+
+
+def view_of(caller: Caller, job: Job, *, listing: bool = False) -> JobView:
+    """How much of a visible job the caller gets: command and environment for admins, and for users their own."""
+    role = caller.principal.role
+    if role is Role.ADMIN or (role is Role.USER and caller.owns(job)):
+        return JobView.BASIC if listing else JobView.FULL
+    return JobView.REDACTED
+
+
+class Authenticator:
+    """Tokens to callers. Reads the state that `state` gives; remembers nothing."""
+
+    def __init__(self, state: Callable[[], ClusterState], now_ms: Callable[[], int]) -> None:
+        self._state = state
+        self._now_ms = now_ms
+
+    def admit(self, rpc: str, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> Caller:
+        """The caller of an RPC, checked against `RULES`. Raises UNAUTHENTICATED or PERMISSION_DENIED."""
+        rule = rule_of(rpc)
+        if rule is ANONYMOUS:
+            return Caller(rpc, ANYBODY, "", Reach.NODE, peer)
+        token = self._token(metadata)
+        reach = rule.get(token.principal.role)
+        if reach is None:
+            raise denied(token.principal, rpc)
+        return Caller(rpc, token.principal, token.id, reach, peer)
+
+    def known(self, metadata: Iterable[tuple[str, str | bytes]]) -> Principal | None:
+        """Who it is, for a line of the audit; None where the token says nothing."""
+        try:
+            return self._token(metadata).principal
+        except GpushareError:
+            return None
+
+    def _token(self, metadata: Iterable[tuple[str, str | bytes]]) -> Token:
+        headers = [value for key, value in metadata if key == "authorization"]
+        if not headers:
+            raise _unauthenticated("The call carries no token.")
+        secret = tokens.bearer_token(headers[0]) if len(headers) == 1 else None
+        if secret is None:
+            raise _unauthenticated("The call's authorization header holds no token of gpushare.")
+        sha256 = tokens.token_sha256(secret)
+        found = self._state().tokens_by_sha.get(sha256)
+        if found is None or not tokens.same_hash(found.sha256, sha256):
+            raise _unauthenticated("The token is not known here.")
+        if found.revoked_ms:
+            raise _unauthenticated("The token was revoked.")
+        if self.is_expired(found):
+            raise _unauthenticated("The token has expired.")
+        return found
+
+    def is_expired(self, token: Token) -> bool:
+        return token.expires_ms != 0 and token.expires_ms <= self._now_ms()
+
+
+def denied(who: Principal, rpc: str) -> GpushareError:
+    """The refusal of an RPC that the caller's role may not call."""
+    method = rpc.rpartition("/")[2]
+    allowed = ", ".join(sorted(role.value for role in rule_of(rpc)))
+    return error_of(
+        Reason.PERMISSION_DENIED,
+        f"{method} is not open to the role {who.role.value}; it is to: {allowed}.",
+        metadata={"role": who.role.value, "allowed": allowed},
+    )
+
+
+def _unauthenticated(message: str) -> GpushareError:
+    return error_of(Reason.UNAUTHENTICATED, message)

@@ -1,0 +1,396 @@
+"""Protobuf <-> the core's nouns, for jobs, tenants and tokens.
+
+Imports the generated messages, the core's nouns and the errors. Shape only: what a value may be is the core's to say,
+so numbers, names and texts pass through as they came, and only what has no counterpart in the core (an unknown enum
+number, a Duration that is none, a resource name that cannot be parsed) is refused here. What a reader may not see is
+left out here and nowhere else (`auth.JobView`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from gpushare import names
+from gpushare.core.commands import RawJob, RawResources
+from gpushare.core.explain import Wait
+from gpushare.core.model import (
+    Attempt,
+    AttemptState,
+    Enforcement,
+    Job,
+    JobSpec,
+    JobState,
+    OnDisconnect,
+    Principal,
+    Role,
+    TaskRequest,
+    Tenant,
+    Token,
+)
+from gpushare.errors import GpushareError, error_of, invalid_field
+from gpushare.reasons import Reason
+from gpushare.scheduler.auth import JobView
+from gpushare.v1 import job_pb2, tenant_pb2
+
+ALL_TENANTS: Final = "-"
+
+_JOB_ID = re.compile(r"[1-9][0-9]{0,18}(_(0|[1-9][0-9]{0,9}))?")
+_TOKEN_ID = re.compile(r"[a-z0-9]{1,40}")
+_NANOS_PER_MS = 1_000_000
+_NANOS_PER_S = 1_000_000_000
+# Year 1 to 9999 in ms: what Timestamp holds.
+_TIMESTAMP_MS_MIN, _TIMESTAMP_MS_MAX = -62_135_596_800_000, 253_402_300_799_999
+
+# Enum values go out under their names and come in as numbers.
+JOB_STATES: Final = {state: f"JOB_STATE_{state.value}" for state in JobState}
+JOB_STATES_IN: Final = {job_pb2.JobState.Value(name): state for state, name in JOB_STATES.items()}
+ATTEMPT_STATES: Final = {state: f"ATTEMPT_STATE_{state.value}" for state in AttemptState}
+ATTEMPT_STATES_IN: Final = {job_pb2.AttemptState.Value(name): state for state, name in ATTEMPT_STATES.items()}
+ON_DISCONNECT: Final = {choice: f"ON_DISCONNECT_{choice.value.upper()}" for choice in OnDisconnect}
+_ON_DISCONNECT_IN: Final = {job_pb2.OnDisconnect.Value(name): choice for choice, name in ON_DISCONNECT.items()}
+ENFORCEMENTS: Final = {level: f"ENFORCEMENT_{level.name if level else 'UNSPECIFIED'}" for level in Enforcement}
+ENFORCEMENTS_IN: Final = {job_pb2.Enforcement.Value(name): level for level, name in ENFORCEMENTS.items()}
+# The system's own role has no token, hence no number.
+ROLES: Final[dict[Role, str]] = {role: f"ROLE_{role.name}" for role in Role if role is not Role.SYSTEM}
+_ROLES_IN: Final = {tenant_pb2.Role.Value(name): role for role, name in ROLES.items()}
+
+# Ends whose sentence quotes the command or a path of the job.
+_DETAIL_NAMES_COMMAND: Final = frozenset({Reason.EXEC, Reason.WORKDIR, Reason.LAUNCH_DENIED, Reason.NOT_STARTED})
+
+
+# -- resource names
+
+
+def tenant_name(tenant: str) -> str:
+    return f"tenants/{tenant}"
+
+
+def job_name(key: str) -> str:
+    """ "vision/42_3" -> "tenants/vision/jobs/42_3"."""
+    tenant, _, job_id = key.partition("/")
+    return f"tenants/{tenant}/jobs/{job_id}"
+
+
+def node_name(node: str) -> str:
+    return f"nodes/{node}"
+
+
+def token_name(token_id: str) -> str:
+    return f"tokens/{token_id}"
+
+
+def not_found(name: str) -> GpushareError:
+    """The one answer for what is absent and for what the caller may not see."""
+    return error_of(Reason.NOT_FOUND, f"There is no {names.shown(name, 200)} that the caller may see.")
+
+
+def parse_job_name(name: str) -> tuple[str, str]:
+    """(tenant, id) of "tenants/{tenant}/jobs/{id}". Raises NOT_FOUND for anything else: no such job can exist."""
+    parts = name.split("/")
+    if len(parts) == 4 and parts[0] == "tenants" and parts[2] == "jobs":
+        _, tenant, _, job_id = parts
+        if is_name(tenant) and _JOB_ID.fullmatch(job_id):
+            return tenant, job_id
+    raise not_found(name)
+
+
+def is_job_id(text: str) -> bool:
+    return _JOB_ID.fullmatch(text) is not None
+
+
+def parse_tenant_name(name: str) -> str:
+    """The tenant of "tenants/{tenant}". Raises NOT_FOUND for anything else."""
+    return _parse_two(name, "tenants", is_name)
+
+
+def parse_node_name(name: str) -> str:
+    """The node of "nodes/{node}". Raises NOT_FOUND for anything else."""
+    return _parse_two(name, "nodes", is_name)
+
+
+def parse_token_name(name: str) -> str:
+    """The id of "tokens/{id}". Raises NOT_FOUND for anything else."""
+    return _parse_two(name, "tokens", lambda text: _TOKEN_ID.fullmatch(text) is not None)
+
+
+def parse_parent(parent: str, *, wildcard: bool = False) -> str:
+    """The tenant of a parent "tenants/{tenant}"; `wildcard` allows "tenants/-". Raises INVALID_FIELD."""
+    prefix, _, tenant = parent.partition("/")
+    if prefix == "tenants" and (is_name(tenant) or (wildcard and tenant == ALL_TENANTS)):
+        return tenant
+    accepted = 'tenants/{tenant}, or "tenants/-" for all that you may see' if wildcard else "tenants/{tenant}"
+    raise invalid_field("parent", f"{names.shown(parent)} is not a parent; accepted: {accepted}")
+
+
+def is_name(text: str) -> bool:
+    """True for what a tenant, user, node or job may be called."""
+    try:
+        names.check_name(text)
+    except names.TextError:
+        return False
+    return True
+
+
+def _parse_two(name: str, collection: str, is_id: Callable[[str], bool]) -> str:
+    prefix, _, rest = name.partition("/")
+    if prefix == collection and is_id(rest):
+        return rest
+    raise not_found(name)
+
+
+# -- times
+
+
+def timestamp(ms: int | None) -> Timestamp | None:
+    """Wall time in ms since 1970, or None where there is none; held to what a Timestamp can say."""
+    if ms is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromMilliseconds(max(_TIMESTAMP_MS_MIN, min(ms, _TIMESTAMP_MS_MAX)))
+    return stamp
+
+
+def stamp_ms(stamp: Timestamp) -> int:
+    """Wall time in ms, whatever the fields hold."""
+    return stamp.seconds * 1000 + stamp.nanos // _NANOS_PER_MS
+
+
+def duration_ms(duration: Duration, field: str) -> int:
+    """ms, of any size and sign. Raises INVALID_FIELD for parts of a ms, and for fields that are no Duration."""
+    seconds, nanos = duration.seconds, duration.nanos
+    if abs(nanos) >= _NANOS_PER_S or (seconds > 0 and nanos < 0) or (seconds < 0 and nanos > 0):
+        raise invalid_field(field, f"seconds {seconds} and nanos {nanos} make no duration")
+    if nanos % _NANOS_PER_MS:
+        raise invalid_field(field, "has a part of a millisecond; accepted: whole milliseconds")
+    return seconds * 1000 + nanos // _NANOS_PER_MS
+
+
+def duration(ms: int) -> Duration:
+    made = Duration()
+    made.FromMilliseconds(ms)
+    return made
+
+
+# -- jobs, in
+
+
+def raw_job(spec: job_pb2.JobSpec) -> RawJob:
+    """What was sent, unchecked. Raises INVALID_FIELD for an unknown enum number or a malformed duration."""
+    return RawJob(
+        argv=tuple(spec.argv),
+        script=spec.script,
+        name=spec.name if spec.HasField("name") else None,
+        display_name=spec.display_name,
+        env=dict(spec.env),
+        captured_env=dict(spec.captured_env),
+        working_directory=spec.working_directory,
+        resources=raw_resources(spec.resources),
+        tasks=spec.tasks,
+        array_indexes=tuple(spec.array_indexes),
+        max_run_ms=duration_ms(spec.max_run_duration, "max_run_duration")
+        if spec.HasField("max_run_duration")
+        else None,
+        priority=spec.priority if spec.HasField("priority") else None,
+        max_retries=spec.max_retries,
+        on_disconnect=_on_disconnect_in(spec.on_disconnect),
+        grace_ms=duration_ms(spec.grace_duration, "grace_duration") if spec.HasField("grace_duration") else None,
+        labels=dict(spec.labels),
+        pty=spec.pty,
+    )
+
+
+def raw_resources(asked: job_pb2.Resources) -> RawResources:
+    return RawResources(
+        gpus=asked.gpus if asked.HasField("gpus") else None,
+        gpu_milli=asked.gpu_milli if asked.HasField("gpu_milli") else None,
+        gpu_memory_mib=asked.gpu_memory_mib if asked.HasField("gpu_memory_mib") else None,
+        cpu_milli=asked.cpu_milli if asked.HasField("cpu_milli") else None,
+        memory_mib=asked.memory_mib if asked.HasField("memory_mib") else None,
+        gpu_model=asked.gpu_model,
+        min_gpu_memory_mib=asked.min_gpu_memory_mib if asked.HasField("min_gpu_memory_mib") else None,
+        node_labels=dict(asked.node_labels),
+        min_enforcement=asked.min_enforcement,
+    )
+
+
+def job_state_in(number: int, field: str = "state") -> JobState | None:
+    """None for unspecified. Raises INVALID_FIELD for an unknown number."""
+    if number == job_pb2.JOB_STATE_UNSPECIFIED:
+        return None
+    if number not in JOB_STATES_IN:
+        raise invalid_field(field, f"{number} is no state of a job")
+    return JOB_STATES_IN[number]
+
+
+def role_in(number: int, field: str = "role") -> Role:
+    if number not in _ROLES_IN:
+        raise invalid_field(field, f"{number} is no role; accepted: admin, operator, user, viewer")
+    return _ROLES_IN[number]
+
+
+def _on_disconnect_in(number: int) -> OnDisconnect | None:
+    if number == job_pb2.ON_DISCONNECT_UNSPECIFIED:
+        return None
+    if number not in _ON_DISCONNECT_IN:
+        raise invalid_field("on_disconnect", f"{number} is no such choice; accepted: keep, stop_and_requeue")
+    return _ON_DISCONNECT_IN[number]
+
+
+# -- jobs, out
+
+
+def job(found: Job, view: JobView, now_ms: int, wait: Wait | None = None) -> job_pb2.Job:
+    """A job as its reader may see it. `wait` says why it is queued."""
+    hidden = view is JobView.REDACTED
+    made = job_pb2.Job(
+        name=job_name(found.key),
+        tenant=found.tenant,
+        id=found.id,
+        spec=job_spec(found.spec, view),
+        state=JOB_STATES[found.state],
+        reason=found.reason or "",
+        detail=_shown_detail(found.reason, found.detail, hidden),
+        created_by=principal(found.created_by),
+        create_time=timestamp(found.created_ms),
+        start_time=timestamp(found.started_ms),
+        end_time=timestamp(found.ended_ms),
+        tasks=[task_attempt(a, hidden) for a in found.current()],
+        infra_retries=found.infra_retries,
+        retries=found.retries,
+        array_id=found.array_id,
+        redacted=hidden,
+        charge_milli_seconds=charge_milli_ms(found.attempts, now_ms) // 1000,
+    )
+    if wait is not None:
+        made.wait.reason, made.wait.detail = wait.reason.value, wait.detail
+    if found.cancelled_by is not None:
+        made.cancelled_by.CopyFrom(principal(found.cancelled_by))
+    if found.exit_code is not None:
+        made.exit_code = found.exit_code
+    if found.signal is not None:
+        made.signal = found.signal
+    if found.array_index is not None:
+        made.array_index = found.array_index
+    return made
+
+
+def job_spec(spec: JobSpec, view: JobView) -> job_pb2.JobSpec:
+    hidden = view is JobView.REDACTED
+    full = view is JobView.FULL
+    made = job_pb2.JobSpec(
+        display_name=spec.display_name,
+        argv=() if hidden else spec.argv,
+        script=spec.script if full else b"",
+        env=spec.env if full else {},
+        captured_env=spec.captured_env if full else {},
+        working_directory="" if hidden else spec.working_directory,
+        resources=resources(spec.resources),
+        tasks=spec.tasks,
+        priority=spec.priority,
+        max_retries=spec.max_retries,
+        on_disconnect=ON_DISCONNECT[spec.on_disconnect],
+        grace_duration=duration(spec.grace_ms),
+        labels=spec.labels,
+        pty=spec.pty,
+    )
+    if spec.name:
+        made.name = spec.name
+    if spec.max_run_ms:
+        made.max_run_duration.CopyFrom(duration(spec.max_run_ms))
+    return made
+
+
+def resources(request: TaskRequest) -> job_pb2.Resources:
+    made = job_pb2.Resources(
+        gpu_milli=request.gpu_milli,
+        gpu_memory_mib=request.gpu_memory_mib,
+        cpu_milli=request.cpu_milli,
+        memory_mib=request.memory_mib,
+        gpu_model=request.gpu_model,
+        min_gpu_memory_mib=request.min_gpu_memory_mib or None,
+        node_labels=dict(request.node_labels),
+        min_enforcement=ENFORCEMENTS[request.min_enforcement],
+    )
+    if not request.is_share:
+        made.gpus = request.gpus
+    return made
+
+
+def task_attempt(attempt: Attempt, hidden: bool) -> job_pb2.TaskAttempt:
+    held = attempt.slice
+    reason = attempt.reason or attempt.stop_reason
+    return job_pb2.TaskAttempt(
+        attempt_id=attempt.id,
+        task_index=attempt.task,
+        number=attempt.number,
+        state=ATTEMPT_STATES[attempt.state],
+        reason=reason or "",
+        detail=_shown_detail(reason, attempt.detail or attempt.stop_detail, hidden),
+        node=held.node,
+        gpu_uuids=held.gpu_uuids,
+        gpu_milli=held.gpu_milli,
+        gpu_memory_mib=held.gpu_memory_mib,
+        cpu_milli=held.cpu_milli,
+        memory_mib=held.memory_mib,
+        charge_milli=held.charge_milli,
+        tier=held.tier,
+        enforcement=ENFORCEMENTS[held.enforcement],
+        containment=attempt.containment,
+        exit_code=attempt.exit_code,
+        signal=attempt.signal,
+        allocate_time=timestamp(attempt.allocated_ms),
+        start_time=timestamp(attempt.started_ms),
+        end_time=timestamp(attempt.ended_ms),
+    )
+
+
+def principal(who: Principal) -> job_pb2.Principal:
+    return job_pb2.Principal(user=who.user, role=who.role.value, tenant=who.tenant)
+
+
+def charge_milli_ms(attempts: Iterable[Attempt], now_ms: int) -> int:
+    """Charge times ms held so far, allocation to end, in thousandths of a card."""
+    return sum(a.slice.charge_milli * max(0, (a.ended_ms or now_ms) - a.allocated_ms) for a in attempts)
+
+
+def _shown_detail(reason: Reason | None, detail: str, hidden: bool) -> str:
+    return "" if hidden and reason in _DETAIL_NAMES_COMMAND else detail
+
+
+# -- tenants and tokens
+
+
+def tenant(found: Tenant) -> tenant_pb2.Tenant:
+    settings = found.settings
+    return tenant_pb2.Tenant(
+        name=tenant_name(found.name),
+        display_name=settings.display_name,
+        limit_milli=settings.limit_milli,
+        max_queued_jobs=settings.max_queued_jobs,
+        default_request=resources(settings.default_request),
+        max_priority=settings.max_priority,
+        create_time=timestamp(found.created_ms),
+        running_charge_milli=found.charge_milli,
+        queued_jobs=found.queued_jobs,
+        running_jobs=found.running_jobs,
+    )
+
+
+def token(found: Token) -> tenant_pb2.Token:
+    who = found.principal
+    return tenant_pb2.Token(
+        name=token_name(found.id),
+        user=who.user,
+        role=ROLES[who.role],
+        tenant=who.tenant,
+        unix_user=who.unix_user,
+        node=who.node,
+        create_time=timestamp(found.created_ms),
+        expire_time=timestamp(found.expires_ms or None),
+        revoke_time=timestamp(found.revoked_ms or None),
+    )

@@ -1,0 +1,163 @@
+"""The scheduler daemon: configuration, store, engine, API, in that order; nothing imports this module.
+
+Exit codes: 0 after a stop by signal, 1 when it cannot start (the cause is one line on stderr), 2 for a wrong command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import structlog
+
+from gpushare.address import is_wildcard
+from gpushare.config import SchedulerConfig, join_address, load_scheduler_config
+from gpushare.configfile import ConfigError
+from gpushare.core.commands import Call, CoreSettings, Housekeep
+from gpushare.core.model import SYSTEM
+from gpushare.core.state import BrokenInvariant
+from gpushare.errors import GpushareError
+from gpushare.rpc import bind
+from gpushare.scheduler.bootstrap import bootstrap
+from gpushare.scheduler.engine import Engine
+from gpushare.scheduler.pki import PkiLeaf
+from gpushare.scheduler.server import ApiServer
+from gpushare.store.port import StoreError
+from gpushare.store.sqlite import SqliteStore
+
+HOUSEKEEPING_S = 30.0
+STOP_GRACE_S = 3.0
+
+log = structlog.get_logger("scheduler")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`gpushare-scheduler [--config FILE]`."""
+    parser = argparse.ArgumentParser(prog="gpushare-scheduler", description="The gpushare scheduler daemon.")
+    parser.add_argument("--config", type=Path, help="TOML file; default: scheduler.toml in the configuration directory")
+    args = parser.parse_args(argv)
+    try:
+        config = load_scheduler_config(args.config)
+    except ConfigError as err:
+        return _cannot_start("CONFIG_INVALID", str(err))
+    _configure_log()
+    os.umask(0o077)
+    try:
+        return asyncio.run(_serve(config))
+    except StoreError as err:
+        return _cannot_start("STORE_UNAVAILABLE", str(err))
+    except BrokenInvariant as err:
+        return _cannot_start("INTERNAL", f"the journal contradicts itself: {err}; restore a backup, and report this")
+    except GpushareError as err:
+        return _cannot_start(err.reason, f"{err.message} ({err.what_to_do})")
+    except OSError as err:
+        return _cannot_start("CONFIG_INVALID", f"{err} (listen is {config.listen}, state_dir is {config.state_dir})")
+
+
+def _cannot_start(reason: str, text: str) -> int:
+    print(f"error: {reason}: {text}", file=sys.stderr)
+    return 1
+
+
+def _configure_log() -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+
+
+def core_settings(config: SchedulerConfig) -> CoreSettings:
+    """The configuration's share of the core's numbers."""
+    caps = config.caps
+    return CoreSettings(
+        display_name_max_chars=caps.display_name_max_chars,
+        env_max_vars=caps.env_max_vars,
+        env_max_bytes=caps.env_max_bytes,
+        argv_max_bytes=caps.argv_max_bytes,
+        labels_max=caps.labels_max,
+        array_max=caps.array_max,
+        tasks_max=caps.tasks_max,
+        batch_max=caps.batch_max,
+        request_id_max_chars=caps.request_id_max_chars,
+        lease_ttl_ms=config.lease_ttl_s * 1000,
+        infra_retries=config.infra_retries,
+        infra_backoff_ms=config.infra_backoff_ms,
+        infra_backoff_max_ms=config.infra_backoff_max_ms,
+    )
+
+
+async def _serve(config: SchedulerConfig) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = Engine(
+        SqliteStore(config.state_dir / "journal.db"),
+        core_settings(config),
+        wall_ms=lambda: time.time_ns() // 1_000_000,
+        holder=f"pid {os.getpid()}",
+        inbox_per_tenant=config.inbox_per_tenant,
+        batch_max=config.commit_batch_max,
+        snapshot_every=config.snapshot_every_events,
+    )
+    await engine.start()
+    try:
+        await _serve_api(config, engine, stop)
+    finally:
+        await engine.stop()
+    return 0
+
+
+async def _serve_api(config: SchedulerConfig, engine: Engine, stop: asyncio.Event) -> None:
+    leaf = None
+    if not config.insecure:
+        names = [config.advertise.rpartition(":")[0]] if config.advertise else []
+        leaf = PkiLeaf(config.state_dir / "pki", config.listen, names)
+    api = ApiServer(engine, config, ca_pem=leaf.pki.ca_pem if leaf else "")
+    address = bind(api.server, config.listen, leaf)
+    api.join_address = join_address(config, address)
+    join_file = await bootstrap(
+        engine,
+        config.state_dir,
+        tenant=config.bootstrap_tenant,
+        user=config.bootstrap_user,
+        address=api.join_address,
+        ca_pem=leaf.pki.ca_pem if leaf else "",
+    )
+    await api.start()
+    log.info("serving", address=str(address), tls=leaf is not None, admin_join=str(join_file) if join_file else None)
+    if is_wildcard(address.host) and not config.advertise:
+        log.info("join strings name this host; set `advertise` if agents reach it by another name")
+    keeper = asyncio.create_task(_housekeep(engine, config.archive_after_s * 1000))
+    try:
+        await stop.wait()
+    finally:
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+        await api.stop(STOP_GRACE_S)
+
+
+async def _housekeep(engine: Engine, archive_after_ms: int) -> None:
+    """Let go of what is old, in bounded portions; a store in trouble is the engine's concern, not this task's end."""
+    while True:
+        await asyncio.sleep(HOUSEKEEPING_S)
+        try:
+            await engine.execute(Housekeep(engine.now_ms() - archive_after_ms), Call(SYSTEM))
+        except GpushareError as err:
+            log.warning("housekeeping put off", error=str(err))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Who calls and how far they get: the table, tokens, reach."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpushare.core.model import Job, JobSpec, Principal, Role, TaskRequest, Token
+from gpushare.core.state import ClusterState
+from gpushare.errors import GpushareError
+from gpushare.scheduler import tokens
+from gpushare.scheduler.auth import (
+    ANONYMOUS,
+    RULES,
+    Authenticator,
+    Caller,
+    JobView,
+    Reach,
+    rule_of,
+    view_of,
+)
+from gpushare.scheduler.server import SERVICES
+
+GET_JOB = "/gpushare.v1.JobService/GetJob"
+
+
+def every_rpc() -> list[str]:
+    return [f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods]
+
+
+def test_every_rpc_of_every_service_is_in_the_table_and_nothing_else() -> None:
+    assert sorted(RULES) == sorted(every_rpc())
+
+
+def test_an_rpc_that_nobody_thought_about_cannot_be_served() -> None:
+    with pytest.raises(LookupError, match="authorization table"):
+        rule_of("/gpushare.v1.JobService/StealJob")
+
+
+def test_only_enrolment_needs_no_token() -> None:
+    assert [rpc for rpc in RULES if rule_of(rpc) is ANONYMOUS] == ["/gpushare.v1.AgentService/Enroll"]
+
+
+def test_no_rpc_is_for_both_agents_and_people() -> None:
+    for rpc, rule in RULES.items():
+        assert (Role.AGENT in rule) == (rpc.startswith("/gpushare.v1.AgentService/") and rule is not ANONYMOUS), rpc
+
+
+SECRET = tokens.new_token()
+
+
+def authenticator(now_ms: int = 1000, **fields: int) -> Authenticator:
+    state = ClusterState()
+    who = Principal(user="ann", role=Role.USER, tenant="vision")
+    state.add_token(Token("t1", tokens.token_sha256(SECRET), who, 0, **fields))
+    return Authenticator(lambda: state, lambda: now_ms)
+
+
+def headers(*values: str | bytes) -> list[tuple[str, str | bytes]]:
+    return [("authorization", value) for value in values]
+
+
+def test_a_known_token_names_its_caller() -> None:
+    caller = authenticator().admit(GET_JOB, [("user-agent", "x"), *headers(f"Bearer {SECRET}")], "ipv4:1.2.3.4:5")
+    assert (caller.principal.user, caller.token_id, caller.reach) == ("ann", "t1", Reach.TENANT)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        [],
+        headers(""),
+        headers(SECRET),
+        headers("Bearer "),
+        headers(f"Bearer {SECRET} "),
+        headers(f"Bearer  {SECRET}"),
+        headers(f"Basic {SECRET}"),
+        headers(f"Bearer {tokens.new_token()}"),
+        headers(f"Bearer {tokens.new_join_secret()}"),
+        headers(f"Bearer {SECRET}".encode()),
+        headers(f"Bearer {SECRET}", f"Bearer {SECRET}"),
+        headers("Bearer gps_" + "x" * 100_000),
+    ],
+)
+def test_whatever_is_no_known_token_is_unauthenticated(metadata: list[tuple[str, str | bytes]]) -> None:
+    with pytest.raises(GpushareError) as raised:
+        authenticator().admit(GET_JOB, metadata, "")
+    assert raised.value.status == "UNAUTHENTICATED"
+    assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"revoked_ms": 5}, "revoked"), ({"expires_ms": 1000}, "expired"), ({"expires_ms": 1}, "expired")],
+)
+def test_a_revoked_or_expired_token_is_unauthenticated(fields: dict[str, int], message: str) -> None:
+    with pytest.raises(GpushareError, match=message):
+        authenticator(**fields).admit(GET_JOB, headers(f"Bearer {SECRET}"), "")
+
+
+def test_a_token_counts_until_the_moment_it_expires() -> None:
+    assert authenticator(expires_ms=1001).admit(GET_JOB, headers(f"Bearer {SECRET}"), "").token_id == "t1"
+
+
+def test_a_role_that_an_rpc_is_not_open_to_is_denied_with_those_it_is_open_to() -> None:
+    with pytest.raises(GpushareError) as raised:
+        authenticator().admit("/gpushare.v1.TenantService/CreateTenant", headers(f"Bearer {SECRET}"), "")
+    assert raised.value.status == "PERMISSION_DENIED"
+    assert raised.value.metadata == {"role": "user", "allowed": "admin"}
+
+
+def caller(user: str, role: Role, tenant: str, rpc: str = GET_JOB) -> Caller:
+    return Caller(rpc, Principal(user=user, role=role, tenant=tenant), "t", rule_of(rpc)[role])
+
+
+def job_of(user: str, tenant: str) -> Job:
+    spec = JobSpec(argv=("true",), resources=TaskRequest(gpus=1), working_directory="/")
+    return Job(tenant, "1", spec, 0, Principal(user=user, role=Role.USER, tenant=tenant), 1)
+
+
+@pytest.mark.parametrize(
+    ("who", "owner", "view"),
+    [
+        (("ann", Role.USER, "vision"), ("ann", "vision"), JobView.FULL),
+        (("bob", Role.USER, "vision"), ("ann", "vision"), JobView.REDACTED),
+        # The same name in another tenant is another person.
+        (("ann", Role.USER, "nlp"), ("ann", "vision"), JobView.REDACTED),
+        # A viewer's token may carry a user's name.
+        (("ann", Role.VIEWER, "vision"), ("ann", "vision"), JobView.REDACTED),
+        (("ann", Role.OPERATOR, ""), ("ann", "vision"), JobView.REDACTED),
+        (("root", Role.ADMIN, ""), ("ann", "vision"), JobView.FULL),
+    ],
+)
+def test_command_and_environment_are_for_admins_and_the_jobs_own_user(
+    who: tuple[str, Role, str], owner: tuple[str, str], view: JobView
+) -> None:
+    job = job_of(*owner)
+    assert view_of(caller(*who), job) is view
+    listed = view_of(caller(*who), job, listing=True)
+    assert listed is (JobView.BASIC if view is JobView.FULL else JobView.REDACTED)
+
+
+def test_a_tenant_is_matched_whole() -> None:
+    acme = caller("ann", Role.USER, "acme")
+    assert acme.sees_tenant("acme")
+    assert not acme.sees_tenant("acme-2")
+    assert not acme.sees_tenant("acm")
+    assert not acme.sees_tenant("")
+    nobody = caller("vera", Role.VIEWER, "")
+    assert not nobody.sees_tenant("")

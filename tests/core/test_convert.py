@@ -1,0 +1,326 @@
+"""Protobuf <-> the core: shapes, names, times, and what is left out for whom."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from gpushare.core.model import (
+    Attempt,
+    AttemptState,
+    Enforcement,
+    GpuState,
+    Job,
+    JobSpec,
+    JobState,
+    NodeState,
+    OnDisconnect,
+    Principal,
+    Role,
+    Slice,
+    TaskRequest,
+)
+from gpushare.core.orders import StartOrder
+from gpushare.errors import GpushareError
+from gpushare.reasons import Reason
+from gpushare.scheduler import convert, convert_nodes
+from gpushare.scheduler.api_paging import Place, page_size
+from gpushare.scheduler.auth import JobView
+from gpushare.v1 import agent_pb2, job_pb2, node_pb2, tenant_pb2
+
+
+def refused(status: str, text: str = "") -> object:
+    class _Refused:
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, kind: object, err: BaseException | None, trace: object) -> bool:
+            assert isinstance(err, GpushareError), "was not refused"
+            assert (err.status, text in str(err)) == (status, True), str(err)
+            return True
+
+    return _Refused()
+
+
+# -- names
+
+BAD_IDS = (
+    "",
+    "0",
+    "01",
+    "4 2",
+    "42_",
+    "42_01",
+    "42_-1",
+    "_1",
+    "42\n",
+    "٤٢",
+    "%",
+    "*",
+    "4*",
+    "42/",
+    "../1",
+    "a",
+    "1" * 40,
+)
+
+
+@pytest.mark.parametrize("name", ["tenants/vision/jobs/42", "tenants/acme-2/jobs/42_0", "tenants/v/jobs/7_999"])
+def test_a_job_name_goes_there_and_back(name: str) -> None:
+    tenant, job_id = convert.parse_job_name(name)
+    assert convert.job_name(f"{tenant}/{job_id}") == name
+
+
+@pytest.mark.parametrize("job_id", BAD_IDS)
+def test_a_job_id_is_exact_or_not_found(job_id: str) -> None:
+    with refused("NOT_FOUND"):
+        convert.parse_job_name(f"tenants/vision/jobs/{job_id}")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "42", "vision/42", "tenants/vision", "tenants//jobs/1", "tenants/Vision/jobs/1", "jobs/1", "x" * 9000]
+)
+def test_what_is_no_job_name_is_not_found_and_shown_shortened(name: str) -> None:
+    with refused("NOT_FOUND"):
+        convert.parse_job_name(name)
+
+
+@pytest.mark.parametrize(
+    "parent", ["", "vision", "tenants/", "tenants/vision/", "tenants/Vision", "tenants/a\n", "tenants/-"]
+)
+def test_a_malformed_parent_is_an_invalid_argument(parent: str) -> None:
+    with refused("INVALID_ARGUMENT", "parent"):
+        convert.parse_parent(parent)
+
+
+def test_the_wildcard_parent_is_for_listings_alone() -> None:
+    assert convert.parse_parent("tenants/-", wildcard=True) == "-"
+    assert convert.parse_parent("tenants/vision", wildcard=True) == "vision"
+
+
+# -- times
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos", "ms"),
+    [
+        (0, 0, 0),
+        (90, 0, 90_000),
+        (0, 1_000_000, 1),
+        (-1, 0, -1000),
+        (-1, -500_000_000, -1500),
+        (10**18, 0, 10**21),
+        (2**63 - 1, 999_000_000, (2**63 - 1) * 1000 + 999),
+    ],
+)
+def test_a_duration_of_any_size_is_exact_milliseconds(seconds: int, nanos: int, ms: int) -> None:
+    assert convert.duration_ms(Duration(seconds=seconds, nanos=nanos), "f") == ms
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos"), [(1, -1_000_000), (-1, 1_000_000), (0, 10**9), (0, -(10**9)), (1, 1), (0, 999_999)]
+)
+def test_what_is_no_duration_or_no_whole_millisecond_is_refused(seconds: int, nanos: int) -> None:
+    with refused("INVALID_ARGUMENT", "f: "):
+        convert.duration_ms(Duration(seconds=seconds, nanos=nanos), "f")
+
+
+@pytest.mark.parametrize("ms", [-(10**18), 0, 1_700_000_000_123, 10**18, 2**62])
+def test_any_time_can_be_shown(ms: int) -> None:
+    shown = convert.timestamp(ms)
+    assert shown is not None
+    assert shown.ToJsonString()
+    if 0 <= ms < 10**13:
+        assert convert.stamp_ms(shown) == ms
+
+
+# -- enums
+
+
+def test_every_state_and_level_has_its_number() -> None:
+    for states, enum, kind in (
+        (convert.JOB_STATES, job_pb2.JobState, JobState),
+        (convert.ATTEMPT_STATES, job_pb2.AttemptState, AttemptState),
+        (convert.ENFORCEMENTS, job_pb2.Enforcement, Enforcement),
+        (convert.ON_DISCONNECT, job_pb2.OnDisconnect, OnDisconnect),
+        (convert_nodes.NODE_STATES, node_pb2.NodeState, NodeState),
+        (convert_nodes.GPU_STATES, node_pb2.GpuState, GpuState),
+    ):
+        assert list(states) == list(kind)
+        assert {enum.Value(name) for name in states.values()} | {0} == set(enum.values())
+    assert {convert.ROLES[role] for role in convert.ROLES} == {
+        n for n in tenant_pb2.Role.keys() if n != "ROLE_UNSPECIFIED"
+    }
+
+
+@pytest.mark.parametrize("number", [999, -1, 2**31 - 1])
+def test_an_unknown_number_is_refused(number: int) -> None:
+    with refused("INVALID_ARGUMENT", "on_disconnect"):
+        convert.raw_job(job_pb2.JobSpec(on_disconnect=number))  # type: ignore[arg-type]
+    with refused("INVALID_ARGUMENT", "role"):
+        convert.role_in(number)
+    with refused("INVALID_ARGUMENT", "state"):
+        convert.job_state_in(number)
+    with refused("INVALID_ARGUMENT", "BAD_REPORT"):
+        convert_nodes.attempt_report(agent_pb2.AttemptReport(state=number))  # type: ignore[arg-type]
+    with refused("INVALID_ARGUMENT", "BAD_REPORT"):
+        convert_nodes.conditions([agent_pb2.GpuCondition(state=number)])  # type: ignore[arg-type]
+
+
+# -- jobs in
+
+
+def test_unset_and_zero_are_kept_apart() -> None:
+    unset = convert.raw_job(job_pb2.JobSpec())
+    assert (unset.name, unset.max_run_ms, unset.priority, unset.grace_ms) == (None, None, None, None)
+    assert (unset.resources.gpus, unset.resources.gpu_milli, unset.resources.cpu_milli) == (None, None, None)
+    zero = convert.raw_job(
+        job_pb2.JobSpec(
+            name="",
+            max_run_duration=Duration(),
+            priority=0,
+            grace_duration=Duration(),
+            resources=job_pb2.Resources(gpus=0, gpu_milli=0, cpu_milli=0),
+        )
+    )
+    assert (zero.name, zero.max_run_ms, zero.priority, zero.grace_ms) == ("", 0, 0, 0)
+    assert (zero.resources.gpus, zero.resources.gpu_milli, zero.resources.cpu_milli) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("number", [-(2**63), -1, 0, 1001, 2**31, 2**63 - 1])
+def test_any_integer_reaches_the_core_as_it_is(number: int) -> None:
+    raw = convert.raw_job(
+        job_pb2.JobSpec(priority=number, resources=job_pb2.Resources(gpus=number, gpu_milli=number, memory_mib=number))
+    )
+    assert raw.priority == raw.resources.gpus == raw.resources.gpu_milli == raw.resources.memory_mib == number
+
+
+# -- jobs out
+
+SPEC = JobSpec(
+    argv=("python", "secret.py"),
+    script=b"#!/bin/sh\nsecret",
+    env={"KEY": "secret"},
+    captured_env={"PATH": "/secret/bin"},
+    working_directory="/home/ann/secret",
+    resources=TaskRequest(gpu_milli=250),
+    name="train",
+    display_name="Ann's",
+    max_run_ms=5_400_000,
+    labels={"team": "a"},
+)
+ANN = Principal(user="ann", role=Role.USER, tenant="vision")
+
+
+def a_job() -> Job:
+    held = Slice(task=0, node="n1", gpu_uuids=("GPU-1",), gpu_milli=250, charge_milli=250, tier="timeslice")
+    attempt = Attempt("vision", "7", 0, 1, held, 1, 1_000, AttemptState.FAILED, ended_ms=5_000, reason=Reason.EXEC)
+    attempt.detail = "/home/ann/secret/run: No such file"
+    job = Job("vision", "7", SPEC, 1_000, ANN, 3, state=JobState.FAILED, round=1, attempts=[attempt])
+    job.reason, job.detail, job.exit_code, job.ended_ms = Reason.EXEC, attempt.detail, 127, 5_000
+    return job
+
+
+def test_its_user_sees_all_of_a_job() -> None:
+    shown = convert.job(a_job(), JobView.FULL, 9_000)
+    assert (shown.name, shown.state, shown.exit_code) == ("tenants/vision/jobs/7", job_pb2.JOB_STATE_FAILED, 127)
+    assert (list(shown.spec.argv), shown.spec.script, dict(shown.spec.env)) == (list(SPEC.argv), SPEC.script, SPEC.env)
+    assert shown.spec.max_run_duration.ToMilliseconds() == 5_400_000
+    assert not shown.spec.resources.HasField("gpus")
+    assert shown.charge_milli_seconds == 250 * 4
+    assert shown.tasks[0].attempt_id == "vision.7.0.1"
+    assert "No such file" in shown.tasks[0].detail
+    assert not shown.redacted
+
+
+def test_a_listing_leaves_out_script_and_environment() -> None:
+    shown = convert.job(a_job(), JobView.BASIC, 9_000)
+    assert (list(shown.spec.argv), shown.spec.script, dict(shown.spec.env)) == (list(SPEC.argv), b"", {})
+    assert not shown.redacted
+
+
+def test_what_others_see_of_a_job_holds_nothing_of_its_command_environment_or_paths() -> None:
+    shown = convert.job(a_job(), JobView.REDACTED, 9_000)
+    assert b"secret" not in shown.SerializeToString()
+    assert shown.redacted
+    assert (shown.spec.name, shown.spec.resources.gpu_milli, shown.reason) == ("train", 250, "EXEC")
+    assert shown.created_by.user == "ann"
+
+
+def test_an_order_to_start_carries_the_whole_environment_with_the_explicit_part_on_top() -> None:
+    spec = JobSpec(
+        argv=("a",),
+        resources=TaskRequest(gpus=0),
+        working_directory="/",
+        env={"A": "1"},
+        captured_env={"A": "0", "B": "2"},
+    )
+    job = Job("vision", "7_3", spec, 1_000, ANN, 3, array_id="7", array_index=3)
+    attempt = Attempt("vision", "7_3", 0, 2, Slice(task=0, node="n1", cpu_milli=1000), 1, 1_000)
+    message = convert_nodes.order_message(StartOrder("n1", attempt, job), term=9).start_attempt
+    assert (message.attempt_id, message.term, message.array_index, message.number) == ("vision.7_3.0.2", 9, 3, 2)
+    assert dict(message.env) == {"A": "1", "B": "2"}
+
+
+def test_an_agents_times_are_held_to_what_can_be_stored_and_shown() -> None:
+    told = agent_pb2.AttemptReport(
+        attempt_id="vision.1.0.1",
+        state=job_pb2.ATTEMPT_STATE_RUNNING,
+        start_time=Timestamp(seconds=2**62),
+        end_time=Timestamp(seconds=-(2**62)),
+        detail="x" * 100_000,
+    )
+    report = convert_nodes.attempt_report(told)
+    assert convert.timestamp(report.started_ms) is not None
+    assert report.ended_ms == 0
+    assert len(report.detail) == 2000
+
+
+# -- pages
+
+
+def place(user: str = "ann", **changes: str) -> Place:
+    who = Principal(user=user, role=Role.USER, tenant=changes.get("tenant", "vision"))
+    return Place(changes.get("rpc", "/x/ListJobs"), who, [changes.get("filter", "")])
+
+
+def test_a_page_token_leads_on_in_its_own_listing() -> None:
+    token = place().token(["memory", 7])
+    assert place().cursor(token, (str, int)) == ["memory", 7]
+
+
+@pytest.mark.parametrize(
+    "other", [place("bob"), place(tenant="nlp"), place(rpc="/x/ListTenants"), place(filter="state=RUNNING")]
+)
+def test_a_page_token_of_another_listing_is_refused(other: Place) -> None:
+    with refused("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID"):
+        place().cursor(other.token(["memory", 7]), (str, int))
+
+
+@pytest.mark.parametrize("spoiled", ["x", "AAAA", "=", "é", "a" * 5000, "../..", "' OR 1=1--"])
+def test_an_invented_page_token_is_refused(spoiled: str) -> None:
+    with refused("INVALID_ARGUMENT", "PAGE_TOKEN_INVALID"):
+        place().cursor(spoiled, (str, int))
+
+
+def test_no_altered_page_token_passes() -> None:
+    token = place().token(["memory", 7])
+    for at in range(len(token)):
+        for char in "AB":
+            altered = token[:at] + char + token[at + 1 :]
+            if altered != token:
+                with refused("INVALID_ARGUMENT"):
+                    place().cursor(altered, (str, int))
+
+
+def test_a_cursor_of_other_types_is_refused() -> None:
+    token = place().token(["memory", True])
+    with refused("INVALID_ARGUMENT"):
+        place().cursor(token, (str, int))
+
+
+def test_page_sizes() -> None:
+    assert (page_size(0, 1000), page_size(5, 1000), page_size(10**9, 1000)) == (100, 5, 1000)
+    with refused("INVALID_ARGUMENT", "page_size"):
+        page_size(-1, 1000)
