@@ -11,10 +11,12 @@ WORKERS ?= 2
 
 # -- installing
 
-# The user's installation: the package and what it needs.
-.demo/venv/.installed: pyproject.toml requirements-dev.lock
-	$(PYTHON) -m venv .demo/venv
-	PIP_DISABLE_PIP_VERSION_CHECK=1 .demo/venv/bin/pip install --quiet --no-cache-dir --constraint requirements-dev.lock --editable '.[all]'
+SOURCES := pyproject.toml $(shell find gpushare agent -name '*.py')
+
+# The user's installation: the package and what it needs, at the locked versions; pip's cache stays untouched.
+.demo/venv/.installed: requirements-dev.lock $(SOURCES)
+	test -x .demo/venv/bin/python || $(PYTHON) -m venv .demo/venv
+	PIP_DISABLE_PIP_VERSION_CHECK=1 .demo/venv/bin/pip install --quiet --no-cache-dir --constraint requirements-dev.lock '.[all]'
 	touch $@
 
 # The developer's installation: the locked tools too.

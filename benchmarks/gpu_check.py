@@ -1,6 +1,6 @@
 """First calls on a real card: what gpushare's design takes for granted, measured, in one dated file.
 
-Run: python benchmarks/gpu_check.py [--gpu UUID] [--out DIR] [--minutes 8] [--skip-tests]. It changes no setting of the
+Run: python -m benchmarks.gpu_check [--gpu UUID] [--out DIR] [--minutes 8] [--skip-tests]. It changes no setting of the
 card, stays within its minutes, and needs Python with nvidia-ml-py alone: CUDA is called through ctypes. Steps that
 could harm others run only while NVML shows nobody else. Without a card it says so and ends with 0; it ends with 1 where
 a step or a test failed (an expectation that does not hold is a result and no failure).
@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gpucheck import steps_faults, steps_mps, steps_plain
-from gpucheck.bench import Bench, choose, open_nvml
-from gpucheck.clients import ChildError
-from gpucheck.mps import MpsError
-from gpucheck.report import AbsentError, Findings, Heading, Outcome, file_name, markdown, summary, why_not
+from benchmarks.gpucheck import steps_faults, steps_mps, steps_plain
+from benchmarks.gpucheck.bench import Bench, choose, open_nvml
+from benchmarks.gpucheck.clients import ChildError
+from benchmarks.gpucheck.mps import MpsError
+from benchmarks.gpucheck.report import AbsentError, Findings, Heading, Outcome, file_name, markdown, summary, why_not
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS_TIMEOUT_S = 100.0
@@ -91,17 +91,18 @@ def run_step(bench: Bench, step: Step) -> Outcome:
     began = time.monotonic()
     state, why = "measured", ""
     try:
-        mps_absent = bench.mps_missing if step.mps and bench.mps_program is None else None
-        disturbed = bench.disturbed() if step.alone and mps_absent is None else None
-        reason = why_not(step.needs_s, bench.left_s, mps_absent, disturbed)
-        if reason is not None:
+        reason = why_not(step.needs_s, bench.left_s, bench.mps_missing if step.mps else "")
+        if reason:
             raise AbsentError(reason)
         with at_most(min(bench.left_s, 2 * step.needs_s)):
+            if step.alone and (others := bench.disturbed()):
+                raise AbsentError(others)
             step.run(bench, found)
     except AbsentError as absent:
         state, why = "absent", str(absent)
     except TooLongError as failure:
         state, why = "failed", str(failure)
+        bench.drop_nvml()  # it may owe the answer to a question that nobody waits for any more
     except (ChildError, MpsError, OSError, LookupError, ValueError, TypeError) as failure:
         state, why = "failed", f"{type(failure).__name__}: {failure}"
     finally:
@@ -142,7 +143,7 @@ def run_tests() -> Outcome:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="gpu_check.py", description="First calls on a real card; changes no setting of it."
+        prog="gpu_check", description="First calls on a real card; changes no setting of it."
     )
     parser.add_argument("--gpu", metavar="UUID", help="the card to check (default: the emptiest)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="where the result file goes")
@@ -182,11 +183,11 @@ def main(arguments: list[str]) -> int:
             say(outcomes[-1])
     finally:
         bench.close()
-    return write(options, card, state, outcomes)
+    return write(arguments, options.out, card, state, outcomes)
 
 
 def write(
-    options: argparse.Namespace, card: dict[str, object], state: dict[str, object], outcomes: list[Outcome]
+    arguments: list[str], out: Path, card: dict[str, object], state: dict[str, object], outcomes: list[Outcome]
 ) -> int:
     """Write the result file; the exit code of the check."""
     now = datetime.now(UTC)
@@ -194,15 +195,15 @@ def write(
     host = f"{kernel.sysname} {kernel.release} {kernel.machine}"
     heading = Heading(
         date=now.strftime("%Y-%m-%d %H:%M UTC"),
-        command=f"python {' '.join(sys.argv)}",
+        command=" ".join(["python -m benchmarks.gpu_check", *arguments]),
         card=str(card["name"]),
         uuid=str(card["uuid"]),
         driver=str(state["driver"]),
         cuda=str(state["cuda"]),
         host=f"{host}, Python {sys.version.split()[0]}, {os.cpu_count()} CPUs",
     )
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / file_name(now.strftime("%Y%m%d-%H%M"), heading.card)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / file_name(now.strftime("%Y%m%d-%H%M"), heading.card)
     path.write_text(markdown(heading, outcomes), encoding="utf-8")
     print(f"written: {path}")
     return 1 if any(outcome.state == "failed" for outcome in outcomes) else 0

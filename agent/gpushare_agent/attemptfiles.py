@@ -1,6 +1,7 @@
 """The directories of attempts: made before a launch, removed when the attempt is forgotten.
 
-Imports the standard library, this package's vocabulary and its groups. Under the state directory: `attempts/<id>/` (records, 0700),
+Imports the standard library, this package's vocabulary and its groups. Under the state directory: `attempts/<id>/` (records, 0700; on their way
+out in `forgotten/<id>`),
 `logs/<id>/` (0700, outlives the attempt and marks its id as used), `scripts/<id>/` (entered by the job's user, who alone may read the
 file) and `private/<id>/` (the job's user's own). Nothing a job can write to is ever opened, changed or removed by path: what is
 the user's lies below a directory that only the agent can write.
@@ -12,6 +13,7 @@ import contextlib
 import os
 import shutil
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from gpushare_agent.failpoints import failpoint
 from gpushare_agent.launchspec import LaunchRefused, LaunchSpec, UnixUser
 
 SCRIPT_NAME_CHARACTERS = 100
+DIRECTORIES = {"attempts": 0o700, "forgotten": 0o700, "logs": 0o700, "scripts": 0o711, "private": 0o711}
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ class AttemptFiles:
     layout: cgroups.Layout | None
 
     def prepare_root(self) -> None:
-        """Make the four directories with their modes."""
+        """Make the directories with their modes."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
-        for name, mode in (("attempts", 0o700), ("logs", 0o700), ("scripts", 0o711), ("private", 0o711)):
+        for name, mode in DIRECTORIES.items():
             path = self.state_dir / name
             path.mkdir(mode=mode, exist_ok=True)
             if stat.S_IMODE(path.stat().st_mode) != mode:
@@ -55,6 +58,10 @@ class AttemptFiles:
     def private_dir(self, attempt_id: str) -> Path:
         """The directory that the job may write to."""
         return self.state_dir / "private" / attempt_id
+
+    def tag(self, attempt_id: str) -> str:
+        """What the environment of every process of the attempt carries: unique on this host."""
+        return f"{self.instance_id}/{attempt_id}"
 
     def attempts(self) -> list[str]:
         """Every attempt that has a directory."""
@@ -98,9 +105,11 @@ class AttemptFiles:
     def discard(self, attempt_id: str, keep_logs: bool) -> bool:
         """Remove what an attempt that has no process has; repeatable. False if a control group is still in use: the records stay
         then, so that the next try finds it."""
-        shutil.rmtree(self.state_dir / "scripts" / attempt_id, ignore_errors=True)
-        # the job's own files: rmtree works by descriptors and follows no link
-        shutil.rmtree(self.private_dir(attempt_id), ignore_errors=True)
+        for name in ("scripts", "private"):
+            # the job's own files: rmtree works by descriptors and follows no link
+            path = self.state_dir / name / attempt_id
+            if path.exists():
+                shutil.rmtree(path, ignore_errors=True)
         if self.layout is not None and not cgroups.remove(cgroups.describe(self.layout, attempt_id)):
             return False
         if keep_logs:
@@ -108,11 +117,25 @@ class AttemptFiles:
                 self.log_dir(attempt_id).mkdir(mode=0o700)
         else:
             shutil.rmtree(self.log_dir(attempt_id), ignore_errors=True)
-        shutil.rmtree(self.directory(attempt_id), ignore_errors=True)
-        return not self.directory(attempt_id).exists()
+        if keep_logs:
+            # deleted later (see delete_forgotten); the name is new even if this id was refused once before
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self.directory(attempt_id), self.state_dir / "forgotten" / f"{attempt_id}.{time.time_ns()}")
+        else:
+            shutil.rmtree(self.directory(attempt_id), ignore_errors=True)
+        return True
+
+    def delete_forgotten(self) -> None:
+        """Delete the records of forgotten attempts, many at once: a file system that just deleted files is slow to make new ones
+        (ext4 passes over inodes freed in the last seconds), and between two attempts nobody should wait for that."""
+        if not (self.state_dir / "forgotten").exists():
+            return
+        for name in os.listdir(self.state_dir / "forgotten"):
+            shutil.rmtree(self.state_dir / "forgotten" / name, ignore_errors=True)
 
     def sweep(self, known: set[str]) -> None:
-        """Remove scripts and private directories that belong to no attempt any more."""
+        """Remove scripts and private directories that belong to no attempt any more, and what was forgotten."""
+        self.delete_forgotten()
         for name in ("scripts", "private"):
             for entry in os.listdir(self.state_dir / name):
                 if entry not in known:
@@ -126,7 +149,7 @@ class AttemptFiles:
         return Intent(
             boot_id=self.boot_id,
             containment=self.layout.containment if self.layout is not None else "weak",
-            tag=f"{self.instance_id}/{spec.attempt_id}",
+            tag=self.tag(spec.attempt_id),
             log_dir=str(self.log_dir(spec.attempt_id)),
             script=script,
             groups=groups,

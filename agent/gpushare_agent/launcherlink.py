@@ -32,8 +32,9 @@ class LauncherProcess:
 
     def __init__(self, lease_fd: int, log: Path) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # no inherited environment: nothing of a tenant's or an admin's shell reaches the process that forks as root
-        environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+        # no inherited environment: nothing of a tenant's or an admin's shell reaches the process that forks as root;
+        # symbols are bound once here and not again in each of its forks
+        environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "LD_BIND_NOW": "1"}
         if failpoints.ENVIRONMENT_NAME in os.environ:
             environment[failpoints.ENVIRONMENT_NAME] = os.environ[failpoints.ENVIRONMENT_NAME]
         package_root = str(Path(__file__).resolve().parent.parent)

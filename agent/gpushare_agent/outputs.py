@@ -38,7 +38,7 @@ class _Stream:
 
 
 class Outputs:
-    """Opens the logs at once (OSError if it cannot: then nothing was launched yet), the streams on `open`."""
+    """Holds the log directory from the start (OSError if there is none); a log's file is made with its first byte."""
 
     def __init__(self, log_dir: str, cap_bytes: int, pty: bool) -> None:
         log_fd = records.open_directory(log_dir)

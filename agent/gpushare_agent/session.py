@@ -140,6 +140,7 @@ class SessionLoop:
         self._backoff = Backoff()
         self._restart = asyncio.Event()
         self._said = ("", 0.0)
+        self._containment = ""
         self.connected = False
 
     def restart(self) -> None:
@@ -229,6 +230,7 @@ class SessionLoop:
             )
         # No wait between taking the facts and emptying the box: what changes later goes into it again.
         sync = self._node.sync()
+        self._containment = sync.containment
         self._node.outbox.clear()
         await _write(call, agent_pb2.AgentMessage(sync=_sync(sync)))
         self._log.info(
@@ -271,7 +273,7 @@ class SessionLoop:
                 due_s = now_s + ttl_s / 3
             batch = self._node.outbox.take()
             for report in batch.reports:
-                await _write(call, agent_pb2.AgentMessage(attempt_report=_report(report)))
+                await _write(call, agent_pb2.AgentMessage(attempt_report=_report(report, self._containment)))
             if batch.conditions or batch.samples is not None:
                 told = agent_pb2.GpuReport(
                     conditions=[_condition(each) for each in batch.conditions],
@@ -438,7 +440,7 @@ def _gpu(card: GpuInventory) -> agent_pb2.GpuInventory:
     )
 
 
-def _report(report: Report, containment: str = "") -> agent_pb2.AttemptReport:
+def _report(report: Report, containment: str) -> agent_pb2.AttemptReport:
     message = agent_pb2.AttemptReport(
         attempt_id=report.attempt_id,
         state=f"ATTEMPT_STATE_{report.state}",

@@ -7,15 +7,17 @@ exit record -> what it says; another boot -> NODE_REBOOTED; never taken by a shi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from gpushare.reasons import Reason
 from gpushare_agent import checkpoint, procscan, records, taskset
 from gpushare_agent.cgroups import Groups
-from gpushare_agent.checkpoint import Intent
+from gpushare_agent.checkpoint import ExecRecord, Intent, StopRecord
 from gpushare_agent.launchspec import AttemptStatus
 
 KILL_STEP_S = 0.01
@@ -49,6 +51,57 @@ def kill_for(task: taskset.Task, seconds: float) -> bool:
     return True
 
 
+class Found(NamedTuple):
+    """What an attempt's directory tells at first sight; `boot_id` is the boot it lived in, "" if nothing says."""
+
+    intent: Intent | None
+    taken: ExecRecord | None
+    stop: StopRecord | None
+    finished: AttemptStatus | None
+    boot_id: str
+
+
+def look(directory: Path, attempt_id: str) -> Found:
+    """Read everything; a directory that is missing is made, so that the judgement has a place. OSError if it cannot be."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    dirfd = records.open_directory(str(directory))
+    try:
+        intent = checkpoint.read_intent(dirfd, attempt_id)
+        taken = checkpoint.read_exec(dirfd)
+        done = checkpoint.read_exit(dirfd, attempt_id)
+        return Found(intent, taken, checkpoint.read_stop(dirfd), done, _boot_of(intent, taken))
+    finally:
+        os.close(dirfd)
+
+
+def seal(directory: Path) -> ExecRecord | None:
+    """Seal the attempt: None if it never ran and now never will, else what is known of the shim that had taken it before."""
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    dirfd = records.open_directory(str(directory))
+    try:
+        if checkpoint.seal(dirfd):
+            return None
+        return checkpoint.read_exec(dirfd) or ExecRecord()
+    finally:
+        os.close(dirfd)
+
+
+def note_stop(directory: Path, stop: StopRecord) -> None:
+    """Leave a word on why the attempt is being ended, for whoever has to judge it. A disk that does not take it must not keep a job
+    alive, and a launch that is still being prepared has no directory: both are passed over, the shim is told anyway."""
+    try:
+        dirfd = records.open_directory(str(directory))
+    except OSError:
+        return
+    try:
+        checkpoint.write_stop(dirfd, stop)
+    except OSError:
+        return
+    finally:
+        os.close(dirfd)
+
+
 def finished(directory: Path, attempt_id: str) -> AttemptStatus | None:
     """The exit record, if there is one."""
     dirfd = records.open_directory(str(directory))
@@ -75,7 +128,7 @@ def _verdict(dirfd: int, attempt_id: str, boot_id: str) -> AttemptStatus:
     intent = checkpoint.read_intent(dirfd, attempt_id)
     taken = checkpoint.read_exec(dirfd)
     stop = checkpoint.read_stop(dirfd)
-    lived_in = (taken.boot_id if taken is not None else "") or (intent.boot_id if intent is not None else "") or boot_id
+    lived_in = _boot_of(intent, taken) or boot_id
     if checkpoint.seal(dirfd):
         return _ended(attempt_id, lived_in, Reason.NOT_STARTED, "no shim had taken it; it never ran", "STOPPED")
     rebooted = lived_in != boot_id
@@ -89,6 +142,10 @@ def _verdict(dirfd: int, attempt_id: str, boot_id: str) -> AttemptStatus:
         return _ended(attempt_id, lived_in, Reason.NODE_REBOOTED, "the node rebooted while it ran")
     detail = "its shim died and left no exit record; what was left was ended by SIGKILL, the exit code is unknown"
     return _ended(attempt_id, lived_in, Reason.INFRA, detail)
+
+
+def _boot_of(intent: Intent | None, taken: ExecRecord | None) -> str:
+    return (taken.boot_id if taken is not None else "") or (intent.boot_id if intent is not None else "")
 
 
 def _ended(

@@ -37,7 +37,6 @@ class StreamLog:
         self._retry_at = 0.0
         self._fd = -1
         self._room = 0
-        self._open()
 
     @property
     def past_head(self) -> bool:

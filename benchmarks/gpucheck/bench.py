@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpucheck import mps
-from gpucheck.clients import Child, ChildError, Children
-from gpucheck.report import AbsentError, others_on_card
+from benchmarks.gpucheck import mps
+from benchmarks.gpucheck.clients import Child, ChildError, Children
+from benchmarks.gpucheck.report import AbsentError, others_on_card
 
 Card = dict[str, Any]
 
@@ -36,7 +36,7 @@ class Bench:
     deadline: float
     children: Children = field(default_factory=Children)
     mps_program: str | None = None
-    mps_missing: str = ""
+    mps_missing: str = "the host was not looked at for MPS"
     _nvml: Child | None = None
     _quiet: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="gpc", dir="/tmp")))
     _own: set[int] = field(default_factory=set)
@@ -103,16 +103,22 @@ class Bench:
     def nvml(self) -> Child:
         """The NVML reader, started again after a hang. Raises AbsentError."""
         if self._nvml is None or not self._nvml.alive():
+            if self._nvml is not None:
+                self._nvml.close()
             self._nvml = open_nvml()
         return self._nvml
+
+    def drop_nvml(self) -> None:
+        """End the NVML reader; the next question starts another."""
+        if self._nvml is not None:
+            self._nvml.kill()
 
     def look(self) -> Card:
         """The card as NVML shows it now."""
         try:
             cards = self.nvml().ask("snapshot", timeout_s=20)["cards"]
         except ChildError as failure:
-            if self._nvml is not None:
-                self._nvml.kill()
+            self.drop_nvml()
             raise AbsentError(f"NVML does not answer: {failure}") from failure
         for card in cards:
             if card["uuid"] == self.uuid:

@@ -1,4 +1,4 @@
-"""Reads every card through the real pynvml: `python -m gpucheck.nvmlread` answers each line of stdin with one of JSON.
+"""Reads every card through the real pynvml: each line of stdin is answered with one line of JSON.
 
 A process of its own, because a call into a dying driver can hang. It calls getters alone: no setting of a card is
 changed. What a card does not support is null.

@@ -73,16 +73,10 @@ class Heading:
     host: str
 
 
-def why_not(needs_s: float, left_s: float, mps_absent: str | None, disturbed: str | None) -> str | None:
-    """Why a step may not run, or None.
-
-    `mps_absent` is None unless the step needs MPS and there is none; `disturbed` is None unless the step could harm
-    others and there are some.
-    """
-    if mps_absent is not None:
-        return mps_absent
-    if disturbed is not None:
-        return disturbed
+def why_not(needs_s: float, left_s: float, missing: str) -> str | None:
+    """Why a step may not run, or None. `missing` says what it needs and does not find, "" if nothing."""
+    if missing:
+        return missing
     if left_s < needs_s:
         return f"out of time: {left_s:.0f} s are left and the step may take {needs_s:.0f} s"
     return None
@@ -147,9 +141,10 @@ def summary(outcome: Outcome) -> str:
     """A step's result in a few words."""
     if outcome.state != "measured":
         return f"{outcome.state}: {outcome.why}"
-    if outcome.differing:
-        return f"measured, {len(outcome.differing)} of {len(outcome.findings.claims)} expectations differ"
-    return f"measured, {len(outcome.findings.claims)} expectations hold"
+    claims = len(outcome.findings.claims)
+    if claims == 0:
+        return "measured"
+    return f"measured, {claims - len(outcome.differing)} of {claims} expectations hold"
 
 
 def file_name(stamp: str, card: str) -> str:

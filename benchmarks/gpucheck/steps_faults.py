@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from gpucheck.answers import error_name, fault_lines
-from gpucheck.bench import Bench
-from gpucheck.clients import Child, ChildError
-from gpucheck.mps import Daemon, MpsError
-from gpucheck.report import Findings
+from benchmarks.gpucheck.answers import error_name, fault_lines
+from benchmarks.gpucheck.bench import Bench
+from benchmarks.gpucheck.clients import Child, ChildError
+from benchmarks.gpucheck.mps import Daemon, MpsError
+from benchmarks.gpucheck.report import Findings
 
 KERNEL_ROUNDS = 200_000
 SETTLE_S = 1.0

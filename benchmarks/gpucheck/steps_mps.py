@@ -12,12 +12,19 @@ import subprocess
 import time
 from typing import Any
 
-from gpucheck.answers import error_name, logged_limits_mib, logged_percentages, percent_sms, rows_of, size_mib
-from gpucheck.bench import Bench
-from gpucheck.clients import OTHER_UID, Child, ChildError
-from gpucheck.mps import SENTINEL, Daemon, MpsError, session
-from gpucheck.report import AbsentError, Findings
-from gpucheck.steps_plain import overlap
+from benchmarks.gpucheck.answers import (
+    error_name,
+    logged_limits_mib,
+    logged_percentages,
+    percent_sms,
+    rows_of,
+    size_mib,
+)
+from benchmarks.gpucheck.bench import Bench
+from benchmarks.gpucheck.clients import OTHER_UID, Child, ChildError
+from benchmarks.gpucheck.mps import SENTINEL, Daemon, MpsError, session
+from benchmarks.gpucheck.report import AbsentError, Findings
+from benchmarks.gpucheck.steps_plain import overlap
 
 LIMIT_MIB = 4096
 CEILING_MIB = 2048

@@ -11,11 +11,11 @@ import subprocess
 import time
 from typing import Any
 
-from gpucheck.answers import error_name, rows_of
-from gpucheck.bench import Bench
-from gpucheck.clients import Child
-from gpucheck.mps import PROGRAM, SERVER_PROGRAM, session
-from gpucheck.report import AbsentError, Findings
+from benchmarks.gpucheck.answers import error_name, rows_of
+from benchmarks.gpucheck.bench import Bench
+from benchmarks.gpucheck.clients import Child
+from benchmarks.gpucheck.mps import PROGRAM, SERVER_PROGRAM, session
+from benchmarks.gpucheck.report import AbsentError, Findings
 
 HELD_MIB = 1024
 #: A process's figure in NVML may differ from what it asked for by rounding to the card's pages.
@@ -25,6 +25,8 @@ BURN_TARGET_S = 0.3
 BURN_TIMES = 4
 SUSPEND_SIZES_MIB = (1024, 8192, 32768)
 FIND_TIMEOUT_S = 20
+#: Where drivers put their programs; looked into after PATH.
+PROGRAM_FOLDERS = ("/usr/bin", "/usr/local/bin", "/usr/local/nvidia/bin", "/opt/bin", "/run/nvidia/driver/usr/bin")
 #: What the design keeps back of each card that is shared, for the driver and what programs hold outside their slices.
 RESERVE_MIB = 512
 
@@ -41,7 +43,7 @@ def host(bench: Bench, found: Findings) -> None:
     found.figure("cgroup v2 controllers", _first_line("/sys/fs/cgroup/cgroup.controllers"))
     programs = _find_mps()
     found.figure("MPS programs", ", ".join(programs) or None)
-    bench.mps_program, bench.mps_missing = _usable_mps(programs)
+    bench.mps_program, bench.mps_missing = usable_mps(programs)
     if bench.mps_program is not None:
         code, said = session(bench.mps_program, bench.environ(), timeout_s=3)
         found.figure("control program without a daemon", f"code {code}: {said[0] if said else 'nothing'}")
@@ -56,6 +58,7 @@ def _first_line(path: str) -> str | None:
 
 
 def _find_mps() -> list[str]:
+    """Every file by these names, wherever it lies: to be told, not to be run."""
     command = ["find", "/", "(", "-path", "/proc", "-o", "-path", "/sys", ")", "-prune", "-o"]
     command += ["-name", "nvidia-cuda-mps*", "-type", "f", "-print"]
     try:
@@ -67,15 +70,16 @@ def _find_mps() -> list[str]:
     return sorted(paths)
 
 
-def _usable_mps(programs: list[str]) -> tuple[str | None, str]:
-    """The control program to run and "", or None and why not."""
-    on_path = shutil.which(PROGRAM)
-    control = on_path or next((path for path in programs if path.endswith(f"/{PROGRAM}")), None)
-    if control is None:
-        return None, f"{PROGRAM} is not on this machine"
-    if not any(path.endswith(f"/{SERVER_PROGRAM}") for path in programs):
-        return None, f"{PROGRAM} is here, {SERVER_PROGRAM} is not"
-    return control, ""
+def usable_mps(found: list[str]) -> tuple[str | None, str]:
+    """The control program to run and "", or None and why not. Nothing is run from just anywhere on the disk."""
+    folders = [*os.get_exec_path(), *PROGRAM_FOLDERS]
+    folder = next((folder for folder in folders if os.access(f"{folder}/{PROGRAM}", os.X_OK)), None)
+    if folder is None:
+        elsewhere = f" (only {found[0]}, which is not on PATH)" if found else ""
+        return None, f"{PROGRAM} is not on this machine{elsewhere}"
+    if not any(os.access(f"{place}/{SERVER_PROGRAM}", os.X_OK) for place in folders):
+        return None, f"{folder}/{PROGRAM} is here, {SERVER_PROGRAM} is not"
+    return f"{folder}/{PROGRAM}", ""
 
 
 def program(bench: Bench, found: Findings) -> None:

@@ -1,4 +1,4 @@
-"""A CUDA program on a string: `python -m gpucheck.workload` does what its stdin says, one JSON object a line.
+"""A CUDA program on a string: `python -m benchmarks.gpucheck.workload` does what its stdin says, one JSON line each.
 
 Each command is answered with one JSON object that holds `code`, the driver's result. While it is busy it launches one
 short kernel after the other and still takes commands. It ends with its input, so that it never outlives the check.
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gpucheck import driver
+from benchmarks.gpucheck import driver
 
 MIB = 1 << 20
 PATTERN = 0x5EED1234

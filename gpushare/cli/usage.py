@@ -26,7 +26,7 @@ _AUDIT_COLUMNS = ("SEQ", "TIME", "USER", "ROLE", "TENANT", "WHAT", "SUBJECT")
 @with_client
 async def usage(client: AsyncClient, by: str, tenant: str, output: str) -> None:
     """Card-seconds held, from allocation to end: the part of a card that nobody else could have, times its time."""
-    from gpushare.cli.output import charge_seconds, print_json
+    from gpushare.cli.output import charge_seconds, print_json, short_name
     from gpushare.cli.table import print_table
 
     answer = await client.get_usage(f"USAGE_GROUP_{by.upper()}", tenant=tenant)
@@ -36,7 +36,7 @@ async def usage(client: AsyncClient, by: str, tenant: str, output: str) -> None:
     names = {"tenant": ["TENANT"], "user": ["TENANT", "USER"], "job": ["TENANT", "USER", "JOB"]}[by]
     rows = [
         [
-            *(getattr(row, name.lower()) for name in names),
+            *(short_name(getattr(row, name.lower())) for name in names),
             charge_seconds(row.charge_milli_seconds),
             row.attempts,
         ]

@@ -14,7 +14,7 @@ import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -141,7 +141,7 @@ class Gate:
                 return answer.SerializeToString()
             except Exception as err:
                 error = await self._refusal(rpc, context, err)
-            return await errors.abort(context, error)
+            return await _abort(context, error)
 
         return serve
 
@@ -162,7 +162,7 @@ class Gate:
                 error = await self._refusal(rpc, context, err)
             finally:
                 self._streams.remove(token_id, end)
-            await errors.abort(context, error)
+            await _abort(context, error)
 
         return serve
 
@@ -171,6 +171,9 @@ class Gate:
 
     async def _refusal(self, rpc: str, context: _Context, err: Exception) -> GpushareError:
         """What the caller is told, once it may be."""
+        if isinstance(err, grpc.aio.BaseError):
+            # What grpc raises where the caller has gone in the middle of an answer.
+            raise asyncio.CancelledError from err
         if not isinstance(err, GpushareError):
             incident = uuid.uuid4().hex[:12]
             _log.error("unexpected error in an RPC", rpc=rpc, incident=incident, exc_info=err)
@@ -221,6 +224,14 @@ def _nothing(state: ClusterState) -> None:
     return None
 
 
+async def _abort(context: _Context, error: GpushareError) -> NoReturn:
+    try:
+        await errors.abort(context, error)
+    except grpc.aio.InternalError as err:
+        # The caller went first; nobody is left to be told.
+        raise asyncio.CancelledError from err
+
+
 async def _messages(request_type: type[_M], data: AsyncIterator[bytes]) -> AsyncIterator[_M]:
     async for each in data:
         yield parse(request_type, each)
@@ -233,14 +244,13 @@ async def _pump(answers: AsyncGenerator[Message, None], context: _Context) -> No
 
 
 async def _until_ended(work: Awaitable[None], end: StreamEnd) -> None:
-    """Awaits `work`, and cancels it once `end` wants so; raises the error of whichever came first."""
+    """Awaits `work`, and cancels it once `end` wants so; the error of `end` goes before what `work` came to."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait((task, end.wanted), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
-        else:
+        if end.wanted.done():
             raise end.wanted.result()
+        task.result()
     finally:
         if not task.done():
             task.cancel()

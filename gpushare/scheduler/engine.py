@@ -141,7 +141,7 @@ class Engine:
         if not self.leading:
             raise _unavailable("the scheduler is reloading its store")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        lane = call.principal.node or call.principal.tenant or call.principal.user
+        lane = _lane_of(call.principal)
         if not self._inbox.put(lane, Item(command, call, view, future)):
             raise error_of(
                 Reason.BUSY,
@@ -375,6 +375,13 @@ class Engine:
 
     async def _in_writer(self, fn: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, fn)
+
+
+def _lane_of(who: Principal) -> str:
+    """Whose queue a call waits in: the node's, the tenant's, or the person's who belongs to none."""
+    if who.node:
+        return f"node {who.node}"
+    return f"tenant {who.tenant}" if who.tenant else f"user {who.user}"
 
 
 async def _wait(event: asyncio.Event, timeout_s: float | None) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -30,17 +33,12 @@ from gpushare.scheduler.auth import JobView
 from gpushare.v1 import agent_pb2, job_pb2, node_pb2, tenant_pb2
 
 
-def refused(status: str, text: str = "") -> object:
-    class _Refused:
-        def __enter__(self) -> None:
-            pass
-
-        def __exit__(self, kind: object, err: BaseException | None, trace: object) -> bool:
-            assert isinstance(err, GpushareError), "was not refused"
-            assert (err.status, text in str(err)) == (status, True), str(err)
-            return True
-
-    return _Refused()
+@contextmanager
+def refused(status: str, text: str = "") -> Iterator[None]:
+    with pytest.raises(GpushareError) as raised:
+        yield
+    assert raised.value.status == status
+    assert text in str(raised.value)
 
 
 # -- names
@@ -150,7 +148,7 @@ def test_every_state_and_level_has_its_number() -> None:
         assert list(states) == list(kind)
         assert {enum.Value(name) for name in states.values()} | {0} == set(enum.values())
     assert {convert.ROLES[role] for role in convert.ROLES} == {
-        n for n in tenant_pb2.Role.keys() if n != "ROLE_UNSPECIFIED"
+        n for n in tenant_pb2.Role.DESCRIPTOR.values_by_name if n != "ROLE_UNSPECIFIED"
     }
 
 

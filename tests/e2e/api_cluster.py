@@ -107,7 +107,7 @@ class ApiCluster:
         """An agent's token under the node's name."""
         secret = new_token()
         await self.engine.execute(CreateJoinToken(node, f"join-{node}", 60_000), Call(SYSTEM))
-        command = EnrollNode(f"join-{node}", f"instance-{node}", f"agent{node}", token_sha256(secret))
+        command = EnrollNode(f"join-{node}", f"instance-{node}", uuid.uuid4().hex, token_sha256(secret))
         await self.engine.execute(command, Call(SYSTEM))
         self.tokens[node] = secret
 
@@ -199,10 +199,7 @@ class WireAgent:
     async def connect(self) -> None:
         self.call = self.stub.Session()
         await self.call.write(agent_pb2.AgentMessage(hello=self.hello))
-        first = await self.call.read()
-        if first is grpc.aio.EOF:
-            raise from_rpc_error(await self._error())
-        self.ack = first.hello_ack
+        self.ack = (await self._read()).hello_ack
 
     async def sync(self, **fields: Any) -> None:
         base: dict[str, Any] = {
@@ -227,10 +224,7 @@ class WireAgent:
                 return getattr(self._told.pop(place), kind)
         deadline = asyncio.get_running_loop().time() + DEADLINE_S
         while True:
-            left_s = deadline - asyncio.get_running_loop().time()
-            message = await asyncio.wait_for(self.call.read(), left_s)
-            if message is grpc.aio.EOF:
-                raise from_rpc_error(await self._error())
+            message = await asyncio.wait_for(self._read(), deadline - asyncio.get_running_loop().time())
             if message.WhichOneof("message") == kind:
                 return getattr(message, kind)
             self._told.append(message)
@@ -239,9 +233,10 @@ class WireAgent:
         """How the scheduler ended the session."""
         deadline = asyncio.get_running_loop().time() + DEADLINE_S
         while True:
-            message = await asyncio.wait_for(self.call.read(), deadline - asyncio.get_running_loop().time())
-            if message is grpc.aio.EOF:
-                return from_rpc_error(await self._error())
+            try:
+                await asyncio.wait_for(self._read(), deadline - asyncio.get_running_loop().time())
+            except GpushareError as err:
+                return err
 
     async def run(self, attempt_id: str) -> None:
         await self.report(attempt_id, "RUNNING")
@@ -254,13 +249,13 @@ class WireAgent:
         self.call.cancel()
         await self.channel.close()
 
-    async def _error(self) -> grpc.aio.AioRpcError:
-        return grpc.aio.AioRpcError(
-            await self.call.code(),
-            await self.call.initial_metadata(),
-            await self.call.trailing_metadata(),
-            await self.call.details(),
-        )
+    async def _read(self) -> agent_pb2.SchedulerMessage:
+        try:
+            message = await self.call.read()
+        except grpc.aio.AioRpcError as err:
+            raise from_rpc_error(err) from err
+        assert message is not grpc.aio.EOF, "the scheduler ended the session without an error"
+        return message
 
 
 def card(node: str, place: int = 0, **fields: Any) -> agent_pb2.GpuInventory:

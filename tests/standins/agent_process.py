@@ -15,9 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from standins.fake_scheduler import JOIN_SECRET
-
 from gpushare.join import encode_join
+from standins.fake_scheduler import JOIN_SECRET
 
 
 class AgentProcess:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import subprocess
@@ -11,7 +12,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SOURCE = Path(__file__).parent / "mps" / "control.py"
+DAEMON = Path(__file__).parent / "mps" / "control.py"
+CLIENT = Path(__file__).parent / "mps" / "client.c"
 # Other users must be able to run it, and a virtual environment may lie where they cannot go.
 INTERPRETER = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.executable
 
@@ -27,11 +29,12 @@ class FakeMps:
     def installed(cls, folder: Path) -> FakeMps:
         """Both programs in `folder/bin`; readable by every user, as /usr/bin is."""
         fake = cls(folder=folder)
-        fake.bin.mkdir(parents=True, exist_ok=True)
-        program = fake.bin / "nvidia-cuda-mps-control"
-        program.write_text(f"#!{INTERPRETER} -SE\n{SOURCE.read_text()}")
+        (folder / "lib").mkdir(parents=True, exist_ok=True)
+        fake.bin.mkdir(exist_ok=True)
+        (folder / "lib" / "nvidia-cuda-mps-control").write_text(f"#!{INTERPRETER} -SE\n{DAEMON.read_text()}")
+        (fake.bin / "nvidia-cuda-mps-control").write_bytes(compiled_client())
         (fake.bin / "nvidia-cuda-mps-server").write_text("#!/bin/sh\nexit 1\n")
-        for path in fake.bin.iterdir():
+        for path in (*fake.bin.iterdir(), *(folder / "lib").iterdir()):
             path.chmod(0o755)
         fake.switch()
         return fake
@@ -75,6 +78,16 @@ class FakeMps:
             timeout=20,
             **how,
         )
+
+
+@functools.cache
+def compiled_client() -> bytes:
+    """The client as a program; compiled once per process."""
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "client"
+        command = ["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(built), str(CLIENT)]
+        subprocess.run(command, check=True, timeout=60)
+        return built.read_bytes()
 
 
 def short_folder() -> Path:

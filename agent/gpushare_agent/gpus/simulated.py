@@ -116,6 +116,7 @@ class SimulatedLibrary:
         self._clock = clock
         self._opened_s = clock()
         self._names = UserNames()
+        self._closed = False
         self._infos = tuple(
             GpuInfo(
                 uuid=card_uuid(node, index),
@@ -137,6 +138,8 @@ class SimulatedLibrary:
     async def snapshot(self) -> GpuSnapshot:
         """Reads usage files and script; waits only for a user's name."""
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        if self._closed:
+            return GpuSnapshot(state=DriverState.ERROR, detail="the library was closed", taken_boot_ns=now_ns)
         try:
             faults = self._script.active(self._clock() - self._opened_s)
         except FaultScriptError as err:
@@ -148,8 +151,8 @@ class SimulatedLibrary:
             if fault.fault == "mismatch":
                 detail = "the simulated driver was changed under the running one"
                 return GpuSnapshot(state=DriverState.MISMATCH, detail=detail, taken_boot_ns=now_ns)
-        usages = [u for directory in self._usage_dirs() for u in read_usages(directory)]
-        uids = {usage.pid: _uid_of(usage.pid) for usage in usages}
+        usages = {u.pid: u for directory in self._usage_dirs() for u in read_usages(directory)}
+        uids = {pid: _uid_of(pid) for pid in usages}
         names = await self._names.of(uid for uid in uids.values() if uid is not None)
         users = {pid: names[uid] for pid, uid in uids.items() if uid is not None}
         return GpuSnapshot(
@@ -157,11 +160,12 @@ class SimulatedLibrary:
             driver_version=DRIVER_VERSION,
             taken_boot_ns=now_ns,
             infos=self._infos,
-            samples=tuple(_sample(info, usages, users, faults) for info in self._infos),
+            samples=tuple(_sample(info, list(usages.values()), users, faults) for info in self._infos),
         )
 
     async def close(self) -> None:
         """Nothing is held."""
+        self._closed = True
 
 
 def _sample(info: GpuInfo, usages: list[Usage], users: dict[int, str], faults: tuple[Fault, ...]) -> GpuSample:
@@ -169,17 +173,22 @@ def _sample(info: GpuInfo, usages: list[Usage], users: dict[int, str], faults: t
     if any(fault.fault == "lost" for fault in mine):
         return GpuSample(uuid=info.uuid, error="GPU is lost: it has fallen off the bus", lost=True)
     processes = [
-        GpuProcess(pid=u.pid, memory_mib=u.memory_mib, sm_percent=u.sm_percent, user=users.get(u.pid, ""))
+        GpuProcess(
+            pid=u.pid,
+            memory_mib=min(u.memory_mib, info.total_mib),
+            sm_percent=u.sm_percent,
+            user=users.get(u.pid, ""),
+        )
         for u in usages
         if info.uuid in u.cards
     ]
     processes += [GpuProcess(pid=f.pid, memory_mib=f.memory_mib, user=f.user) for f in mine if f.fault == "stranger"]
-    used_mib = sum(p.memory_mib or 0 for p in processes)
+    used_mib = min(info.total_mib, sum(p.memory_mib or 0 for p in processes))
     actions = [f.action for f in mine if f.fault == "recovery"]
     return GpuSample(
         uuid=info.uuid,
         used_mib=used_mib,
-        free_mib=max(0, info.total_mib - used_mib),
+        free_mib=info.total_mib - used_mib,
         sm_percent=min(100, sum(p.sm_percent or 0 for p in processes)),
         recovery_action=actions[0] if actions else "none",
         processes=tuple(processes),

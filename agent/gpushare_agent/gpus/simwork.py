@@ -97,8 +97,8 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return OUT_OF_MEMORY_EXIT
-    print(f"using {arguments.memory_mib} MiB and {arguments.util:.0%} of {','.join(uuids)}", flush=True)
     path = declare(Path(directory), uuids, arguments.memory_mib, round(arguments.util * 100))
+    print(f"using {arguments.memory_mib} MiB and {arguments.util:.0%} of {','.join(uuids)}", flush=True)
     try:
         _work(arguments.seconds)
     finally:

@@ -9,6 +9,7 @@ slices.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -128,8 +129,7 @@ class CardFences:
         """See `Fence.prepare`."""
         fence, note = self._choose(spec)
         if spec.whole and self._mps is not None:
-            for uuid in spec.gpu_uuids:
-                await self._mps.vacate(uuid)
+            await asyncio.gather(*(self._mps.vacate(uuid) for uuid in spec.gpu_uuids))
         fenced = await fence.prepare(spec)
         if not note:
             return fenced

@@ -60,6 +60,10 @@ class OtherUserError(DaemonError):
     """The running server belongs to another user and has clients."""
 
 
+class ServerGoneError(DaemonError):
+    """The server ended while it was looked at."""
+
+
 def short_name(uuid: str) -> str:
     """A card's name in paths: 12 digits of its UUID."""
     return re.sub(r"[^0-9a-z]", "", uuid.lower().removeprefix("gpu-"))[:12]
@@ -91,6 +95,7 @@ class CardDaemon:
         had.
         """
         if not self.alive() and not await self.adopt():
+            await self._end_servers()
             await self._start()
         cause = why_deaf(self.socket)
         if cause:
@@ -181,9 +186,12 @@ class CardDaemon:
             await self._until(partial(self._not_listed, pid), f"the idle server {pid} does not end")
         await self.control.ask(f"start_server -uid {uid}")
         # The command says nothing, not even when the server dies at once.
-        await self._until(self._any_server, "the MPS server does not start (or dies at once)")
-        (pid, *_) = await self.servers()
-        await self._until_active(pid)
+        await self._until(self._any_server, "the MPS server does not start")
+        (pid, *_) = self.known_servers
+        try:
+            await self._until_active(pid)
+        except ServerGoneError as err:
+            raise DaemonError(f"the MPS server does not start: pid {pid} ended at once") from err
         return pid, True
 
     async def _any_server(self) -> bool:
@@ -199,6 +207,8 @@ class CardDaemon:
             nonlocal status
             lines = await self.control.ask(f"get_server_status {pid}")
             status = lines[-1] if lines else "no status"
+            if "not found" in status:
+                raise ServerGoneError(f"the MPS server (pid {pid}) is gone")
             if "INITIALIZING" not in status and "ACTIVE" not in status:
                 raise DaemonError(f"the MPS server (pid {pid}) is not usable: {status}")
             return "ACTIVE" in status
@@ -239,9 +249,7 @@ class CardDaemon:
         if self._process is not None:
             self._process.close()
             self._process = None
-        for pid in self.known_servers:
-            await self._end_server(pid)
-        self.known_servers = frozenset()
+        await self._end_servers()
 
     async def _quit(self, process: ChildProcess) -> None:
         try:
@@ -257,8 +265,13 @@ class CardDaemon:
                 return
         raise DaemonError(f"the MPS control daemon (pid {process.pid}) does not end, not even by SIGKILL")
 
+    async def _end_servers(self) -> None:
+        """Servers that outlived their daemon would keep their memory of the card."""
+        for pid in self.known_servers:
+            await self._end_server(pid)
+        self.known_servers = frozenset()
+
     async def _end_server(self, pid: int) -> None:
-        """A server that outlived its daemon would keep its memory of the card."""
         if SERVER_PROGRAM not in " ".join(words_of(pid, "cmdline")[:1]):
             return
         try:

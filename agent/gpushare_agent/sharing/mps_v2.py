@@ -207,14 +207,13 @@ class MpsFence:
             raise DaemonError(f"its MPS server is suspect until its jobs have ended: {card.suspect}")
         if card.attempts and not card.daemon.alive():
             raise DaemonError("its MPS control daemon is gone while jobs use its server; it is rebuilt after them")
-        was_running = card.daemon.alive()
-        await card.daemon.ensure()
         found = card.daemon.directory_state()
-        if was_running and card.directory_state and card.directory_state != found:
+        if card.daemon.alive() and card.directory_state and card.directory_state != found:
             raise DaemonError(
                 f"somebody changed the owner, mode or access list of {card.daemon.pipe}: "
                 f"it was {card.directory_state!r} and is {found!r}"
             )
+        await card.daemon.ensure()
 
     async def _set_ceilings(self, card: _Card, spec: SliceSpec) -> int:
         """Set the ceilings for the largest share on the card, for the next server and the running one; in
@@ -251,6 +250,7 @@ class MpsFence:
 
     def _open_the_way(self, card: _Card, spec: SliceSpec) -> None:
         """Let the job's user in, see that it can get there, and that somebody listens. Written down last."""
+        before = card.attempts.copy()
         card.attempts[spec.attempt_id] = spec
         try:
             self._admit(card)
@@ -261,7 +261,7 @@ class MpsFence:
                 raise DaemonError("the MPS control daemon ended meanwhile")
             card.remember()
         except BaseException:
-            del card.attempts[spec.attempt_id]
+            card.attempts = before
             raise
 
     def _admit(self, card: _Card) -> None:

@@ -44,8 +44,8 @@ class SliceSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What one attempt was given. `whole` cards carry 1000 milli and the card's memory; a share has one
     UUID.
 
-    `uid` is the Unix user the job runs as, `gids` its groups; `demanded` is the weakest enforcement the job
-    accepts.
+    `uid` is the Unix user the job runs as, `gids` all its groups, the primary one included; `demanded` is
+    the weakest enforcement the job accepts.
     """
 
     attempt_id: str
@@ -104,6 +104,12 @@ class CardTiers(msgspec.Struct, frozen=True, kw_only=True):
     def available(self) -> tuple[Tier, ...]:
         """The tiers a job may get here, in the order of the offers."""
         return tuple(offer.tier for offer in self.offers if offer.available)
+
+    def sentence(self) -> str:
+        """For a person: what this card can fence, and why not the rest."""
+        can = ", ".join(f"{offer.tier} ({offer.enforcement})" for offer in self.offers if offer.available)
+        not_so = "; ".join(f"no {offer.tier}: {offer.detail}" for offer in self.offers if not offer.available)
+        return f"{self.uuid} can fence {can or 'nothing'}{f'; {not_so}' if not_so else ''}"
 
 
 class TierReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""A stand-in for `nvidia-cuda-mps-control`: daemon (-d, -f) and client in one program, standard library alone.
+"""A stand-in for `nvidia-cuda-mps-control`: the daemon (-d, -f), standard library alone; `client.c` is its client.
 
 It imitates how the real program behaves where that surprises: 0 as the exit code of almost every error, one command
 session at a time, dropped sessions, sizes parsed in its own way, limits read back in whole GiB, a UUID taken for device
@@ -21,13 +21,11 @@ switched on in the file that FAKE_MPS_STATE names, one `KEY VALUE` a line, `KEY@
     no_quit 1               quit is answered and ignored
 """
 
-# The C halves of the modules only: a client is started for every command, and their Python halves take longer to
-# load than the client lives.
-import _signal as signal
-import _socket as socket
 import fcntl
 import os
 import select
+import signal
+import socket
 import sys
 import time
 
@@ -243,8 +241,7 @@ class Daemon:
             elif item in self.waiting:
                 self.greet(item, self.waiting.pop(item))
             else:
-                descriptor, _ = item._accept()
-                connection = socket.socket(fileno=descriptor)
+                connection, _ = item.accept()
                 self.waiting[connection] = peer_of(connection)
 
     def grow_deaf(self):
@@ -542,41 +539,6 @@ def run_daemon(background, multiuser):
     os._exit(0)
 
 
-def connect(names):
-    for name in names:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            connection.connect(os.path.join(pipe_directory(), name))
-            return connection
-        except OSError:
-            connection.close()
-    return None
-
-
-def run_client():
-    """Send the lines of stdin as one session. The session begins before the first line is read."""
-    names = ["control_privileged", "control"] if os.getuid() == 0 else ["control", "control_privileged"]
-    connection = connect(names)
-    if connection is None:
-        print("Cannot find MPS control daemon process")
-        return 1
-    send(connection, b"SESSION")
-    hello = receive(connection)
-    if hello == b"NO":
-        print("Cannot send command to MPS control daemon process")
-        return 1
-    for line in sys.stdin:
-        if not hello or not line.strip():
-            continue
-        send(connection, line.encode())
-        reply = receive(connection)
-        if not reply:
-            break
-        sys.stdout.write(reply[1:].decode())
-        sys.stdout.flush()
-    return 0
-
-
 def main(arguments):
     version = release(settings(""))
     if arguments == ["-v"] and version >= 555:
@@ -587,7 +549,9 @@ def main(arguments):
         return 1
     if "-d" in arguments or "-f" in arguments:
         return run_daemon("-d" in arguments, "-multiuser-server" in arguments)
-    return run_client()
+    # Anything else is taken for a client call without a daemon.
+    print("Cannot find MPS control daemon process")
+    return 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,209 @@
+"""The attempts that an executor knows: each one's status, its shim's connection, and how its end is found out.
+
+Imports asyncio and this package's vocabulary. A status only moves forward and its last value is durable on disk before anybody hears
+it. While a shim lives, only the shim speaks; when it is dead, the attempt is judged by what it left (see `settle`), after everything
+of it is proven gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from gpushare_agent import cgroups, settle
+from gpushare_agent.attemptfiles import AttemptFiles
+from gpushare_agent.checkpoint import ExecRecord, Intent, StopRecord
+from gpushare_agent.launchspec import AttemptStatus
+from gpushare_agent.shim import MS, STUCK_AFTER_NS, boot_ns
+from gpushare_agent.shimlink import Message, ShimLink
+
+T = TypeVar("T")
+
+THREADS = 8
+KILL_SLICE_S = 1.0
+RECORD_RETRY_S = 1.0
+
+
+class Work:
+    """Blocking calls in a few threads, and tasks that end with their owner."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="executor")
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The result of a blocking call."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(function, *arguments))
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run beside everything else until it is done or `close`."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """End the tasks, wait for the threads' calls."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._threads.shutdown(wait=True)
+
+
+@dataclass
+class Entry:
+    """One attempt. `first` is waiting for the shim's first word; `over` is set when the status is final."""
+
+    status: AttemptStatus
+    intent: Intent | None = None
+    link: ShimLink | None = None
+    task_pid: int = 0
+    stop: StopRecord | None = None
+    first: asyncio.Future[Message] | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    settling: asyncio.Task[None] | None = None
+
+    @property
+    def attempt_id(self) -> str:
+        """Its name."""
+        return self.status.attempt_id
+
+
+class AttemptTable:
+    """All entries by id; `on_change` hears each change of a status, once."""
+
+    def __init__(self, files: AttemptFiles, work: Work, on_change: Callable[[AttemptStatus], None]) -> None:
+        self.entries: dict[str, Entry] = {}
+        self._files = files
+        self._work = work
+        self._on_change = on_change
+
+    def fresh(self, attempt_id: str, boot_id: str) -> Entry:
+        """A new entry in LAUNCHING, in place of any other of that id."""
+        entry = Entry(AttemptStatus(attempt_id=attempt_id, state="LAUNCHING", boot_id=boot_id))
+        self.entries[attempt_id] = entry
+        return entry
+
+    def put(self, entry: Entry, status: AttemptStatus) -> None:
+        """The new status, unless the attempt is over already or nothing changed."""
+        if entry.status.final or status == entry.status:
+            return
+        entry.status = status
+        if status.final:
+            entry.over.set()
+        self._on_change(status)
+
+    # -- what shims say
+
+    def link(self, entry: Entry) -> ShimLink:
+        """A connection to be made to the entry's shim."""
+        directory = str(self._files.directory(entry.attempt_id))
+        return ShimLink(directory, functools.partial(self._hear, entry), functools.partial(self._shim_died, entry))
+
+    def send_stop(self, entry: Entry, stop: StopRecord) -> None:
+        """Pass a stop on; if nobody listens now, it is repeated with the shim's next word."""
+        if entry.link is not None:
+            order = {"op": "stop", "reason": stop.reason.value, "final_state": stop.final_state, "detail": stop.detail}
+            entry.link.send({**order, "grace_ms": stop.grace_ms})
+
+    def _hear(self, entry: Entry, message: Message) -> None:
+        if message.get("event") == "status" and not self._take_status(entry, message):
+            return
+        if entry.first is not None and not entry.first.done():
+            entry.first.set_result(message)
+
+    def _take_status(self, entry: Entry, message: Message) -> bool:
+        try:
+            status = msgspec.convert(message, AttemptStatus)
+            shim = msgspec.convert(message, ExecRecord)
+        except msgspec.ValidationError:
+            return False
+        if entry.link is not None:
+            # fails for a shim that has ended meanwhile; then the channel's end is what tells of its death
+            entry.link.hold(shim.shim_pid, shim.shim_start)
+        entry.task_pid = int(message.get("task_pid") or 0)
+        self.put(entry, status)
+        if entry.stop is not None and status.state in ("LAUNCHING", "RUNNING"):
+            self.send_stop(entry, entry.stop)
+        return True
+
+    def _shim_died(self, entry: Entry) -> None:
+        entry.link = None
+        if entry.first is not None:
+            if not entry.first.done():
+                entry.first.set_result({"event": "dead"})
+        elif not entry.status.final:
+            self.settle_soon(entry)
+
+    # -- attempts without a shim
+
+    def adopt(self, entry: Entry, taken: ExecRecord | None, boot_id: str) -> bool:
+        """Connect to the attempt's shim; False if none lives, and then the attempt is being judged."""
+        link = self.link(entry)
+        if entry.status.boot_id == boot_id:
+            if taken is not None and not taken.void:
+                link.hold(taken.shim_pid, taken.shim_start)
+            if link.connect():
+                entry.link = link
+                return True
+        link.close()
+        self.settle_soon(entry)
+        return False
+
+    def settle_soon(self, entry: Entry) -> None:
+        """Judge the attempt in the background, once."""
+        if entry.settling is None:
+            entry.settling = self._work.spawn(self._settle(entry))
+
+    async def _settle(self, entry: Entry) -> None:
+        """Prove that nothing of it lives, then report what the disk says about it."""
+        directory = self._files.directory(entry.attempt_id)
+        status = await self._work.in_thread(settle.finished, directory, entry.attempt_id)
+        if status is None and entry.status.boot_id == self._files.boot_id:
+            await self._end_remains(entry)
+        while status is None:
+            try:
+                status = await self._work.in_thread(settle.judge, directory, entry.attempt_id, self._files.boot_id)
+            except OSError as error:
+                detail = f"the end of the attempt cannot be recorded: {error}"
+                self.put(entry, msgspec.structs.replace(entry.status, state="STOPPING", detail=detail))
+                await asyncio.sleep(RECORD_RETRY_S)
+        self.put(entry, status)
+
+    async def _end_remains(self, entry: Entry) -> None:
+        directory = self._files.directory(entry.attempt_id)
+        layout = self._files.layout
+        groups = cgroups.describe(layout, entry.attempt_id) if layout is not None else None
+        tag = self._files.tag(entry.attempt_id)
+        left = await self._work.in_thread(
+            settle.remains, directory, entry.intent, groups, tag, self._files.boot_id
+        )
+        began = boot_ns()
+        while not await self._work.in_thread(settle.kill_for, left, KILL_SLICE_S):
+            if boot_ns() - began > STUCK_AFTER_NS and not entry.status.stuck:
+                seconds = STUCK_AFTER_NS // (1000 * MS)
+                detail = f"processes {sorted(left.pids())[:16]} still live {seconds} s after SIGKILL"
+                stuck = msgspec.structs.replace(entry.status, state="STOPPING", stuck=True, detail=detail)
+                self.put(entry, stuck)
+
+    def close(self) -> None:
+        """Let go of the shims."""
+        for entry in self.entries.values():
+            if entry.link is not None:
+                entry.link.close()
+                entry.link = None
+
+
+async def within(event: Awaitable[Any], seconds: float) -> bool:
+    """True if it came about in time."""
+    try:
+        await asyncio.wait_for(event, seconds)
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,381 @@
+"""The session: handshake, leases counted from the sending, fencing by term, quick reconnects, patience when refused."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from standins.fake_scheduler import NODE, TOKEN, FakeScheduler, Switches, start_order
+
+from gpushare.core.model import AttemptState, GpuCondition, GpuState, Stranger
+from gpushare.errors import GpushareError, error_of
+from gpushare.reasons import Reason
+from gpushare.v1 import agent_pb2, node_pb2
+from gpushare_agent.core import AgentCore, Refused, Report, StartOrder
+from gpushare_agent.facts import HelloFacts, SyncFacts
+from gpushare_agent.gpus.port import GpuSample
+from gpushare_agent.logs import LogReads
+from gpushare_agent.outbox import Outbox
+from gpushare_agent.session import (
+    LOG_WINDOW_BYTES,
+    RECONNECT_MAX_S,
+    REFUSED_MAX_S,
+    Backoff,
+    SessionLoop,
+    enroll,
+)
+from gpushare_agent.streams import StreamLog
+
+
+class Log:
+    """Remembers what was logged."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.lines.append((event, fields))
+
+    warning = info
+
+
+class StubNode:
+    """An agent without executor and cards: it keeps the orders it was given."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.core = AgentCore()
+        self.outbox = Outbox()
+        self.reads = LogReads(self)
+        self.orders: list[tuple[Any, ...]] = []
+        self.deadlines_ns: list[int] = []
+        self.reports: tuple[Report, ...] = ()
+
+    def hello(self) -> HelloFacts:
+        return HelloFacts("i1", "boot1", 3, "0.1", self.core.highest_term)
+
+    def sync(self) -> SyncFacts:
+        return SyncFacts(2000, 4096, {"rack": "r1"}, "weak", "580", (), (), self.reports)
+
+    def begin_term(self, term: int) -> Refused | None:
+        return next((e for e in self.core.begin_term(term) if isinstance(e, Refused)), None)
+
+    def start(self, order: StartOrder) -> None:
+        self.orders.append(("start", order))
+
+    def stop(self, *words: Any) -> None:
+        self.orders.append(("stop", *words))
+
+    def seal(self, *words: Any) -> None:
+        self.orders.append(("seal", *words))
+
+    def forget(self, *words: Any) -> None:
+        self.orders.append(("forget", *words))
+
+    def lease_granted(self, deadline_boot_ns: int) -> None:
+        self.deadlines_ns.append(deadline_boot_ns)
+
+    def log_dir(self, attempt_id: str) -> Path:
+        return self.root / attempt_id
+
+    def may_grow(self, attempt_id: str) -> bool:
+        return False
+
+
+class Scene:
+    """A fake scheduler, a stub node and the session loop between them."""
+
+    def __init__(self, root: Path, scheduler: FakeScheduler) -> None:
+        self.scheduler = scheduler
+        self.node = StubNode(root)
+        self.log = Log()
+        self.loop = SessionLoop(self.node, NODE, scheduler.address, "", TOKEN, self.log)
+
+    async def until(self, condition: Callable[[], object], within_s: float = 10) -> None:
+        """For what happens on the agent's side."""
+        async with asyncio.timeout(within_s):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+
+def play(root: Path, act: Callable[[Scene], Awaitable[None]], switches: Switches | None = None) -> None:
+    async def run() -> None:
+        async with FakeScheduler(switches) as scheduler:
+            scene = Scene(root, scheduler)
+            session = asyncio.create_task(scene.loop.run())
+            try:
+                await asyncio.wait_for(act(scene), 30)
+            finally:
+                session.cancel()
+                await asyncio.wait([session])
+
+    asyncio.run(run())
+
+
+def test_hello_and_sync_say_who_and_what_and_the_token_is_on_the_call(tmp_path: Path) -> None:
+    async def act(scene: Scene) -> None:
+        scene.node.reports = (
+            Report(
+                attempt_id="v.1.0.1", state=AttemptState.FAILED, reason=Reason.EXIT_CODE, exit_code=3, started_ms=1500
+            ),
+        )
+        session = await scene.scheduler.synced()
+        hello, sync = session.hello, session.sync
+        assert sync is not None
+        assert (hello.instance_id, hello.boot_id, hello.start_counter) == ("i1", "boot1", 3)
+        assert abs(hello.wall_time.ToSeconds() - time.time()) < 60
+        assert (sync.cpu_milli, sync.memory_mib, dict(sync.labels), sync.containment) == (
+            2000,
+            4096,
+            {"rack": "r1"},
+            "weak",
+        )
+        (report,) = sync.attempts
+        assert (report.attempt_id, report.reason, report.exit_code, report.containment) == (
+            "v.1.0.1",
+            "EXIT_CODE",
+            3,
+            "weak",
+        )
+        assert report.start_time.ToMilliseconds() == 1500
+        assert not report.HasField("signal")
+        assert scene.scheduler.tokens == [f"Bearer {TOKEN}"]
+
+    play(tmp_path, act)
+
+
+def test_a_lease_counts_from_before_its_renewal_was_sent(tmp_path: Path) -> None:
+    async def act(scene: Scene) -> None:
+        before_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        await scene.scheduler.synced()
+        await scene.until(lambda: len(scene.node.deadlines_ns) >= 3)
+        after_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        ttl_ns = 600_000_000
+        assert all(before_ns < deadline - ttl_ns < after_ns for deadline in scene.node.deadlines_ns)
+        assert scene.node.deadlines_ns == sorted(scene.node.deadlines_ns)
+        gaps_ns = [b - a for a, b in zip(scene.node.deadlines_ns, scene.node.deadlines_ns[1:], strict=False)]
+        assert min(gaps_ns) > 100_000_000  # a third of the ttl apart, not as fast as it can
+        assert scene.scheduler.session.renewals[:3] == [1, 2, 3]
+
+    play(tmp_path, act, Switches(lease_ttl_ms=600))
+
+
+def test_a_grant_that_answers_no_renewal_gives_no_lease(tmp_path: Path) -> None:
+    async def act(scene: Scene) -> None:
+        session = await scene.scheduler.synced()
+        await scene.scheduler.until(lambda: session.renewals)
+        for sequence in (0, 99, -1):
+            await session.order(lease_grant=agent_pb2.LeaseGrant(sequence=sequence))
+        await session.order(seal_attempt=agent_pb2.SealAttempt(attempt_id="v.1.0.1", term=1))
+        await scene.until(lambda: scene.node.orders)
+        assert scene.node.deadlines_ns == []
+        await session.order(lease_grant=agent_pb2.LeaseGrant(sequence=1))
+        await session.order(lease_grant=agent_pb2.LeaseGrant(sequence=1))
+        await session.order(seal_attempt=agent_pb2.SealAttempt(attempt_id="v.1.0.1", term=1))
+        await scene.until(lambda: len(scene.node.orders) == 2)
+        assert len(scene.node.deadlines_ns) == 1
+
+    play(tmp_path, act, Switches(grants=False))
+
+
+def test_a_scheduler_that_grants_nothing_for_a_lease_is_left_and_tried_again(tmp_path: Path) -> None:
+    async def act(scene: Scene) -> None:
+        await scene.scheduler.synced(2)
+        assert scene.scheduler.sessions[0].over
+        assert scene.node.deadlines_ns == []
+        scene.scheduler.switches.grants = True
+        await scene.until(lambda: scene.node.deadlines_ns)
+
+    play(tmp_path, act, Switches(grants=False, lease_ttl_ms=400))
+
+
+def test_every_order_arrives_as_it_was_given(tmp_path: Path) -> None:
+    async def act(scene: Scene) -> None:
+        session = await scene.scheduler.synced()
+        wanted = start_order(
+            "v.7_2.1.3", "python", "-c", "pass", array_index=2, env={"A": "b"}, script=b"#!/bin/sh\n", pty=True,
+            gpu_uuids=["GPU-a"], gpu_milli=250, gpu_memory_mib=1000, max_run_ms=9, on_disconnect=2, tier="timeslice",
+        )  # fmt: skip
+        await session.order(start_attempt=wanted)
+        stop = agent_pb2.StopAttempt(attempt_id="v.1.0.1", term=2, reason="CANCELLED", grace_ms=7, detail="by ann")
+        await session.order(stop_attempt=stop)
+        await session.order(forget_attempt=agent_pb2.ForgetAttempt(attempt_id="v.1.0.1", term=2))
+        await scene.until(lambda: len(scene.node.orders) == 3)
+        (_, order), stopped, forgotten = scene.node.orders
+        assert (order.attempt_id, order.argv, order.env) == ("v.7_2.1.3", ("python", "-c", "pass"), {"A": "b"})
+        assert (order.array_index, order.number, order.script, order.pty) == (2, 3, b"#!/bin/sh\n", True)
+        assert (order.gpu_uuids, order.gpu_milli, order.tier, order.whole) == (("GPU-a",), 250, "timeslice", False)
+        assert (order.max_run_ms, order.on_disconnect) == (9, "stop_and_requeue")
+        assert stopped == ("stop", "v.1.0.1", 2, "CANCELLED", 7, "by ann")
+        assert forgotten == ("forget", "v.1.0.1", 2)
+
+    play(tmp_path, act)
+
+
+def test_a_message_of_a_newer_scheduler_is_passed_over(tmp_path: Path) -> None:
+    async def act(scene: Scene) -> None:
+        session = await scene.scheduler.synced()
+        await session.order()
+        await session.order(seal_attempt=agent_pb2.SealAttempt(attempt_id="v.1.0.1", term=1))
+        await scene.until(lambda: scene.node.orders)
+        assert len(scene.scheduler.sessions) == 1
+
+    play(tmp_path, act)
+
+
+def test_reports_conditions_and_samples_are_told_as_they_come(tmp_path: Path) -> None:
+    async def act(scene: Scene) -> None:
+        session = await scene.scheduler.synced()
+        box = scene.node.outbox
+        box.tell(Report(attempt_id="v.1.0.1", state=AttemptState.RUNNING, tier="timeslice", enforcement="soft"))
+        box.tell(Report(attempt_id="v.1.0.1", state=AttemptState.SUCCEEDED, exit_code=0))
+        stranger = Stranger(pid=7, user="eve", memory_mib=99)
+        box.tell_conditions([GpuCondition("GPU-a", GpuState.DRAINED, "OCCUPIED", "x", (stranger,))])
+        box.tell_samples([GpuSample(uuid="GPU-a", used_mib=5), GpuSample(uuid="GPU-b", error="x")], {"v.1.0.1": 5})
+        await scene.scheduler.state("v.1.0.1", "SUCCEEDED")
+        await scene.scheduler.until(lambda: session.gpu_reports)
+        assert [report.exit_code for report in session.reports] == [0]  # the newest word alone
+        (told,) = session.gpu_reports
+        assert told.conditions[0].state == node_pb2.GPU_STATE_DRAINED
+        assert told.conditions[0].strangers[0].user == "eve"
+        assert list(told.samples) == ["GPU-a"]
+        assert not told.samples["GPU-a"].HasField("sm_percent")
+        assert dict(told.attempt_used_mib) == {"v.1.0.1": 5}
+
+    play(tmp_path, act)
+
+
+def test_after_a_dead_scheduler_the_session_is_back_within_a_second_of_its_return(tmp_path: Path) -> None:
+    async def act(scene: Scene) -> None:
+        await scene.scheduler.synced()
+        await scene.scheduler.stop()
+        await asyncio.sleep(2)
+        scene.node.reports = (Report(attempt_id="v.1.0.1", state=AttemptState.RUNNING),)
+        await scene.scheduler.start()
+        began_s = time.monotonic()
+        session = await scene.scheduler.synced(2)
+        assert time.monotonic() - began_s < 1.5  # of which most is this machine's
+        assert session.sync is not None
+        assert [report.attempt_id for report in session.sync.attempts] == ["v.1.0.1"]
+
+    play(tmp_path, act)
+
+
+def test_a_leader_of_an_older_term_is_not_followed(tmp_path: Path) -> None:
+    async def act(scene: Scene) -> None:
+        scene.node.core = AgentCore(highest_term=9)
+        await scene.until(lambda: scene.log.lines)
+        assert "term 9 has begun" in scene.log.lines[0][1]["why"]
+        assert all(session.sync is None for session in scene.scheduler.sessions)
+        scene.scheduler.switches.term = 9
+        await scene.scheduler.until(lambda: scene.scheduler.session.sync)
+
+    play(tmp_path, act, Switches(term=8))
+
+
+@pytest.mark.parametrize("reason", [Reason.DUPLICATE_AGENT, Reason.UNAUTHENTICATED, Reason.BAD_REPORT])
+def test_a_refused_agent_says_so_once_and_keeps_trying(tmp_path: Path, reason: Reason) -> None:
+    async def act(scene: Scene) -> None:
+        await scene.scheduler.until(lambda: True)
+        await scene.until(lambda: len(scene.scheduler.tokens) >= 2)
+        assert [fields["reason"] for _, fields in scene.log.lines] == [reason]
+        assert "running jobs go on" in scene.log.lines[0][0]
+        scene.scheduler.switches.refuse_session = None
+        await scene.scheduler.synced()
+
+    play(tmp_path, act, Switches(refuse_session=error_of(reason)))
+
+
+def test_a_changed_inventory_begins_a_new_session_at_once(tmp_path: Path) -> None:
+    async def act(scene: Scene) -> None:
+        await scene.scheduler.synced()
+        began_s = time.monotonic()
+        scene.loop.restart()
+        await scene.scheduler.synced(2)
+        assert time.monotonic() - began_s < 1
+        await scene.scheduler.until(lambda: scene.scheduler.sessions[0].over)
+
+    play(tmp_path, act)
+
+
+def test_enrolling_gives_name_and_token_or_the_schedulers_own_refusal() -> None:
+    async def act() -> None:
+        async with FakeScheduler() as scheduler:
+            assert await enroll(scheduler.address, "", "gpj_x", "i1") == (NODE, TOKEN)
+            assert (scheduler.enrolled[0].secret, scheduler.enrolled[0].instance_id) == ("gpj_x", "i1")
+            scheduler.switches.refuse_enroll = error_of(Reason.JOIN_SECRET_INVALID)
+            with pytest.raises(GpushareError) as refused:
+                await enroll(scheduler.address, "", "gpj_x", "i1")
+            assert refused.value.reason is Reason.JOIN_SECRET_INVALID
+
+    asyncio.run(act())
+
+
+class TestBackoff:
+    def test_a_scheduler_that_is_away_is_tried_within_a_second_with_jitter(self) -> None:
+        backoff = Backoff(random.Random(1).uniform)
+        pauses = [backoff.after(Reason.SCHEDULER_UNREACHABLE) for _ in range(50)]
+        assert min(pauses) > 0
+        assert max(pauses) <= RECONNECT_MAX_S < 1
+        assert len(set(pauses)) > 40
+
+    def test_a_refusal_is_tried_ever_more_patiently_up_to_a_bound(self) -> None:
+        backoff = Backoff(lambda low, high: high)
+        pauses = [backoff.after(Reason.DUPLICATE_AGENT) for _ in range(10)]
+        assert pauses == sorted(pauses)
+        assert (pauses[0], pauses[-1]) == (1.0, REFUSED_MAX_S)
+        backoff.connected()
+        assert backoff.after(Reason.DUPLICATE_AGENT) == 1.0
+
+
+class TestLogStreams:
+    def output(self, root: Path, data: bytes) -> None:
+        (root / "v.1.0.1").mkdir()
+        StreamLog(os.open(root / "v.1.0.1", os.O_DIRECTORY | os.O_CLOEXEC), "stdout", 64 << 20).write(data)
+
+    def test_a_read_returns_every_byte_and_an_end(self, tmp_path: Path) -> None:
+        data = bytes(range(256)) * 20_000
+        self.output(tmp_path, data)
+
+        async def act(scene: Scene) -> None:
+            await scene.scheduler.synced()
+            assert await scene.scheduler.read_logs("v.1.0.1") == data
+            assert await scene.scheduler.read_logs("v.1.0.1", offset=len(data) - 5) == data[-5:]
+
+        play(tmp_path, act)
+
+    def test_output_that_is_gone_is_answered_on_the_stream(self, tmp_path: Path) -> None:
+        async def act(scene: Scene) -> None:
+            await scene.scheduler.synced()
+            assert await scene.scheduler.read_logs("v.9.0.1") == b""
+            (chunks,) = scene.scheduler.chunks.values()
+            assert chunks[-1].error_reason == Reason.LOGS_GONE
+
+        play(tmp_path, act)
+
+    def test_no_more_than_the_window_is_sent_to_a_reader_that_confirms_nothing(self, tmp_path: Path) -> None:
+        self.output(tmp_path, b"x" * (3 * LOG_WINDOW_BYTES))
+
+        async def act(scene: Scene) -> None:
+            scene.scheduler.ack_bytes = False
+            session = await scene.scheduler.synced()
+            await session.order(read_logs=agent_pb2.ReadLogs(read_id="r", attempt_id="v.1.0.1", stream=1))
+
+            def arrived() -> int:
+                return sum(len(chunk.data) for chunk in scene.scheduler.chunks["r"])
+
+            await scene.scheduler.until(lambda: arrived() >= LOG_WINDOW_BYTES)
+            await session.order(seal_attempt=agent_pb2.SealAttempt(attempt_id="v.1.0.1", term=1))
+            await scene.until(lambda: scene.node.orders)  # the session goes on meanwhile
+            await asyncio.sleep(0.2)
+            assert arrived() == LOG_WINDOW_BYTES
+            await session.order(cancel_read=agent_pb2.CancelRead(read_id="r"))
+            await scene.until(lambda: not [t for t in asyncio.all_tasks() if t.get_name() == "read-r"])
+
+        play(tmp_path, act)
