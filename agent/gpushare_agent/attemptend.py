@@ -1,8 +1,8 @@
 """How an attempt stands and how it ended, from what its shim saw: facts in, one flat status out.
 
-Imports the small shared modules alone; the reasons are plain words here, so that a shim need not load the enum (a test keeps the two
-in step). The first cause wins: a launch that failed, else a stop that was accepted before the main process was over, else the
-kernel's memory killer, else the main process's own exit.
+Imports the small shared modules alone; the reasons are plain words here, so that a shim need not load the
+enum (a test keeps the two in step). The first cause wins: a launch that failed, else a stop that was
+accepted before the main process was over, else the kernel's memory killer, else the main process's own exit.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class AttemptEnd:
         self._failure: tuple[str, int | None, str] | None = None
         self._exit_code: int | None = None
         self._signal: int | None = None
-        self._stop_signal: int | None = None
-        self._stopped_at = 0.0
+        self._sent: list[tuple[int, float]] = []
+        self._ended_at = 0.0
         self._note = ""
         self.over = False
         self.stuck = False
@@ -60,16 +60,16 @@ class AttemptEnd:
     def stop(self, order: tinyjson.Flat) -> None:
         """A stop was accepted: {reason, final_state, detail}."""
         self._stop = order
-        self._stopped_at = time.monotonic()
 
     def sent(self, number: int) -> None:
         """A signal went to the task because of the stop."""
         if self._stop is not None:
-            self._stop_signal = int(number)
+            self._sent.append((number, time.monotonic()))
 
     def main_ended(self, status: int) -> None:
         """The main process's wait status."""
         self.over = True
+        self._ended_at = time.monotonic()
         self._ended_ms = _now_ms()
         if os.WIFSIGNALED(status):
             self._signal = os.WTERMSIG(status)
@@ -121,7 +121,7 @@ class AttemptEnd:
             "detail": detail,
             "exit_code": self._exit_code,
             "signal": self._signal,
-            "stop_signal": self._stop_signal,
+            "stop_signal": self._sent[-1][0] if self._sent else None,
             "started_ms": self._started_ms,
             "ended_ms": self._ended_ms if self._ended_ms is not None or not self.over else _now_ms(),
             "stuck": self.stuck,
@@ -135,13 +135,12 @@ class AttemptEnd:
         self._failure = (reason, exit_code, words)
 
     def _how_stopped(self) -> str:
-        how = signals.name_of(self._signal) if self._signal is not None else f"exit code {self._exit_code}"
-        if self._stop_signal is None:
-            return f"ended by {how}"
-        elapsed = time.monotonic() - self._stopped_at
-        if self._stop_signal == signals.SIGKILL:
-            return f"ended by {how}; SIGKILL was sent {elapsed:.1f} s into the stop"
-        return f"ended by {how} {elapsed:.1f} s after {signals.name_of(self._stop_signal)}"
+        how = f"by {signals.name_of(self._signal)}" if self._signal is not None else f"with code {self._exit_code}"
+        if not self._sent:
+            return f"ended {how}"
+        began = self._sent[0][1]
+        words = [f"{signals.name_of(number)} at {at - began:.1f} s" for number, at in self._sent]
+        return f"{', '.join(words)}, ended {how} at {self._ended_at - began:.1f} s"
 
     def _host_memory(self) -> str:
         """Figures, if the kernel killed a process of the job for its memory; else an empty text."""

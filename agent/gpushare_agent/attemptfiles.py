@@ -1,10 +1,10 @@
 """The directories of attempts: made before a launch, removed when the attempt is forgotten.
 
-Imports the standard library, this package's vocabulary and its groups. Under the state directory: `attempts/<id>/` (records, 0700; on their way
-out in `forgotten/<id>`),
-`logs/<id>/` (0700, outlives the attempt and marks its id as used), `scripts/<id>/` (entered by the job's user, who alone may read the
-file) and `private/<id>/` (the job's user's own). Nothing a job can write to is ever opened, changed or removed by path: what is
-the user's lies below a directory that only the agent can write.
+Imports the standard library, this package's vocabulary and its groups. Under the state directory:
+`attempts/<id>/` (records, 0700; on their way out in `forgotten/<id>`), `logs/<id>/` (0700, outlives the
+attempt and marks its id as used), `scripts/<id>/` (entered by the job's user, who alone may read the file)
+and `private/<id>/` (the job's user's own). Nothing a job can write to is ever opened, changed or removed by
+path: what is the user's lies below a directory that only the agent can write.
 """
 
 from __future__ import annotations
@@ -65,15 +65,19 @@ class AttemptFiles:
 
     def attempts(self) -> list[str]:
         """Every attempt that has a directory."""
-        try:
-            names = os.listdir(self.state_dir / "attempts")
-        except FileNotFoundError:
-            return []
-        return sorted(name for name in names if checkpoint.valid_attempt_id(name))
+        entries = os.scandir(self.state_dir / "attempts")
+        return sorted(
+            entry.name
+            for entry in entries
+            if checkpoint.valid_attempt_id(entry.name)
+            and entry.is_dir(follow_symlinks=False)
+            and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+        )
 
     def prepare(self, spec: LaunchSpec) -> Intent:
-        """Make the durable intent, then everything else an attempt needs before its shim. Raises LaunchRefused; what was made
-        stays for `discard`."""
+        """Make the durable intent, then everything else an attempt needs before its shim. Raises LaunchRefused;
+        what was made stays for `discard`.
+        """
         attempt_id = spec.attempt_id
         if self.log_dir(attempt_id).exists():
             raise LaunchRefused(Reason.STALE_ATTEMPT, f"attempt {attempt_id} was launched here before")
@@ -83,6 +87,11 @@ class AttemptFiles:
         directory = self.directory(attempt_id)
         try:
             directory.mkdir(mode=0o700)
+        except FileExistsError:
+            raise LaunchRefused(Reason.STALE_ATTEMPT, f"attempt {attempt_id} has records here already") from None
+        except OSError as error:
+            raise LaunchRefused(Reason.INFRA, f"the launch could not be prepared: {error}") from None
+        try:
             dirfd = records.open_directory(str(directory))
             try:
                 checkpoint.write_intent(dirfd, intent)
@@ -103,8 +112,9 @@ class AttemptFiles:
         return intent
 
     def discard(self, attempt_id: str, keep_logs: bool) -> bool:
-        """Remove what an attempt that has no process has; repeatable. False if a control group is still in use: the records stay
-        then, so that the next try finds it."""
+        """Remove what an attempt that has no process has; repeatable. False if a control group is still in use:
+        the records stay then, so that the next try finds it.
+        """
         for name in ("scripts", "private"):
             # the job's own files: rmtree works by descriptors and follows no link
             path = self.state_dir / name / attempt_id
@@ -126,8 +136,10 @@ class AttemptFiles:
         return True
 
     def delete_forgotten(self) -> None:
-        """Delete the records of forgotten attempts, many at once: a file system that just deleted files is slow to make new ones
-        (ext4 passes over inodes freed in the last seconds), and between two attempts nobody should wait for that."""
+        """Delete the records of forgotten attempts, many at once: a file system that just deleted files is slow
+        to make new ones (ext4 passes over inodes freed in the last seconds), and between two attempts nobody
+        should wait for that.
+        """
         if not (self.state_dir / "forgotten").exists():
             return
         for name in os.listdir(self.state_dir / "forgotten"):

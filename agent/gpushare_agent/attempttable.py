@@ -1,8 +1,8 @@
 """The attempts that an executor knows: each one's status, its shim's connection, and how its end is found out.
 
-Imports asyncio and this package's vocabulary. A status only moves forward and its last value is durable on disk before anybody hears
-it. While a shim lives, only the shim speaks; when it is dead, the attempt is judged by what it left (see `settle`), after everything
-of it is proven gone.
+Imports asyncio and this package's vocabulary. A status only moves forward and its last value is durable on
+disk before anybody hears it. While a shim lives, only the shim speaks; when it is dead, the attempt is
+judged by what it left (see `settle`), after everything of it is proven gone.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Entry:
     link: ShimLink | None = None
     task_pid: int = 0
     stop: StopRecord | None = None
+    stop_watch: asyncio.Task[None] | None = None
     first: asyncio.Future[Message] | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
     settling: asyncio.Task[None] | None = None
@@ -137,17 +138,19 @@ class AttemptTable:
         entry.link = None
         if entry.first is not None:
             if not entry.first.done():
-                entry.first.set_result({"event": "dead"})
+                entry.first.set_result({"event": "dead", "detail": "its shim died before it took the attempt"})
         elif not entry.status.final:
             self.settle_soon(entry)
 
     # -- attempts without a shim
 
-    def adopt(self, entry: Entry, taken: ExecRecord | None, boot_id: str) -> bool:
-        """Connect to the attempt's shim; False if none lives, and then the attempt is being judged."""
+    def adopt(self, entry: Entry, taken: ExecRecord, boot_id: str) -> bool:
+        """Connect to the attempt's shim, which had bound its socket before it made its exec record (`taken`,
+        empty if that is torn); False if it does not live, and then the attempt is being judged.
+        """
         link = self.link(entry)
         if entry.status.boot_id == boot_id:
-            if taken is not None and not taken.void:
+            if taken.shim_pid:
                 link.hold(taken.shim_pid, taken.shim_start)
             if link.connect():
                 entry.link = link
@@ -181,9 +184,7 @@ class AttemptTable:
         layout = self._files.layout
         groups = cgroups.describe(layout, entry.attempt_id) if layout is not None else None
         tag = self._files.tag(entry.attempt_id)
-        left = await self._work.in_thread(
-            settle.remains, directory, entry.intent, groups, tag, self._files.boot_id
-        )
+        left = await self._work.in_thread(settle.remains, directory, entry.intent, groups, tag, self._files.boot_id)
         began = boot_ns()
         while not await self._work.in_thread(settle.kill_for, left, KILL_SLICE_S):
             if boot_ns() - began > STUCK_AFTER_NS and not entry.status.stuck:

@@ -1,7 +1,7 @@
 """The few operations on control groups that a shim and its task need: join, look, kill.
 
-Imports os alone. A group is named by its absolute directory. `populated 0` is the only proof that its processes are gone; a
-group that no longer exists is empty.
+Imports os alone. A group is named by its absolute directory. `populated 0` is the only proof that its
+processes are gone; a group that no longer exists is empty.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def join(directory: str) -> None:
 
 
 def memberships() -> dict[str, str]:
-    """The caller's own path per controller, as `/proc/self/cgroup` shows it; the key of the unified hierarchy is ""."""
+    """The caller's own path per controller, as `/proc/self/cgroup` shows it; the key of the unified hierarchy
+    is "".
+    """
     found = {}
     for line in get("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)

@@ -1,10 +1,12 @@
-"""The agent's control groups: find where they can be made, make a pair per attempt with its limits, read them back, remove them.
+"""The agent's control groups: find where they can be made, make a pair per attempt with its limits, read them
+back, remove them.
 
-Imports msgspec and the standard library. Identity and killing are always cgroup v2; limits are v2 where it has the controllers
-(cpu, memory, pids) and v1 elsewhere ("hybrid" hosts). Per attempt there are `shim/` and `task/` under
-`<base>/gpushare/<instance>/<attempt>` in v2, and one group per needed v1 hierarchy that holds the task alone. In v1 the base is the
-agent's own group, so that a limit around the agent binds its jobs; in v2 it is the top of what is mounted for root (a unit's own group
-would have to be free of processes at its next start), and the agent's own delegated group otherwise.
+Imports msgspec and the standard library. Identity and killing are always cgroup v2; limits are v2 where it
+has the controllers (cpu, memory, pids) and v1 elsewhere ("hybrid" hosts). Per attempt there are `shim/` and
+`task/` under `<base>/gpushare/<instance>/<attempt>` in v2, and one group per needed v1 hierarchy that holds
+the task alone. In v1 the base is the agent's own group, so that a limit around the agent binds its jobs; in
+v2 it is the top of what is mounted for root (a unit's own group would have to be free of processes at its
+next start), and the agent's own delegated group otherwise.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class LimitsRefused(Exception):
 
 
 class Base(msgspec.Struct, frozen=True):
-    """A group that exists: its directory, its path as /proc/<pid>/cgroup shows it, and the controllers that it serves ("" is v2)."""
+    """A group that exists: its directory, its path as /proc/<pid>/cgroup shows it, and the controllers that it
+    serves ("" is v2).
+    """
 
     directory: str
     proc_path: str
@@ -47,7 +51,9 @@ class Base(msgspec.Struct, frozen=True):
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """Where one agent instance makes its groups: `unified` in v2, `legacy` one per v1 hierarchy, and which controllers v2 has."""
+    """Where one agent instance makes its groups: `unified` in v2, `legacy` one per v1 hierarchy, and which
+    controllers v2 has.
+    """
 
     unified: Base
     legacy: tuple[Base, ...]
@@ -81,7 +87,8 @@ class Groups(msgspec.Struct, frozen=True):
 
 
 def hierarchies(mountinfo: str, own: dict[str, str]) -> tuple[list[Base], list[Base]]:
-    """The v2 and v1 hierarchies in the text of /proc/self/mountinfo: (mounts' tops, our own group in each), v2 first if there.
+    """The v2 and v1 hierarchies in the text of /proc/self/mountinfo: (mounts' tops, our own group in each), v2
+    first if there.
 
     `own` is `cgroupfs.memberships()`. A hierarchy whose mount does not contain our own group is left out.
     """
@@ -109,7 +116,9 @@ def _unescape(text: str) -> str:
 
 
 def probe(instance_id: str) -> Layout:
-    """Make this instance's groups and try them; CgroupsUnavailable says what stands in the way, and leaves nothing behind."""
+    """Make this instance's groups and try them; CgroupsUnavailable says what stands in the way, and leaves
+    nothing behind.
+    """
     tops, ours = hierarchies(cgroupfs.get("/proc/self/mountinfo"), cgroupfs.memberships())
     if not tops or tops[0].controllers != ("",):
         raise CgroupsUnavailable("no cgroup v2 hierarchy is mounted that holds this process")
@@ -122,9 +131,7 @@ def probe(instance_id: str) -> Layout:
     missing = [name for name in REQUIRED if name not in in_v2 and not any(name in base.controllers for base in legacy)]
     if missing:
         raise CgroupsUnavailable(f"no cgroup hierarchy here offers the controllers {', '.join(missing)}")
-    layout = Layout(
-        _instance(unified, instance_id), tuple(_instance(base, instance_id) for base in legacy), in_v2
-    )
+    layout = Layout(_instance(unified, instance_id), tuple(_instance(base, instance_id) for base in legacy), in_v2)
     try:
         _prepare(layout, unified)
         _try(layout)

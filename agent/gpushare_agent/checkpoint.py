@@ -1,7 +1,8 @@
-"""What an attempt left on disk: the typed reading and the agent's own writing of the files that `records` lays down.
+"""What an attempt left on disk: the typed reading and the agent's own writing of the files that `records` lays
+down.
 
-Imports msgspec and this package's vocabulary. Nothing read here is trusted: a record that does not parse, speaks of another
-attempt or does not make sense is None, and the attempt is then judged without it.
+Imports msgspec and this package's vocabulary. Nothing read here is trusted: a record that does not parse,
+speaks of another attempt or does not make sense is None, and the attempt is then judged without it.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ class StopRecord(msgspec.Struct, frozen=True):
 
 
 class TaskRecord(msgspec.Struct, frozen=True):
-    """`task` (weak containment only): the main process, whose pid is the session's id too, and its start in clock ticks."""
+    """`task` (weak containment only): the main process, whose pid is the session's id too, and its start in
+    clock ticks.
+    """
 
     pid: int
     start: int

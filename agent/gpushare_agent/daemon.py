@@ -12,7 +12,6 @@ import hashlib
 import signal
 import time
 from collections.abc import Awaitable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -26,7 +25,7 @@ from gpushare_agent.agent import Agent, NodeFacts, StatusRelay
 from gpushare_agent.executor import Executor
 from gpushare_agent.gpus.catalogue import SimulatedNode, parse_node
 from gpushare_agent.gpus.port import GpuInfo, GpuLibrary, GpuSnapshot
-from gpushare_agent.identity import Credentials, Identity, StateDirectory
+from gpushare_agent.identity import Credentials, Identity, IdentityError, StateDirectory
 from gpushare_agent.inventory import CardBook, HostSize, Inventory, fence_lines, host_size, inventory_of
 from gpushare_agent.launching import Launching, LaunchSettings
 from gpushare_agent.monitor import Monitor, MonitorSettings
@@ -41,10 +40,6 @@ FIRST_LOOK_FRESH_S = 120.0
 CLOSE_TIMEOUT_S = 1.5
 SWEEP_EVERY_S = 600.0
 SWEEP_AGAIN_S = 5.0
-
-
-class StartError(Exception):
-    """The agent cannot do its work here; one sentence for a person."""
 
 
 class Daemon:
@@ -73,7 +68,7 @@ class Daemon:
         self._fences_recovered = False
 
     async def run(self) -> int:
-        """The exit code. Raises StartError."""
+        """The exit code. Raises IdentityError."""
         loop = asyncio.get_running_loop()
         signalled = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -209,7 +204,7 @@ class Daemon:
         join = self._join
         if join is None:
             if known is None:
-                raise StartError(
+                raise IdentityError(
                     "this agent is not enrolled: give it the join line that `gpushare node join-token NODE` prints "
                     "(--join, or join_file in its configuration)"
                 )
@@ -225,7 +220,7 @@ class Daemon:
             except GpushareError as err:
                 if err.reason is not Reason.SCHEDULER_UNREACHABLE and err.status != "UNAVAILABLE":
                     if known is None:
-                        raise StartError(f"enrolling at {join.address} was refused: {err}") from err
+                        raise IdentityError(f"enrolling at {join.address} was refused: {err}") from err
                     self._log.warning("the new join line was refused, the old credentials are used", why=str(err))
                     return known
                 self._log.warning("cannot enrol yet", address=join.address, why=str(err))
@@ -263,24 +258,3 @@ class Daemon:
             simulated=self._shape is not None,
             filters_devices=self._executor.containment != "weak",
         )
-
-
-def place_logs(state_dir: Path, log_dir: Path) -> None:
-    """Output lies under the state directory; where the configuration wants it elsewhere, a link leads there.
-
-    Raises StartError where that cannot be.
-    """
-    usual = state_dir / "logs"
-    if log_dir == usual:
-        return
-    try:
-        log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if usual.is_symlink():
-            if usual.readlink() == log_dir:
-                return
-            usual.unlink()
-        usual.symlink_to(log_dir)
-    except FileExistsError:
-        raise StartError(f"log_dir is {log_dir}, but {usual} holds output already; move it to {log_dir}") from None
-    except OSError as err:
-        raise StartError(f"log_dir {log_dir} cannot be used: {err.strerror}") from err

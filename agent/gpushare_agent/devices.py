@@ -1,8 +1,10 @@
-"""The device filter of pure cgroup v2: a small program in the kernel that refuses the character devices it was given.
+"""The device filter of pure cgroup v2: a small program in the kernel that refuses the character devices it was
+given.
 
-Imports ctypes and the standard library. cgroup v1 has a `devices` controller for this (see `cgroups`); v2 has only BPF. The program is
-built here, instruction by instruction, and speaks to the kernel by the bpf system call: no compiler, no library. Facts: linux/bpf.h
-and Documentation/bpf (BPF_PROG_TYPE_CGROUP_DEVICE; context {access_type, major, minor}, 1 allows, 0 refuses).
+Imports ctypes and the standard library. cgroup v1 has a `devices` controller for this (see `cgroups`); v2
+has only BPF. The program is built here, instruction by instruction, and speaks to the kernel by the bpf
+system call: no compiler, no library. Facts: linux/bpf.h and Documentation/bpf (BPF_PROG_TYPE_CGROUP_DEVICE;
+context {access_type, major, minor}, 1 allows, 0 refuses).
 """
 
 from __future__ import annotations

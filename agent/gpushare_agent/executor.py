@@ -1,8 +1,9 @@
 """The executor: starts, watches, stops, adopts and seals task attempts on this host.
 
-Imports asyncio, msgspec and this package's launch modules, never grpc. Invariants: an attempt id is launched at most once, whatever
-dies in between; a running job never depends on this process (its shim holds every limit and record); an attempt is reported over only
-when its end is durable and nothing of it lives; what cannot be confined as asked is refused, never run unconfined.
+Imports asyncio, msgspec and this package's launch modules, never grpc. Invariants: an attempt id is launched
+at most once, whatever dies in between; a running job never depends on this process (its shim holds every
+limit and record); an attempt is reported over only when its end is durable and nothing of it lives; what
+cannot be confined as asked is refused, never run unconfined.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gpushare.reasons import Reason
 from gpushare_agent import cgroupfs, cgroups, checkpoint, procscan, settle
 from gpushare_agent.attemptfiles import AttemptFiles
 from gpushare_agent.attempttable import AttemptTable, Entry, Work, within
-from gpushare_agent.checkpoint import StopRecord
+from gpushare_agent.checkpoint import ExecRecord, StopRecord
 from gpushare_agent.failpoints import failpoint
 from gpushare_agent.launcherlink import LauncherGone, LauncherProcess
 from gpushare_agent.launchspec import AttemptStatus, Containment, LaunchRefused, LaunchSpec, UnixUser
@@ -43,7 +44,7 @@ __all__ = [
 
 MAX_LAUNCHES_AT_ONCE = 32
 OWN_TIMEOUT_S = 30.0
-LAUNCH_TRIES = 2
+LAUNCH_TRIES = 3
 HELLO_TIMEOUT_S = 1.0
 # how long a shim may be silent behind a stop's grace before the agent ends the task by itself
 SILENT_SHIM_S = 10.0
@@ -62,8 +63,10 @@ def lease_needed_ms(grace_ms: int) -> int:
 
 @dataclass(frozen=True)
 class ExecutorConfig:
-    """`state_dir` is absolute and durable, and enterable (0711) by the jobs' users when jobs run as others; `instance_id` names the
-    agent's control groups. `weak` asks for no control groups at all; `run_as_self` lets root run specs without a user."""
+    """`state_dir` is absolute and durable, and enterable (0711) by the jobs' users when jobs run as others;
+    `instance_id` names the agent's control groups. `weak` asks for no control groups at all; `run_as_self`
+    lets root run specs without a user.
+    """
 
     state_dir: Path
     instance_id: str
@@ -72,8 +75,9 @@ class ExecutorConfig:
 
 
 class Executor:
-    """One per agent. Order of use: construct, `start_launcher()` before grpc is imported, then inside the event loop `recover()`,
-    anything, and `close()`; jobs live on. `on_change` is called in the loop for every change of a status and must not block.
+    """One per agent. Order of use: construct, `start_launcher()` before grpc is imported, then inside the event
+    loop `recover()`, anything, and `close()`; jobs live on. `on_change` is called in the loop for every
+    change of a status and must not block.
     """
 
     def __init__(self, config: ExecutorConfig, on_change: Callable[[AttemptStatus], None]) -> None:
@@ -103,10 +107,11 @@ class Executor:
         return self._launcher.pid if self._launcher is not None and self._launcher.alive else 0
 
     def start_launcher(self) -> None:
-        """Find out what this host can confine, make the directories, start the launcher. Synchronous, needs no event loop.
+        """Find out what this host can confine, make the directories, start the launcher. Synchronous, needs no
+        event loop.
 
-        Raises cgroups.CgroupsUnavailable if control groups are wanted (`weak` not set) and cannot be made, OSError if the state
-        directory does not serve.
+        Raises cgroups.CgroupsUnavailable if control groups are wanted (`weak` not set) and cannot be made,
+        OSError if the state directory does not serve.
         """
         layout = None if self._config.weak else cgroups.probe(self._config.instance_id)
         self._files = AttemptFiles(self._config.state_dir, self._config.instance_id, self.boot_id, layout)
@@ -129,10 +134,12 @@ class Executor:
     # -- launch
 
     async def launch(self, spec: LaunchSpec, fence: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Start the attempt; returns once its shim has made the durable exec record and owns it. A known id does nothing.
+        """Start the attempt; returns once its shim has made the durable exec record and owns it. A known id
+        does nothing.
 
-        `fence` runs when the intent is durable and the control groups stand, and before the shim is forked: it sets the slice's
-        limits on the card and reads them back, or raises LaunchRefused. On LaunchRefused nothing of the attempt is left.
+        `fence` runs when the intent is durable and the control groups stand, and before the shim is forked:
+        it sets the slice's limits on the card and reads them back, or raises LaunchRefused. On LaunchRefused
+        nothing of the attempt is left.
         """
         if spec.attempt_id in self._table.entries:
             return
@@ -144,9 +151,10 @@ class Executor:
                 if fence is not None:
                     await fence()
                 await self._hand_over(entry, lease)
-            except LaunchRefused as refused:
+            except Exception as error:
                 del self._table.entries[spec.attempt_id]
-                if refused.reason is not Reason.STALE_ATTEMPT:
+                entry.over.set()
+                if not (isinstance(error, LaunchRefused) and error.reason is Reason.STALE_ATTEMPT):
                     await self._discard(spec.attempt_id, keep_logs=False)
                 raise
 
@@ -173,38 +181,41 @@ class Executor:
 
     async def _hand_over(self, entry: Entry, lease: LeaseFile) -> None:
         """Have a shim forked and wait until it owns the attempt. Raises LaunchRefused; then no shim does or will."""
+        directory = self._files.directory(entry.attempt_id)
         cause = ""
         for _ in range(LAUNCH_TRIES):
-            try:
-                message = await self._first_word(entry, lease)
-            except LauncherGone as error:
-                cause = str(error)
-                continue
+            message = await self._first_word(entry, lease)
             if message["event"] == "status":
                 failpoint("agent.owned")
                 return
             if entry.link is not None:
                 entry.link.close()
                 entry.link = None
+            cause = str(message.get("detail"))
             if message["event"] == "refused":
-                raise LaunchRefused(_reason(message.get("reason")), str(message.get("detail")))
-            taken = await self._work.in_thread(settle.seal, self._files.directory(entry.attempt_id))
-            if taken is not None:
-                # it was taken after all, and its shim is dead or slow: no refusal, an attempt that goes its way
-                self._table.adopt(entry, taken, self.boot_id)
-                return
-            cause = str(message.get("detail") or "its shim died before it took the attempt")
-            break
-        raise LaunchRefused(Reason.INFRA, f"the attempt could not be started: {cause}")
+                raise LaunchRefused(_reason(message.get("reason")), cause)
+            # the channel's end says that no process holds it: if no shim had taken the attempt, none will
+            if message["event"] == "silent" or await self._work.in_thread(settle.was_taken, directory):
+                break
+        try:
+            taken = await self._work.in_thread(settle.seal, directory)
+        except OSError:
+            taken = ExecRecord()  # not known, so treated as one that may run
+        if taken is None:
+            raise LaunchRefused(Reason.INFRA, f"the attempt could not be started: {cause}")
+        # it was taken after all, and its shim is dead or slow: no refusal, an attempt that goes its way
+        self._table.adopt(entry, taken, self.boot_id)
 
     async def _first_word(self, entry: Entry, lease: LeaseFile) -> Message:
-        """Order a shim; what it says first, or {"event": "dead"}. Raises LauncherGone."""
+        """Order a shim; what it says first, or {event: dead | silent, detail}."""
         entry.first = asyncio.get_running_loop().create_future()
         try:
             await self._order(entry, lease)
             return await asyncio.wait_for(entry.first, OWN_TIMEOUT_S)
+        except LauncherGone as error:
+            return {"event": "dead", "detail": str(error)}
         except TimeoutError:
-            return {"event": "dead", "detail": f"its shim did not take it within {OWN_TIMEOUT_S:g} s"}
+            return {"event": "silent", "detail": f"its shim did not take it within {OWN_TIMEOUT_S:g} s"}
         finally:
             entry.first = None
 
@@ -219,6 +230,7 @@ class Executor:
                 await launcher.order(str(self._files.directory(entry.attempt_id)), theirs)
             except LauncherGone:
                 ours.close()
+                self._new_launcher(lease)
                 raise
         failpoint("agent.after_order")
         entry.link = self._table.link(entry)
@@ -234,10 +246,11 @@ class Executor:
         detail: str = "",
         final_state: Literal["STOPPED", "FAILED"] = "STOPPED",
     ) -> None:
-        """SIGTERM to the task, SIGKILL to all that is left after the grace; the end is `final_state` with `reason`.
+        """SIGTERM to the task, SIGKILL to all that is left after the grace; the end is `final_state` with
+        `reason`.
 
-        Returns when the order is recorded and on its way, not when the attempt is over. The first reason wins; a later stop can only
-        shorten the grace. An attempt that is over or unknown is left as it is.
+        Returns when the order is recorded and on its way, not when the attempt is over. The first reason
+        wins; a later stop can only shorten the grace. An attempt that is over or unknown is left as it is.
         """
         entry = self._table.entries.get(attempt_id)
         if entry is None or entry.status.final:
@@ -247,10 +260,14 @@ class Executor:
             await self._work.in_thread(settle.note_stop, self._files.directory(attempt_id), entry.stop)
         entry.stop = msgspec.structs.replace(entry.stop, grace_ms=min(grace_ms, entry.stop.grace_ms))
         self._table.send_stop(entry, entry.stop)
-        self._work.spawn(self._see_stop_through(entry, grace_ms))
+        if entry.stop_watch is not None:
+            entry.stop_watch.cancel()
+        entry.stop_watch = self._work.spawn(self._see_stop_through(entry, entry.stop.grace_ms))
 
     async def _see_stop_through(self, entry: Entry, grace_ms: int) -> None:
-        """A shim that hangs does not keep its job alive: end the task from here, and the shim when the task is gone."""
+        """A shim that hangs does not keep its job alive: end the task from here, and the shim when the task is
+        gone.
+        """
         if await within(entry.over.wait(), grace_ms / 1000 + SILENT_SHIM_S):
             return
         groups = entry.intent.groups if entry.intent is not None else None
@@ -268,10 +285,11 @@ class Executor:
     # -- restart
 
     async def recover(self) -> list[AttemptStatus]:
-        """Everything that earlier runs left: live attempts are adopted, ended ones judged. Call once, before anything else.
+        """Everything that earlier runs left: live attempts are adopted, ended ones judged. Call once, before
+        anything else.
 
-        Reads disk, control groups and shims only. Attempts whose end is still being proven are returned as STOPPING and
-        reported through `on_change`. No running job notices.
+        Reads disk, control groups and shims only. Attempts whose end is still being proven are returned as
+        STOPPING and reported through `on_change`. No running job notices.
         """
         names = set(await self._work.in_thread(self._files.attempts))
         if self._files.layout is not None:
@@ -289,10 +307,11 @@ class Executor:
             entry.status = found.finished
             entry.over.set()
             return entry.status
+        # sealed before it is looked for: a shim that comes late finds the seal, one that was in time has bound its socket
+        taken = await self._work.in_thread(settle.seal, self._files.directory(attempt_id))
         entry.first = asyncio.get_running_loop().create_future()
-        if self._table.adopt(entry, found.taken, self.boot_id):
-            await within(asyncio.shield(entry.first), HELLO_TIMEOUT_S)
-            if entry.status.state == "LAUNCHING" and found.taken is not None:
+        if taken is not None and self._table.adopt(entry, taken, self.boot_id):
+            if not await within(asyncio.shield(entry.first), HELLO_TIMEOUT_S):
                 # alive and silent: its last word to the disk was that it took the attempt
                 self._table.put(entry, msgspec.structs.replace(entry.status, state="RUNNING"))
         entry.first = None
@@ -308,7 +327,8 @@ class Executor:
             await self._work.in_thread(self._files.delete_forgotten)
 
     async def seal(self, attempt_id: str) -> AttemptStatus:
-        """Make sure that an attempt that never ran never will; the status it has then. One that runs or ran is left as it is.
+        """Make sure that an attempt that never ran never will; the status it has then. One that runs or ran is
+        left as it is.
 
         ValueError for an id that cannot name an attempt; OSError if the disk does not take the seal.
         """
@@ -359,8 +379,10 @@ class Executor:
     # -- the end
 
     async def forget(self, attempt_id: str) -> None:
-        """Remove records, script, private directory and control groups of an attempt that is over; its logs stay, and with them the
-        mark that this id was used. Repeatable; ValueError if the attempt is not over."""
+        """Remove records, script, private directory and control groups of an attempt that is over; its logs
+        stay, and with them the mark that this id was used. Repeatable; ValueError if the attempt is not
+        over.
+        """
         entry = self._table.entries.get(attempt_id)
         if entry is None:
             return
@@ -381,7 +403,9 @@ class Executor:
             wait_s = min(wait_s * 2, REMOVE_WAIT_LAST_S)
 
     async def close(self) -> None:
-        """Let go of everything; jobs and their shims go on, and the next executor on this state directory adopts them."""
+        """Let go of everything; jobs and their shims go on, and the next executor on this state directory
+        adopts them.
+        """
         self._table.close()
         if self._launcher is not None:
             await self._work.in_thread(self._launcher.close)

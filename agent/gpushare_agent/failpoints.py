@@ -1,7 +1,9 @@
-"""Named crash points: a test makes the process that reaches one die as if by kill -9, or fail, at exactly that step.
+"""Named crash points: a test makes the process that reaches one die as if by kill -9, or fail, at exactly that
+step.
 
-Imports os alone; the launcher and the shims load it. Nothing happens unless GPUSHARE_FAILPOINT was in the environment when
-the process started (`name:kill`, `name:error` or `name:hang`); the value is read once, so that an upgrade or a job cannot change it.
+Imports os alone; the launcher and the shims load it. Nothing happens unless GPUSHARE_FAILPOINT was in the
+environment when the process started (`name:kill`, `name:error` or `name:hang`); the value is read once, so
+that an upgrade or a job cannot change it.
 """
 
 from __future__ import annotations

@@ -124,6 +124,27 @@ class StateDirectory:
         records.replace(self._dirfd, CREDENTIALS, msgspec.json.encode(credentials))
 
 
+def place_logs(state_dir: Path, log_dir: Path) -> None:
+    """Output lies under the state directory; where the configuration wants it elsewhere, a link leads there.
+
+    Raises IdentityError where that cannot be.
+    """
+    usual = state_dir / "logs"
+    if log_dir == usual:
+        return
+    try:
+        log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if usual.is_symlink():
+            if usual.readlink() == log_dir:
+                return
+            usual.unlink()
+        usual.symlink_to(log_dir)
+    except FileExistsError:
+        raise IdentityError(f"log_dir is {log_dir}, but {usual} holds output already; move it to {log_dir}") from None
+    except OSError as err:
+        raise IdentityError(f"log_dir {log_dir} cannot be used: {err.strerror}") from err
+
+
 def boot_id() -> str:
     """This boot of the host."""
     return BOOT_ID.read_text(encoding="ascii").strip()

@@ -1,8 +1,10 @@
-"""The launcher: a small single-threaded process that forks one shim per attempt, so that the agent, which has threads, never forks.
+"""The launcher: a small single-threaded process that forks one shim per attempt, so that the agent, which has
+threads, never forks.
 
-Started by exec with the standard library's smallest parts only; the shim's code is loaded here, once, and shared by all shims.
-It takes orders over one SOCK_SEQPACKET socket, each with the attempt's channel as a passed descriptor, and ends when the agent
-is gone; the shims live on. It keeps no state: what it forked is found through the attempts' directories.
+Started by exec with the standard library's smallest parts only; the shim's code is loaded here, once, and
+shared by all shims. It takes orders over one SOCK_SEQPACKET socket, each with the attempt's channel as a
+passed descriptor, and ends when the agent is gone; the shims live on. It keeps no state: what it forked is
+found through the attempts' directories.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ def main() -> None:
     agent = _socket.socket(fileno=int(sys.argv[2]))
     lease_fd = int(sys.argv[3])
     syscalls.set_name("gpushare-launch")
-    signals.ignore((signals.SIGINT, signals.SIGTERM, signals.SIGHUP))  # its life is the agent's socket, not the terminal
+    signals.ignore(
+        (signals.SIGINT, signals.SIGTERM, signals.SIGHUP)
+    )  # its life is the agent's socket, not the terminal
     # the shims share these pages for as long as nobody writes to them
     gc.collect()
     gc.freeze()

@@ -1,7 +1,8 @@
 """The agent's end of the launcher: starts it by exec, hands it orders, notices its death.
 
-Imports the standard library and the launch vocabulary, never grpc: the first launcher is started before the agent imports it. A
-later one, when a launcher died, is started by vfork and exec in C, without running a line of ours or of grpc between the two.
+Imports the standard library and the launch vocabulary, never grpc: the first launcher is started before the
+agent imports it. A later one, when a launcher died, is started by vfork and exec in C, without running a
+line of ours or of grpc between the two.
 """
 
 from __future__ import annotations

@@ -35,12 +35,13 @@ class UnixUser(msgspec.Struct, frozen=True):
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything one attempt needs, final: the executor adds nothing to `env` but its own GPUSHARE_ATTEMPT_TAG.
 
-    `script`, when given, is stored beside the attempt and run instead of looking `argv[0]` up; the process sees the
-    stored path as its argv[0]. `user` None means "as the agent's own user", which a root executor refuses unless it was
-    told `run_as_self`. `run_limit_ms` counts from the exec, `grace_ms` from the SIGTERM. `host_memory_mib`, `cpu_milli`
-    and `pids_max` need cgroups and are not enforced under weak containment. `denied_devices` are (major, minor) pairs
-    of character devices the job must not open; None means no filter. `private_dir` asks for a directory of the job's
-    user (`Executor.private_dir(attempt_id)`), removed when the attempt is forgotten.
+    `script`, when given, is stored beside the attempt and run instead of looking `argv[0]` up; the process
+    sees the stored path as its argv[0]. `user` None means "as the agent's own user", which a root executor
+    refuses unless it was told `run_as_self`. `run_limit_ms` counts from the exec, `grace_ms` from the
+    SIGTERM. `host_memory_mib`, `cpu_milli` and `pids_max` need cgroups and are not enforced under weak
+    containment. `denied_devices` are (major, minor) pairs of character devices the job must not open; None
+    means no filter. `private_dir` asks for a directory of the job's user
+    (`Executor.private_dir(attempt_id)`), removed when the attempt is forgotten.
     """
 
     attempt_id: str
@@ -64,9 +65,10 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
 class AttemptStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How an attempt stands, or how it ended; the last one of an attempt is durable before it is reported.
 
-    `exit_code` is the main process's own (or 127/126 of a failed exec), `signal` the one that ended it, `stop_signal`
-    the last one we sent it. `detail` is one sentence with figures. `stuck` says that processes of the attempt outlived
-    SIGKILL by more than a minute: the attempt still counts as alive and its node wants draining.
+    `exit_code` is the main process's own (or 127/126 of a failed exec), `signal` the one that ended it,
+    `stop_signal` the last one we sent it. `detail` is one sentence with figures. `stuck` says that processes
+    of the attempt outlived SIGKILL by more than a minute: the attempt still counts as alive and its node
+    wants draining.
     """
 
     attempt_id: str

@@ -1,7 +1,8 @@
-"""The node's lease as a file of eight bytes that every shim holds open: the deadline, in nanoseconds of CLOCK_BOOTTIME.
+"""The node's lease as a file of eight bytes that every shim holds open: the deadline, in nanoseconds of
+CLOCK_BOOTTIME.
 
-Imports the standard library alone. The file is never replaced, only overwritten in place; behind the deadline stands the boot it was
-written in, because a deadline of another boot means nothing.
+Imports the standard library alone. The file is never replaced, only overwritten in place; behind the
+deadline stands the boot it was written in, because a deadline of another boot means nothing.
 """
 
 from __future__ import annotations

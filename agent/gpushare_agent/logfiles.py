@@ -1,6 +1,7 @@
 """Reading what `streams` wrote: slices of a task's output by byte offset, with the gaps named.
 
-Imports os and msgspec. May run while the shim is writing: a segment deleted under the reader shows as a gap, never as wrong bytes.
+Imports os and msgspec. May run while the shim is writing: a segment deleted under the reader shows as a gap,
+never as wrong bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class Segment(NamedTuple):
 
 
 class LogSlice(msgspec.Struct, frozen=True):
-    """`data` begins at `offset`, which is `skipped_bytes` behind the offset that was asked for. Empty data: nothing more as yet."""
+    """`data` begins at `offset`, which is `skipped_bytes` behind the offset that was asked for. Empty data:
+    nothing more as yet.
+    """
 
     offset: int
     data: bytes
@@ -60,8 +63,8 @@ def end_offset(log_dir: Path, stream: str) -> int:
 def read_slice(log_dir: Path, stream: str, offset: int, limit_bytes: int) -> LogSlice:
     """Up to `limit_bytes` from the first byte at or behind `offset` that is still kept.
 
-    Source: the files of `streams`. Raises ValueError for an unknown stream, FileNotFoundError never: logs that are gone
-    read as empty.
+    Source: the files of `streams`. Raises ValueError for an unknown stream, FileNotFoundError never: logs
+    that are gone read as empty.
     """
     for segment in segments(log_dir, stream):
         if segment.end <= offset:

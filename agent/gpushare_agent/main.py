@@ -20,7 +20,7 @@ from gpushare_agent.agent import StatusRelay
 from gpushare_agent.cgroups import CgroupsUnavailable
 from gpushare_agent.executor import Executor, ExecutorConfig
 from gpushare_agent.gpus.catalogue import CatalogueError
-from gpushare_agent.identity import Identity, IdentityError, StateDirectory
+from gpushare_agent.identity import Identity, IdentityError, StateDirectory, place_logs
 from gpushare_agent.logsetup import make_log, place_of
 
 EXIT_REFUSED = 1
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         config = load_agent_config(arguments.config)
         join = _join(arguments.join, config)
         state = StateDirectory.open(config.state_dir)
+        place_logs(config.state_dir, config.log_dir)
         identity = state.begin()
     except (GpushareError, IdentityError) as err:
         return _refuse(str(err))
@@ -59,12 +60,11 @@ def _run(config: AgentConfig, state: StateDirectory, identity: Identity, join: J
         )
     except OSError as err:
         return _refuse(f"the launcher cannot be started: {err}")
-    from gpushare_agent.daemon import Daemon, StartError, place_logs
+    from gpushare_agent.daemon import Daemon
 
     try:
-        place_logs(config.state_dir, config.log_dir)
         return asyncio.run(Daemon(config, state, identity, executor, relay, join, log).run())
-    except (StartError, IdentityError, CatalogueError, GpushareError) as err:
+    except (IdentityError, CatalogueError, GpushareError) as err:
         return _refuse(str(err))
     except Exception as err:
         log.error("the agent failed; running jobs go on", error=f"{type(err).__name__}: {err}", at=place_of(err))

@@ -1,8 +1,9 @@
 """The task's three streams as the shim holds them: pipes or a terminal on one side, capped logs on the other.
 
-Imports the small shared modules alone. Reading never waits, so a task is never blocked by a log's reader, and a full disk costs bytes
-of log and nothing else. Once a log throws bytes away again, its stream is read at no more than PACE_BYTES_PER_S: the pipe fills and
-holds the printing task, and neither this process nor the disk is busy with output that nobody will see.
+Imports the small shared modules alone. Reading never waits, so a task is never blocked by a log's reader,
+and a full disk costs bytes of log and nothing else. Once a log throws bytes away again, its stream is read
+at no more than PACE_BYTES_PER_S: the pipe fills and holds the printing task, and neither this process nor
+the disk is busy with output that nobody will see.
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ class Outputs:
         return max(0, int((min(paused) - time.monotonic()) * 1000) + 1) if paused else None
 
     def drain(self) -> None:
-        """When every process of the task is gone: what still stands in the pipes, but not what a stranger keeps writing."""
+        """When every process of the task is gone: what still stands in the pipes, but not what a stranger keeps
+        writing.
+        """
         for stream in self._streams:
             for _ in range(DRAIN_BYTES // READ_BYTES):
                 data = _read(stream.source)

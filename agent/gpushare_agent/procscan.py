@@ -1,8 +1,9 @@
 """Finding the processes of an attempt without control groups, by reading /proc.
 
-Imports os, the standard library's signal primitives and nothing else; shims and agent share it. A process belongs to an attempt if
-the attempt's shim is its ancestor, if it is in the task's session, or if it is ours and its environment carries the attempt's tag.
-A process that cleared its environment and left both session and ancestry is not found: that is what "weak" containment means.
+Imports os, the standard library's signal primitives and nothing else; shims and agent share it. A process
+belongs to an attempt if the attempt's shim is its ancestor, if it is in the task's session, or if it is ours
+and its environment carries the attempt's tag. A process that cleared its environment and left both session
+and ancestry is not found: that is what "weak" containment means.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ class Proc(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """What marks an attempt's processes: the shim's pid (0: dead), the task's session (0: none), the tag, and the earliest start,
-    which is the session leader's own."""
+    """What marks an attempt's processes: the shim's pid (0: dead), the task's session (0: none), the tag, and
+    the earliest start, which is the session leader's own.
+    """
 
     shim_pid: int
     session: int
@@ -84,8 +86,9 @@ def members(scope: Scope, processes: list[Proc] | None = None) -> set[int]:
 
 
 def signal_all(find: Callable[[], set[int]], number: int) -> int:
-    """Send a signal to each process that `find` names twice, before and after its pidfd was taken, so that a recycled pid is
-    never hit. Returns how many got it."""
+    """Send a signal to each process that `find` names twice, before and after its pidfd was taken, so that a
+    recycled pid is never hit. Returns how many got it.
+    """
     handles: dict[int, int] = {}
     try:
         for pid in find():

@@ -1,10 +1,12 @@
-"""Files of an attempt that must survive a power cut: written once, whole, and known to be on disk before anyone acts on them.
+"""Files of an attempt that must survive a power cut: written once, whole, and known to be on disk before anyone
+acts on them.
 
-Imports os and the failpoints alone; the agent and the shims share it. All paths are names inside an open directory, never
-followed through a symbolic link. Reading never trusts: a record that is torn, empty, too long or owned by somebody else reads as None.
+Imports os and the failpoints alone; the agent and the shims share it. All paths are names inside an open
+directory, never followed through a symbolic link. Reading never trusts: a record that is torn, empty, too
+long or owned by somebody else reads as None.
 
-An attempt's directory holds: `intent` (what to run), `exec` (who ran it, or `void`: sealed, never to run), `stop` (who asked
-for its end), `exit` (how it ended) and `sock` (the shim's socket).
+An attempt's directory holds: `intent` (what to run), `exec` (who ran it, or `void`: sealed, never to run),
+`stop` (who asked for its end), `exit` (how it ended) and `sock` (the shim's socket).
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def replace(dirfd: int, name: str, data: bytes, written_failpoint: str = "") -> 
 
 
 def note(dirfd: int, name: str, data: bytes) -> bool:
-    """Make `name` whole and at once, the first writer wins; survives any process, not a power cut. False if it was there."""
+    """Make `name` whole and at once, the first writer wins; survives any process, not a power cut. False if it
+    was there.
+    """
     scratch = f"{name}.{os.getpid()}.tmp"
     fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dirfd)
     try:

@@ -1,8 +1,10 @@
-"""What became of an attempt whose shim is dead: make sure that nothing of it lives, then judge by what it left on disk.
+"""What became of an attempt whose shim is dead: make sure that nothing of it lives, then judge by what it left
+on disk.
 
-Imports this package's vocabulary. The judgement is a function of the disk alone, so it is the same however often agents die over it:
-exit record -> what it says; another boot -> NODE_REBOOTED; never taken by a shim -> sealed, NOT_STARTED; somebody had asked for its end
--> that; else INFRA, and the exit code is unknown. It never guesses success.
+Imports this package's vocabulary. The judgement is a function of the disk alone, so it is the same however
+often agents die over it: exit record -> what it says; another boot -> NODE_REBOOTED; never taken by a shim
+-> sealed, NOT_STARTED; somebody had asked for its end -> that; else INFRA, and the exit code is unknown. It
+never guesses success.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ from gpushare_agent.checkpoint import ExecRecord, Intent, StopRecord
 from gpushare_agent.launchspec import AttemptStatus
 
 KILL_STEP_S = 0.01
+TAKEN_BY_UNKNOWN = b"{}"
 
 
 def remains(directory: Path, intent: Intent | None, groups: Groups | None, tag: str, boot_id: str) -> taskset.Task:
-    """Everything of an attempt that may still live after its shim. `groups` and `tag` are what it has if its intent is unreadable."""
+    """Everything of an attempt that may still live after its shim. `groups` and `tag` are what it has if its
+    intent is unreadable.
+    """
     known = intent.groups if intent is not None else groups
     if known is not None:
         return taskset.GroupedTask(known.attempt_dir)
@@ -55,27 +60,43 @@ class Found(NamedTuple):
     """What an attempt's directory tells at first sight; `boot_id` is the boot it lived in, "" if nothing says."""
 
     intent: Intent | None
-    taken: ExecRecord | None
     stop: StopRecord | None
     finished: AttemptStatus | None
     boot_id: str
 
 
 def look(directory: Path, attempt_id: str) -> Found:
-    """Read everything; a directory that is missing is made, so that the judgement has a place. OSError if it cannot be."""
-    directory.mkdir(mode=0o700, exist_ok=True)
+    """Read what stands there. A directory that is missing while the attempt's control group exists is made
+    again, with a mark that some shim had taken the attempt: whatever ran is not known any more. OSError if
+    the disk does not serve.
+    """
+    lost = not directory.exists()
+    if lost:
+        directory.mkdir(mode=0o700)
     dirfd = records.open_directory(str(directory))
     try:
+        if lost:
+            records.create(dirfd, records.EXEC, TAKEN_BY_UNKNOWN)
         intent = checkpoint.read_intent(dirfd, attempt_id)
-        taken = checkpoint.read_exec(dirfd)
-        done = checkpoint.read_exit(dirfd, attempt_id)
-        return Found(intent, taken, checkpoint.read_stop(dirfd), done, _boot_of(intent, taken))
+        boot_id = _boot_of(intent, checkpoint.read_exec(dirfd))
+        return Found(intent, checkpoint.read_stop(dirfd), checkpoint.read_exit(dirfd, attempt_id), boot_id)
+    finally:
+        os.close(dirfd)
+
+
+def was_taken(directory: Path) -> bool:
+    """True if a shim made its exec record, whole or torn."""
+    dirfd = records.open_directory(str(directory))
+    try:
+        return records.exists(dirfd, records.EXEC)
     finally:
         os.close(dirfd)
 
 
 def seal(directory: Path) -> ExecRecord | None:
-    """Seal the attempt: None if it never ran and now never will, else what is known of the shim that had taken it before."""
+    """Seal the attempt: None if it never ran and now never will, else what is known of the shim that had taken
+    it before.
+    """
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
     dirfd = records.open_directory(str(directory))
@@ -88,8 +109,10 @@ def seal(directory: Path) -> ExecRecord | None:
 
 
 def note_stop(directory: Path, stop: StopRecord) -> None:
-    """Leave a word on why the attempt is being ended, for whoever has to judge it. A disk that does not take it must not keep a job
-    alive, and a launch that is still being prepared has no directory: both are passed over, the shim is told anyway."""
+    """Leave a word on why the attempt is being ended, for whoever has to judge it. A disk that does not take it
+    must not keep a job alive, and a launch that is still being prepared has no directory: both are passed
+    over, the shim is told anyway.
+    """
     try:
         dirfd = records.open_directory(str(directory))
     except OSError:

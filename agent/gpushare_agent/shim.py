@@ -1,9 +1,10 @@
 """The shim: one process per attempt that owns it from the exec record to the exit record, whoever else dies.
 
-Runs in a fork of the launcher; imports nothing after its start, so an upgrade of the files under it is harmless. It alone decides how
-an attempt ended: it holds the run-time limit, the grace timer, the end of the lease and the streams, kills what is left when
-the main process is over, waits for the proof that all of it is gone, makes the exit record durable, and exits. Agents come and go on
-its socket; every message to them is the whole status. Deadlines are nanoseconds of CLOCK_BOOTTIME.
+Runs in a fork of the launcher; imports nothing after its start, so an upgrade of the files under it is
+harmless. It alone decides how an attempt ended: it holds the run-time limit, the grace timer, the end of the
+lease and the streams, kills what is left when the main process is over, waits for the proof that all of it
+is gone, makes the exit record durable, and exits. Agents come and go on its socket; every message to them is
+the whole status. Deadlines are nanoseconds of CLOCK_BOOTTIME.
 """
 
 from __future__ import annotations
@@ -96,6 +97,9 @@ def _own(directory: str, channel: int, lease_fd: int) -> Shim:
 
 def _listen(dirfd: int) -> _socket.socket:
     listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    if records.exists(dirfd, records.SOCKET):
+        # of a shim that died before it took the attempt; had it taken it, the exec record would stop us
+        os.unlink(records.SOCKET, dir_fd=dirfd)
     # through the descriptor: a socket's path may not be longer than 107 bytes, a state directory's may
     listener.bind(f"/proc/self/fd/{dirfd}/{records.SOCKET}")
     listener.listen(MAX_PEERS)
@@ -286,18 +290,25 @@ class Shim:
     # -- limits and the stop
 
     def _lease_deadline(self) -> int | None:
-        """When the SIGTERM must go out so that the grace is over when the lease is; None if the job is to be kept."""
-        if self.spec["on_disconnect"] != "stop_and_requeue" or self._end.stopping:
+        """When the next signal must go out so that everything is over when the lease is; None if the job is to
+        be kept.
+
+        The SIGTERM goes a whole grace before the end; a task that is being stopped already gets its SIGKILL
+        at the end.
+        """
+        if self.spec["on_disconnect"] != "stop_and_requeue":
             return None
         data = os.pread(self._lease_fd, LEASE_BYTES, 0)
-        deadline = int.from_bytes(data, "little", signed=True) if len(data) == LEASE_BYTES else 0
-        return deadline - self.spec["grace_ms"] * MS - LEASE_MARGIN_NS
+        end: int = int.from_bytes(data, "little", signed=True) if len(data) == LEASE_BYTES else 0
+        grace_ms: int = 0 if self._end.stopping else self.spec["grace_ms"]
+        return end - grace_ms * MS - LEASE_MARGIN_NS
 
     def _check_limits(self, now: int) -> None:
         lease_deadline = self._lease_deadline()
-        if self._grace_deadline is not None and now >= self._grace_deadline:
+        lease_over = lease_deadline is not None and now >= lease_deadline
+        if self._grace_deadline is not None and (now >= self._grace_deadline or lease_over):
             self._kill(now)
-        elif lease_deadline is not None and now >= lease_deadline:
+        elif lease_over:
             detail = "the node had no word from the scheduler until the end of its lease"
             self._stop({"reason": "LEASE_EXPIRED", "final_state": "STOPPED", "detail": detail}, self.spec["grace_ms"])
         elif self._run_deadline is not None and now >= self._run_deadline and not self._end.stopping:
@@ -305,7 +316,9 @@ class Shim:
             self._stop({"reason": "TIME_LIMIT", "final_state": "FAILED", "detail": detail}, self.spec["grace_ms"])
 
     def _stop(self, order: dict[str, Any], grace_ms: int) -> None:
-        """Begin the end, or, if it began already, bring its SIGKILL forward. A task that is over by now keeps its own end."""
+        """Begin the end, or, if it began already, bring its SIGKILL forward. A task that is over by now keeps
+        its own end.
+        """
         self._reap()
         if self._end.over or self._task is None:
             return

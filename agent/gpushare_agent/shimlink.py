@@ -1,7 +1,8 @@
 """The agent's connection to one shim: its messages, its death, orders to it.
 
-Imports asyncio and this package's vocabulary. A shim is known by its pid and start time, held by a pidfd, so neither a signal nor a
-wait ever meets a process that got the same number later. The link reports; it decides nothing.
+Imports asyncio and this package's vocabulary. A shim is known by its pid and start time, held by a pidfd, so
+neither a signal nor a wait ever meets a process that got the same number later. The link reports; it decides
+nothing.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from typing import Any
 from gpushare_agent import procscan, records, tinyjson
 
 MAX_MESSAGE_BYTES = 64 * 1024
-RECONNECT_S = 0.05
+RECONNECT_FIRST_S = 0.05
+RECONNECT_LAST_S = 2.0
 
 Message = dict[str, Any]
 
 
 class ShimLink:
-    """`on_message(dict)` for each message; `on_dead()` once, when the shim's process is gone and all it said was heard.
+    """`on_message(dict)` for each message; `on_dead()` once, when the shim's process is gone and all it said
+    was heard.
 
-    Before the first status nothing is known about the process: then the end of the channel counts as its death.
+    Before the first status nothing is known about the process: then the end of the channel counts as its
+    death.
     """
 
     def __init__(self, directory: str, on_message: Callable[[Message], None], on_dead: Callable[[], None]) -> None:
@@ -38,6 +42,7 @@ class ShimLink:
         self._pidfd = -1
         self._closed = False
         self._retry: asyncio.TimerHandle | None = None
+        self._retry_s = RECONNECT_FIRST_S
         self.shim_pid = 0
 
     def attach(self, channel: socket.socket) -> None:
@@ -63,12 +68,19 @@ class ShimLink:
         return True
 
     def connect(self) -> bool:
-        """Reach the shim through the socket in its attempt's directory; False if nobody answers there."""
+        """Reach the shim through the socket in its attempt's directory; False if nobody is there.
+
+        A process that we hold, or one whose queue of connections is full, lives but does not answer yet:
+        that is tried again.
+        """
         try:
             channel = _connect(self._directory)
         except OSError as error:
-            # a full queue of connections: it lives, but has not answered for a while
-            return error.errno == errno.EAGAIN and self._connect_later()
+            if self._pidfd < 0 and error.errno != errno.EAGAIN:
+                return False
+            self._connect_later()
+            return True
+        self._retry_s = RECONNECT_FIRST_S
         self.attach(channel)
         return True
 
@@ -125,10 +137,10 @@ class ShimLink:
         else:
             self._connect_later()
 
-    def _connect_later(self) -> bool:
+    def _connect_later(self) -> None:
         """A shim drops a peer that does not read; it takes it back through its socket."""
-        self._retry = self._loop.call_later(RECONNECT_S, self._reconnect)
-        return True
+        self._retry = self._loop.call_later(self._retry_s, self._reconnect)
+        self._retry_s = min(2 * self._retry_s, RECONNECT_LAST_S)
 
     def _reconnect(self) -> None:
         if not self._closed and self._socket is None:

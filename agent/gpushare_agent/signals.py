@@ -1,14 +1,14 @@
-"""Signals for the launcher and the shims, without the standard `signal` module: its enums cost each of them most of a mebibyte.
+"""Signals for the launcher and the shims, without the standard `signal` module: its enums cost each of them
+most of a mebibyte.
 
 Imports the C module below it alone. Numbers are plain integers.
 """
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 from collections.abc import Iterable
 from typing import Any
-
-import _signal  # type: ignore[import-not-found]
 
 _c: Any = _signal
 

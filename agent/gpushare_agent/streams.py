@@ -1,10 +1,11 @@
 """What a task prints, on disk: the writing half (the reading half is `logfiles`).
 
-Imports os, time and nothing else; runs in the shim. A stream is a run of bytes with offsets from 0. Its first half-cap bytes are the
-file `<stream>`; what follows goes to segments `<stream>.<offset, 20 digits>`, each an eighth of the cap, of which the oldest
-are deleted so that head and tail together never pass the cap. A byte's offset never changes, so a gap is simply the distance between the
-end of one file and the offset in the next one's name: a reader computes how many bytes were skipped from names and sizes alone, and
-no record of it can be torn. A full disk makes a gap of the same kind; it never stops the job.
+Imports os, time and nothing else; runs in the shim. A stream is a run of bytes with offsets from 0. Its
+first half-cap bytes are the file `<stream>`; what follows goes to segments `<stream>.<offset, 20 digits>`,
+each an eighth of the cap, of which the oldest are deleted so that head and tail together never pass the cap.
+A byte's offset never changes, so a gap is simply the distance between the end of one file and the offset in
+the next one's name: a reader computes how many bytes were skipped from names and sizes alone, and no record
+of it can be torn. A full disk makes a gap of the same kind; it never stops the job.
 """
 
 from __future__ import annotations

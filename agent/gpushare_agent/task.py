@@ -1,8 +1,8 @@
 """The forked child's way from the shim to the job's own program: confine, become the user, verify, exec.
 
-Runs in the child of a shim and never returns. Imports the shims' small modules alone. Any step that fails ends the child before the
-job's program could start; what failed goes up the error pipe as one flat JSON object {stage, errno, text, exit_code}. A closed pipe
-without a word means that the exec went through.
+Runs in the child of a shim and never returns. Imports the shims' small modules alone. Any step that fails
+ends the child before the job's program could start; what failed goes up the error pipe as one flat JSON
+object {stage, errno, text, exit_code}. A closed pipe without a word means that the exec went through.
 """
 
 from __future__ import annotations
@@ -106,8 +106,9 @@ def _reset_signals() -> None:
 
 def _enter_groups(groups: dict[str, Any] | None) -> None:
     """Join the attempt's task groups, then believe the kernel and not ourselves about it."""
-    # an agent that the OOM killer spares must not pass that on
-    cgroupfs.put("/proc/self/oom_score_adj", "0")
+    if int(cgroupfs.get("/proc/self/oom_score_adj")) < 0:
+        # an agent that the OOM killer spares must not pass that on
+        cgroupfs.put("/proc/self/oom_score_adj", "0")
     if groups is None:
         return
     for place in groups["task"]:

@@ -1,7 +1,8 @@
 """All processes of one attempt as one thing that can be listed, signalled and killed until it is proven gone.
 
-Imports the small modules that shim and agent share. Two kinds: by control group (exact), and by scanning /proc where no groups can
-be made (weak). `end_step` is called again and again; only its True is a proof of death.
+Imports the small modules that shim and agent share. Two kinds: by control group (exact), and by scanning
+/proc where no groups can be made (weak). `end_step` is called again and again; only its True is a proof of
+death.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """JSON for the launcher and the shims, without the standard `json` package.
 
-`json` pulls in `re` and `enum`, more than a mebibyte in a process of which every task attempt keeps a copy. The C scanner below
-it is the same, so what is read here is what `json.loads` reads. Writing covers flat objects, which is all a record or message is.
-Imports `_json` alone.
+`json` pulls in `re` and `enum`, more than a mebibyte in a process of which every task attempt keeps a copy.
+The C scanner below it is the same, so what is read here is what `json.loads` reads. Writing covers flat
+objects, which is all a record or message is. Imports `_json` alone.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Who a job runs as, asked of the name service (files, LDAP, whatever the host has).
 
-Imports the standard library and the launch vocabulary. May block for as long as the name service does: call it in a thread.
+Imports the standard library and the launch vocabulary. May block for as long as the name service does: call
+it in a thread.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from gpushare_agent.launchspec import LaunchRefused, UnixUser
 
 
 def resolve(name: str) -> UnixUser:
-    """The user with every supplementary group; LaunchRefused(UNIX_USER_UNMAPPED) if there is none, or if it is root."""
+    """The user with every supplementary group; LaunchRefused(UNIX_USER_UNMAPPED) if there is none, or if it is
+    root.
+    """
     try:
         entry = pwd.getpwnam(name)
     except (KeyError, ValueError):

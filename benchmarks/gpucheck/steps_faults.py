@@ -16,6 +16,7 @@ from benchmarks.gpucheck.report import Findings
 
 KERNEL_ROUNDS = 200_000
 SETTLE_S = 1.0
+ERROR_WITHIN_S = 5.0
 RECOVERY_WAIT_S = 20.0
 
 
@@ -27,11 +28,11 @@ def _pair(bench: Bench, daemon: Daemon) -> tuple[Child, Child]:
     return children[0], children[1]
 
 
-def _report(child: Child) -> dict[str, Any]:
-    """How a busy client fares; a client that does not answer any more is told as code -1."""
+def _report(child: Child, pause_s: float | None = None) -> dict[str, Any]:
+    """How a busy client fares over a pause; a client that does not answer any more is told as code -1."""
     try:
         first = child.ask("busy_report", timeout_s=10)
-        time.sleep(SETTLE_S)
+        time.sleep(SETTLE_S if pause_s is None else pause_s)
         second = child.ask("busy_report", timeout_s=10)
     except ChildError as failure:
         return {"code": -1, "more": 0, "words": str(failure)}
@@ -48,6 +49,8 @@ def terminate(bench: Bench, found: Findings) -> None:
         said = " ".join(daemon.ask(f"terminate_client {server} {victim.pid}", timeout_s=30))
         found.figure("terminate_client_s", time.monotonic() - began)
         found.claim("terminate_client of a busy client answers 0", said.strip() == "0", said)
+        error_s = bench.seconds_until(lambda: _report(victim, 0)["code"] != 0, ERROR_WITHIN_S)
+        found.figure("client_notices_after_s", error_s)
         after = _report(victim)
         found.claim("the terminated client meets the sticky error 810", after["code"] == 810, after["words"])
         after = _report(neighbour)

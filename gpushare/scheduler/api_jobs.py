@@ -91,9 +91,7 @@ class JobApi:
             answer.jobs.add(tenant=tenant, spec=convert.job_spec(spec, JobView.FULL))
             return answer, []
         view = JobView.FULL if len(outcome.names) == 1 else JobView.BASIC
-        for key in outcome.names:
-            if key in state.jobs:
-                answer.jobs.append(self._shown(state.jobs[key], view))
+        answer.jobs.extend(self._shown(state.jobs[key], view) for key in outcome.names if key in state.jobs)
         if answer.jobs and len(answer.jobs) * answer.jobs[0].spec.ByteSize() > PAGE_BYTES_MAX:
             # The children of an array share one spec, which the caller has just sent: the first one shows it.
             for child in answer.jobs[1:]:

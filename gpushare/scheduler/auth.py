@@ -32,8 +32,8 @@ class Reach(Enum):
 
 
 class JobView(Enum):
-    """How much of a job its reader gets: everything; everything but script and environment (listings, so that a page
-    stays small); or what others of the tenant, viewers and operators may see."""
+    """How much of a job its reader gets: everything; everything but script, environment and a very long command
+    (listings and watches, so that they stay small); or what others of the tenant, viewers and operators may see."""
 
     FULL = "full"
     BASIC = "basic"

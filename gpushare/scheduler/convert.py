@@ -38,6 +38,8 @@ from gpushare.scheduler.auth import JobView
 from gpushare.v1 import job_pb2, tenant_pb2
 
 ALL_TENANTS: Final = "-"
+#: A command longer than this is left out of listings.
+BASIC_ARGV_MAX_CHARS: Final = 16_384
 
 _JOB_ID = re.compile(r"[1-9][0-9]{0,18}(_(0|[1-9][0-9]{0,9}))?")
 _TOKEN_ID = re.compile(r"[a-z0-9]{1,40}")
@@ -284,7 +286,7 @@ def job_spec(spec: JobSpec, view: JobView) -> job_pb2.JobSpec:
     full = view is JobView.FULL
     made = job_pb2.JobSpec(
         display_name=spec.display_name,
-        argv=() if hidden else spec.argv,
+        argv=spec.argv if full or (not hidden and _is_short(spec.argv)) else (),
         script=spec.script if full else b"",
         env=spec.env if full else {},
         captured_env=spec.captured_env if full else {},
@@ -303,6 +305,10 @@ def job_spec(spec: JobSpec, view: JobView) -> job_pb2.JobSpec:
     if spec.max_run_ms:
         made.max_run_duration.CopyFrom(duration(spec.max_run_ms))
     return made
+
+
+def _is_short(argv: tuple[str, ...]) -> bool:
+    return sum(len(arg) for arg in argv) <= BASIC_ARGV_MAX_CHARS
 
 
 def resources(request: TaskRequest) -> job_pb2.Resources:

@@ -22,7 +22,7 @@ from gpushare.core import explain as explaining
 from gpushare.core.commands import Call, Command, CoreSettings, Outcome, Rejection
 from gpushare.core.cycle import schedule, shape_of
 from gpushare.core.decide import decide, expand
-from gpushare.core.events import AnyEvent, Entry, JobsArchived, TermStarted
+from gpushare.core.events import AnyEvent, Entry, JobsArchived, JobsCreated, TermStarted
 from gpushare.core.invariants import check
 from gpushare.core.model import SYSTEM, Job, Principal
 from gpushare.core.state import ClusterState
@@ -299,11 +299,18 @@ class Engine:
             self.state.apply(entry)
             entries.append(entry)
             self._records.append(to_record(entry))
-            self._dirty = self._dirty or isinstance(event, WAKES_PASS)
+            self._dirty = self._dirty or self._wakes(event)
         for projector in self._projectors:
             thunk = projector(entries, self.state)
             if thunk is not None:
                 self._thunks.append((self.state.seq, thunk))
+
+    def _wakes(self, event: AnyEvent) -> bool:
+        """Whether a pass may now decide what the last one could not. A new job like one that was found waiting waits
+        too: until something frees room, and that wakes, so that submits to a full cluster cost no passes."""
+        if isinstance(event, JobsCreated):
+            return shape_of(self.state.jobs[f"{event.tenant}/{event.ids()[0]}"]) not in self._waits
+        return isinstance(event, WAKES_PASS)
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> float | None:
         started = loop.time()

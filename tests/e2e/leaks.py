@@ -29,7 +29,9 @@ def processes_of(home: Path) -> list[int]:
 
 def describe(pids: Collection[int]) -> list[str]:
     """pid, state and command line of each."""
-    return [f"{pid} {_state(pid)} {_read(pid, 'cmdline').replace(bytes(1), b' ').decode(errors='replace')}" for pid in pids]
+    return [
+        f"{pid} {_state(pid)} {_read(pid, 'cmdline').replace(bytes(1), b' ').decode(errors='replace')}" for pid in pids
+    ]
 
 
 def end_processes_of(home: Path) -> None:

@@ -116,10 +116,10 @@ def test_kill_9_of_the_agent_at_50_random_moments(tmp_path: Path) -> None:
 async def gone_for_longer_than_a_lease(home: Path) -> None:
     async with live_cluster(home, {"n1": "1xH100-80GB"}, lease_ttl_s=3) as cluster:
         agent = cluster.agents["n1"]
-        (name,) = await cluster.submit(cluster.shell(f"{MARK} mark start; sleep 6; mark end; exit 7", gpus=1))
+        (name,) = await cluster.submit(cluster.shell(f"{MARK} mark start; sleep 4; mark end; exit 7", gpus=1))
         await cluster.running([name])
         agent.kill()
-        await asyncio.sleep(7)
+        await asyncio.sleep(5)
         agent.start()
         job = (await cluster.ended([name]))[name]
         assert (job.exit_code, state_of(job), job.tasks[0].number) == (7, "FAILED", 1)

@@ -21,9 +21,7 @@ async def scheduler_dies_under_load(home: Path, queued: int, placed_within_s: fl
             *(cluster.shell(hold(gate, f"exit {10 + n}"), gpus=1) for n, gate in enumerate(gates))
         )
         before = await cluster.running(holders)
-        waiting = await cluster.submit(
-            *(cluster.shell(work(0, f"exit {n % 100}"), gpus=1) for n in range(queued))
-        )
+        waiting = await cluster.submit(*(cluster.shell(work(0, f"exit {n % 100}"), gpus=1) for n in range(queued)))
         begun = len(cluster.witness.starts())
         late = [asyncio.create_task(cluster.submit(cluster.shell(work(0, "exit 5"), gpus=1))) for _ in range(IN_FLIGHT)]
         await asyncio.sleep(0)

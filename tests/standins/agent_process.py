@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -70,6 +71,28 @@ class AgentProcess:
             return
         process.send_signal(number)
         await asyncio.wait_for(process.wait(), within_s)
+
+    async def clean_up(self) -> None:
+        """Kill the agent and whatever of its jobs a failed test has left, and remove their control groups."""
+        await self.kill()
+        for record in self.state_dir.glob("attempts/*/exec"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                os.kill(json.loads(record.read_bytes())["shim_pid"], signal.SIGKILL)
+        try:
+            instance = json.loads((self.state_dir / "identity").read_bytes())["instance_id"]
+        except (OSError, ValueError):
+            return
+        roots = [*Path("/sys/fs/cgroup").glob(f"*/gpushare/{instance}"), Path(f"/sys/fs/cgroup/gpushare/{instance}")]
+        for root in roots:
+            with contextlib.suppress(OSError):
+                (root / "cgroup.kill").write_text("1")
+        deadline_s = time.monotonic() + 5
+        while (left := [root for root in roots if root.exists()]) and time.monotonic() < deadline_s:
+            for root in left:
+                for path in (*sorted(root.rglob("*/"), reverse=True), root):
+                    with contextlib.suppress(OSError):
+                        path.rmdir()
+            await asyncio.sleep(0.02)
 
     def log(self) -> str:
         """What it has said so far."""

@@ -303,13 +303,15 @@ def find_daemon(pipe: Path, uuid: str) -> int | None:
     A process can choose its command line and environment, but not its user; so only our own user's count.
     """
     wanted = {f"CUDA_MPS_PIPE_DIRECTORY={pipe}", f"CUDA_VISIBLE_DEVICES={uuid}"}
+    found = []
     for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
         words = words_of(pid, "cmdline")
         if not any(word.endswith(CONTROL_PROGRAM) for word in words[:3]) or not {"-f", "-d"} & set(words):
             continue
         if uid_of_process(pid) == os.geteuid() and wanted <= set(words_of(pid, "environ")):
-            return pid
-    return None
+            found.append(pid)
+    # A server looks like the daemon that forks it until it has become its own program.
+    return next((pid for pid in found if parent_of(pid) not in found), None)
 
 
 def words_of(pid: int, name: str) -> list[str]:
@@ -328,6 +330,15 @@ def uid_of_process(pid: int) -> int | None:
         return None
     found = re.search(r"^Uid:\s+(\d+)", status, re.MULTILINE)
     return int(found[1]) if found else None
+
+
+def parent_of(pid: int) -> int | None:
+    """The parent's pid; None if the process is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    return int(stat.rpartition(")")[2].split()[1])
 
 
 def _make_folder(path: Path, mode: int) -> None:

@@ -21,6 +21,7 @@ switched on in the file that FAKE_MPS_STATE names, one `KEY VALUE` a line, `KEY@
     no_quit 1               quit is answered and ignored
 """
 
+import ctypes
 import fcntl
 import os
 import select
@@ -98,7 +99,7 @@ class Server:
         self.ready_at = time.monotonic() + float(found.get("server_slow_s", "0"))
         self.pid = os.fork()
         if self.pid == 0:
-            serve_nothing(self.uid, dies="server_dies" in found)
+            serve_nothing(self.uid, daemon.pid, dies="server_dies" in found)
         daemon.control_log(f"Starting new server {self.pid} for user {self.uid}")
         if "server_silent_log" not in found:
             logged = int(found["server_log_mib"]) * MIB if "server_log_mib" in found else self.limit
@@ -128,17 +129,18 @@ class Server:
             pass
 
 
-def serve_nothing(uid, dies):
+def serve_nothing(uid, daemon_pid, dies):
     """The server's process after the fork."""
-    import ctypes
-
     if dies:
         os._exit(1)
     if os.getuid() == 0 and uid != 0:
         os.setgroups([])
         os.setgid(uid)
         os.setuid(uid)
+    # After setuid, which forgets it: the server ends with its daemon.
     ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+    if os.getppid() != daemon_pid:
+        os._exit(1)
     os.closerange(0, 1024)
     os.open("/dev/null", os.O_RDWR)
     os.execv("/bin/sleep", ["nvidia-cuda-mps-server", "1000000"])
@@ -152,6 +154,7 @@ class Session:
 
 class Daemon:
     def __init__(self, directory, multiuser):
+        self.pid = os.getpid()
         self.directory = directory
         self.multiuser = multiuser
         self.uuid = os.environ.get("CUDA_VISIBLE_DEVICES", "")

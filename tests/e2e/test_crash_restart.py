@@ -1,0 +1,149 @@
+"""Daemons are stopped, killed and started again while jobs run; two agents with one identity."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+from live_cluster import Daemon, clean_environment, live_cluster, run, state_of, states, until
+from witness import MARK, hold
+
+from gpushare.client.messages import NodeState
+
+
+async def both_restarted(home: Path) -> None:
+    async with live_cluster(home, {"n1": "2xH100-80GB"}) as cluster:
+        gate = home / "gate"
+        names = await cluster.submit(*(cluster.shell(hold(gate, f"exit {n}"), gpus="0.5") for n in (4, 5, 6)))
+        before = await cluster.running(names)
+        agent = cluster.agents["n1"]
+
+        took_s = await agent.stop()
+        assert took_s < 5
+        assert all(life.alive for life in cluster.witness.lives().values()), "a stopped agent took its jobs with it"
+        await cluster.scheduler.stop()
+        cluster.scheduler.start()
+        agent.start()
+        await cluster.settled("n1")
+
+        agent.kill()
+        cluster.scheduler.kill()
+        agent.start()
+        await asyncio.sleep(0.5)
+        cluster.scheduler.start()
+        await cluster.settled("n1")
+
+        after = await cluster.in_state(names, "RUNNING")
+        assert [job.tasks[0].attempt_id for job in after] == [job.tasks[0].attempt_id for job in before]
+        assert [job.start_time for job in after] == [job.start_time for job in before]
+        log = [text async for text in cluster.client.stream_logs(names[0])]
+        assert log == []
+        gate.touch()
+        ended = await cluster.ended(names)
+        assert [ended[name].exit_code for name in names] == [4, 5, 6]
+        assert len(cluster.witness.starts()) == 3
+
+
+def test_both_daemons_are_restarted_while_jobs_run(tmp_path: Path) -> None:
+    run(lambda: both_restarted(tmp_path / "c"))
+
+
+async def cancel_pending(home: Path) -> None:
+    async with live_cluster(home, {"n1": "2xH100-80GB"}) as cluster:
+        names = await cluster.submit(
+            cluster.shell(hold(home / "gate"), gpus=1),
+            cluster.shell(f"trap '' TERM; {hold(home / 'gate')}", gpus=1, grace="1s"),
+        )
+        await cluster.running(names)
+        agent = cluster.agents["n1"]
+        agent.freeze()
+        for name in names:
+            assert state_of(await cluster.client.cancel_job(name)) == "CANCELLING"
+        cluster.scheduler.kill()
+        cluster.scheduler.start()
+        for job in await cluster.in_state(names, "CANCELLING"):
+            assert job.cancelled_by.user == "ann"
+        assert all(life.alive for life in cluster.witness.lives().values())
+        agent.thaw()
+        ended = await cluster.ended(names)
+        for name, how in zip(names, (signal.SIGTERM, signal.SIGKILL), strict=True):
+            assert (state_of(ended[name]), ended[name].signal) == ("CANCELLED", how), ended[name]
+            assert states(ended[name]) == [("STOPPED", "CANCELLED")]
+
+
+def test_a_cancel_that_was_answered_is_carried_out_after_a_restart(tmp_path: Path) -> None:
+    run(lambda: cancel_pending(tmp_path / "c"))
+
+
+async def two_agents_with_one_identity(home: Path) -> None:
+    async with live_cluster(home, {"n1": "1xH100-80GB"}) as cluster:
+        gate = home / "gate"
+        (name,) = await cluster.submit(cluster.shell(hold(gate, "exit 8"), gpus=1))
+        await cluster.running([name])
+        twin = twin_of(cluster.agents["n1"], home)
+        cluster.agents["twin"] = twin
+        refused = "DUPLICATE_AGENT"
+        await until(lambda: refused in twin.log() or not twin.running, "the twin is refused")
+        assert refused in twin.log()
+        await until(lambda: "two agents with one identity" in cluster.scheduler.log(), "the scheduler raised an alarm")
+        node = await cluster.node("n1")
+        assert (node.state, node.ready) == (NodeState.NODE_STATE_ACTIVE, True)
+        (job,) = await cluster.in_state([name], "RUNNING")
+        assert cluster.witness.lives()[job.tasks[0].attempt_id].alive
+        twin.kill()
+        del cluster.agents["twin"]
+        gate.touch()
+        assert (await cluster.ended([name]))[name].exit_code == 8
+        assert cluster.witness.starts() == [job.tasks[0].attempt_id]
+
+
+def twin_of(agent: Daemon, home: Path) -> Daemon:
+    """Another agent with the identity and the credentials of this one, as after a disk was cloned."""
+    state = home / "twin" / "state"
+    state.mkdir(parents=True, mode=0o711)
+    source = agent.config.with_suffix("") / "state"
+    for name in ("identity", "credentials"):
+        shutil.copy(source / name, state / name)
+    identity = json.loads((state / "identity").read_text())
+    identity["start_counter"] -= 1
+    (state / "identity").write_text(json.dumps(identity))
+    config = home / "twin.toml"
+    lines = [line for line in agent.config.read_text().splitlines() if not line.startswith("join_file")]
+    config.write_text("\n".join(lines).replace(f'"{home}/n1', f'"{home}/twin') + "\n")
+    twin = Daemon("twin", "gpushare_agent.main", config, clean_environment())
+    twin.start()
+    return twin
+
+
+def test_a_second_agent_with_the_same_identity_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    run(lambda: two_agents_with_one_identity(tmp_path / "c"))
+
+
+async def output_survives(home: Path) -> None:
+    async with live_cluster(home, {"n1": "1xH100-80GB"}) as cluster:
+        gate = home / "gate"
+        text = f"{MARK} mark start; echo before; while [ ! -e '{gate}' ]; do sleep 0.05; done; echo after; exit 2"
+        (name,) = await cluster.submit(cluster.shell(text, gpus=1))
+        await cluster.running([name])
+
+        async def follow() -> bytes:
+            return b"".join([piece.data async for piece in cluster.client.stream_logs(name, follow=True, limit_s=60)])
+
+        following = asyncio.create_task(follow())
+        cluster.agents["n1"].kill()
+        cluster.scheduler.kill()
+        cluster.scheduler.start()
+        cluster.agents["n1"].start()
+        await cluster.settled("n1")
+        gate.touch()
+        assert await following == b"before\nafter\n"
+        assert (await cluster.ended([name]))[name].exit_code == 2
+        assert os.listdir(cluster.node_home("n1") / "state" / "logs")
+
+
+def test_output_is_whole_for_a_reader_who_followed_it_through_both_crashes(tmp_path: Path) -> None:
+    run(lambda: output_survives(tmp_path / "c"))
