@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 import structlog
 
 from gpushare.core import explain as explaining
-from gpushare.core.commands import Call, Command, CoreSettings, Outcome, Rejection
+from gpushare.core.commands import Call, Command, CoreSettings, Outcome, Rejection, SubmitJobs
 from gpushare.core.cycle import schedule, shape_of
 from gpushare.core.decide import decide, expand
 from gpushare.core.events import AnyEvent, Entry, JobsArchived, JobsCreated, TermStarted
@@ -31,7 +31,7 @@ from gpushare.reasons import Reason
 from gpushare.scheduler.inbox import Inbox, Item
 from gpushare.scheduler.journal import history_row, to_record
 from gpushare.scheduler.recovery import WAKES_PASS, load_state
-from gpushare.store.port import HistoryRow, Record, Store, StoreError, TermLost
+from gpushare.store.port import HistoryRow, Record, Store, StoreError, StoreFull, TermLost
 
 T = TypeVar("T")
 Thunk = Callable[[], None]
@@ -67,6 +67,8 @@ class Engine:
         self.term = 0
         self.durable_seq = 0
         self.leading = False
+        # The disk is full: no new jobs, so that what is left of it goes to ends and cancels.
+        self.cramped = False
         self._store = store
         self._wall_ms = wall_ms
         self._holder = holder
@@ -140,6 +142,8 @@ class Engine:
         """
         if not self.leading:
             raise _unavailable("the scheduler is reloading its store")
+        if self.cramped and isinstance(command, SubmitJobs):
+            raise _unavailable("the scheduler's disk is full: new jobs are refused until there is room again")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         lane = _lane_of(call.principal)
         if not self._inbox.put(lane, Item(command, call, view, future)):
@@ -168,6 +172,11 @@ class Engine:
             return await asyncio.get_running_loop().run_in_executor(self._readers, fn, self._store)
         except StoreError as err:
             raise _unavailable(str(err)) from err
+
+    async def leave_cramped(self) -> None:
+        """Take new jobs again once the disk has room for the ballast."""
+        if self.cramped and self.leading:
+            self.cramped = not await self._in_writer(self._store.restore_ballast)
 
     def wait_of(self, job: Job) -> explaining.Wait | None:
         """Why `job` waits, by the last pass; None when it does not."""
@@ -210,6 +219,10 @@ class Engine:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             self._refuse_everybody(_unavailable("the change could not be made durable"))
             self._thunks.clear()
+            if isinstance(self._failure, StoreFull):
+                # Room for what must still be written: ends, cancels, drains.
+                self.cramped = True
+                await self._in_writer(self._store.release_ballast)
             while not self.leading:
                 await asyncio.sleep(self._reload_backoff_s)
                 try:

@@ -154,6 +154,7 @@ async def _housekeep(engine: Engine, archive_after_ms: int) -> None:
     while True:
         await asyncio.sleep(HOUSEKEEPING_S)
         try:
+            await engine.leave_cramped()
             await engine.execute(Housekeep(engine.now_ms() - archive_after_ms), Call(SYSTEM))
         except GpushareError as err:
             log.warning("housekeeping put off", error=str(err))

@@ -149,6 +149,27 @@ def test_a_crash_loses_nothing_that_was_answered() -> None:
     run(test)
 
 
+def test_a_full_disk_refuses_submits_and_lets_cancels_through() -> None:
+    async def test(disk: MemoryDisk) -> None:
+        engine, store = await ready(disk)
+        await submit(engine, "kept")
+        disk.full = True
+        with pytest.raises(GpushareError):
+            await submit(engine, "r1")
+        await until(lambda: engine.leading, "the engine leads again on the ballast's room")
+        with pytest.raises(GpushareError, match="disk is full"):
+            await submit(engine, "r2")
+        await engine.execute(CancelJob("vision/1"), Call(user_of("vision"), "c", "CancelJob", "b"))
+        await engine.leave_cramped()
+        assert engine.cramped, "still no room"
+        disk.full = False
+        await engine.leave_cramped()
+        assert (await submit(engine, "r3")).names == ("vision/2",)
+        await engine.stop()
+
+    run(test)
+
+
 def test_a_full_lane_is_refused_and_other_tenants_go_on() -> None:
     async def test(disk: MemoryDisk) -> None:
         engine, store = await ready(disk, inbox_per_tenant=10)
