@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 from collections.abc import Iterable
@@ -26,10 +27,18 @@ LIMITING = ("memory", "pids", "cpu")
 REQUIRED = ("memory", "pids")
 AGENT_LEAF = "gpushare-agent"
 MIB = 1024 * 1024
+MAKE_TRIES = 10
+
+# the locks that this process holds, by the instance's v2 directory
+_claimed: dict[str, int] = {}
 
 
 class CgroupsUnavailable(Exception):
     """This host lets us make no control groups that can identify, limit and kill; the text says what is missing."""
+
+
+class InstanceInUse(Exception):
+    """Another agent of this very instance runs on this host, and the jobs in these groups are its own."""
 
 
 class LimitsRefused(Exception):
@@ -116,15 +125,20 @@ def _unescape(text: str) -> str:
 
 
 def probe(instance_id: str) -> Layout:
-    """Make this instance's groups and try them; CgroupsUnavailable says what stands in the way, and leaves
-    nothing behind.
+    """Make this instance's groups, try them, and claim them for this process.
+
+    CgroupsUnavailable says what stands in the way, and leaves nothing behind; InstanceInUse: they are another agent's.
     """
     tops, ours = hierarchies(cgroupfs.get("/proc/self/mountinfo"), cgroupfs.memberships())
     if not tops or tops[0].controllers != ("",):
         raise CgroupsUnavailable("no cgroup v2 hierarchy is mounted that holds this process")
     # root keeps out of its own unit's group: systemd could not start the next agent in it
     unified = tops[0] if os.geteuid() == 0 else _without_leaf(ours[0])
-    available = cgroupfs.get(f"{unified.directory}/cgroup.controllers").split()
+    try:
+        available = cgroupfs.get(f"{unified.directory}/cgroup.controllers").split()
+    except OSError as error:
+        # mounted, and hidden under another mount: some containers do that
+        raise CgroupsUnavailable(f"the cgroup v2 hierarchy cannot be read: {error}") from None
     in_v2 = tuple(name for name in LIMITING if name in available)
     wanted = [name for name in (*LIMITING, "devices") if name not in in_v2]
     legacy = [base for base in ours if any(name in base.controllers for name in wanted)]
@@ -135,6 +149,7 @@ def probe(instance_id: str) -> Layout:
     try:
         _prepare(layout, unified)
         _try(layout)
+        _claim(layout, instance_id)
     except OSError as error:
         release(layout)
         raise CgroupsUnavailable(f"control groups cannot be made here: {error}") from None
@@ -154,7 +169,7 @@ def _instance(base: Base, instance_id: str) -> Base:
 
 def _prepare(layout: Layout, unified: Base) -> None:
     for base in (layout.unified, *layout.legacy):
-        os.makedirs(base.directory, exist_ok=True)
+        _make_directory(base.directory)
     if not layout.unified_controllers:
         return
     enable = " ".join(f"+{name}" for name in layout.unified_controllers)
@@ -170,6 +185,33 @@ def _prepare(layout: Layout, unified: Base) -> None:
         cgroupfs.put(f"{unified.directory}/cgroup.subtree_control", enable)
     for directory in (os.path.dirname(layout.unified.directory), layout.unified.directory):
         cgroupfs.put(f"{directory}/cgroup.subtree_control", enable)
+
+
+def _make_directory(path: str) -> None:
+    """With its parents. Another agent that ends may take the shared parent away between two steps of this."""
+    for _ in range(MAKE_TRIES - 1):
+        with contextlib.suppress(FileNotFoundError):
+            os.makedirs(path, exist_ok=True)
+            return
+    os.makedirs(path, exist_ok=True)
+
+
+def _claim(layout: Layout, instance_id: str) -> None:
+    """Keep every other agent of this instance away while this process lives: it would take our jobs for its losses."""
+    directory = layout.unified.directory
+    if directory in _claimed:
+        return
+    # the one file here that no job can open, and so none can hold the lock
+    fd = os.open(f"{directory}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise InstanceInUse(
+            f"another agent with this one's identity (instance {instance_id}) runs on this host: one of the two state "
+            "directories is a copy; remove `identity` and `credentials` from the copy and enrol it as a node of its own"
+        ) from None
+    _claimed[directory] = fd
 
 
 def _try(layout: Layout) -> None:
@@ -191,6 +233,9 @@ def release(layout: Layout) -> None:
         for directory in (base.directory, os.path.dirname(base.directory)):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
+    claim = _claimed.pop(layout.unified.directory, None)
+    if claim is not None:
+        os.close(claim)
 
 
 # -- one attempt's groups
@@ -263,7 +308,7 @@ def settings(base: Base, unified_controllers: Iterable[str], spec: LaunchSpec) -
 
 def _make(layout: Layout, groups: Groups) -> None:
     for parent in (layout.unified, *layout.legacy):
-        os.makedirs(parent.directory, exist_ok=True)
+        _make_directory(parent.directory)
     os.mkdir(groups.attempt_dir)
     if layout.unified_controllers:
         enable = " ".join(f"+{name}" for name in layout.unified_controllers)

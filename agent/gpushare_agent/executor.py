@@ -307,13 +307,13 @@ class Executor:
             entry.status = found.finished
             entry.over.set()
             return entry.status
-        # sealed before it is looked for: a shim that comes late finds the seal, one that was in time has bound its socket
+        # sealed before it is looked for: a shim that comes late finds the seal, and one in time has its socket
         taken = await self._work.in_thread(settle.seal, self._files.directory(attempt_id))
         entry.first = asyncio.get_running_loop().create_future()
-        if taken is not None and self._table.adopt(entry, taken, self.boot_id):
-            if not await within(asyncio.shield(entry.first), HELLO_TIMEOUT_S):
-                # alive and silent: its last word to the disk was that it took the attempt
-                self._table.put(entry, msgspec.structs.replace(entry.status, state="RUNNING"))
+        alive = taken is not None and self._table.adopt(entry, taken, self.boot_id)
+        if alive and not await within(asyncio.shield(entry.first), HELLO_TIMEOUT_S):
+            # its last word to the disk was that it took the attempt
+            self._table.put(entry, msgspec.structs.replace(entry.status, state="RUNNING"))
         entry.first = None
         if entry.link is None and not entry.status.final:
             self._table.settle_soon(entry)
@@ -407,6 +407,9 @@ class Executor:
         adopts them.
         """
         self._table.close()
+        # first, because a caller in a hurry does not wait for the slower rest
+        if self._files.layout is not None:
+            cgroups.release(self._files.layout)
         if self._launcher is not None:
             await self._work.in_thread(self._launcher.close)
         await self._work.in_thread(self._files.delete_forgotten)
@@ -414,8 +417,6 @@ class Executor:
         if self._lease is not None:
             self._lease.close()
             self._lease = None
-        if self._files.layout is not None:
-            cgroups.release(self._files.layout)
 
 
 def _reason(word: object) -> Reason:

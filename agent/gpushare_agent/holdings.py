@@ -2,11 +2,13 @@
 
 Imports os, msgspec and the pure core. A file appears before its attempt is launched and goes when the scheduler lets
 go of the attempt. It must outlive the agent, not the host: after a reboot nothing is held, so nothing is flushed
-to the disk here. A damaged file counts as absent.
+to the disk here. A damaged file counts as absent: it can only belong to an attempt that was not launched yet.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -40,12 +42,20 @@ class HoldingBook:
         return found
 
     def write(self, holding: Holding) -> None:
-        """Whole or not at all. Raises OSError (a full disk): the attempt must not start then."""
-        path = self._path / f"{holding.attempt_id}{_SUFFIX}"
-        partial = self._path / f"{holding.attempt_id}.part"
-        partial.write_bytes(msgspec.json.encode(holding))
-        partial.replace(path)
+        """Raises OSError (a full disk): the attempt must not start then."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self._name(holding.attempt_id), flags, 0o600)
+        try:
+            data = msgspec.json.encode(holding)
+            if os.write(descriptor, data) != len(data):
+                raise OSError(errno.ENOSPC, "the disk is full", self._name(holding.attempt_id))
+        finally:
+            os.close(descriptor)
 
     def drop(self, attempt_id: str) -> None:
         """Nothing is held any more; an absent file is fine."""
-        (self._path / f"{attempt_id}{_SUFFIX}").unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._name(attempt_id))
+
+    def _name(self, attempt_id: str) -> str:
+        return f"{self._path}/{attempt_id}{_SUFFIX}"

@@ -69,13 +69,11 @@ class Launching:
         self._users = users
         self._info = info
         self._obstacle = obstacle
+        self._self = unixuser.current() if settings.single_user else None
 
     async def ready(self, order: StartOrder) -> Ready:
         """Everything that can be refused without touching a card. Raises LaunchRefused."""
-        if self._settings.single_user:
-            user = unixuser.current()
-        else:
-            user = await self._users.find(order.unix_user)
+        user = self._self or await self._users.find(order.unix_user)
         if not order.gpu_uuids:
             return Ready(user, None)
         wanted = SliceSpec(

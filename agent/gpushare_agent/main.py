@@ -17,7 +17,7 @@ from gpushare.config import AgentConfig, load_agent_config
 from gpushare.errors import GpushareError
 from gpushare.join import JoinString, decode_join
 from gpushare_agent.agent import StatusRelay
-from gpushare_agent.cgroups import CgroupsUnavailable
+from gpushare_agent.cgroups import CgroupsUnavailable, InstanceInUse
 from gpushare_agent.executor import Executor, ExecutorConfig
 from gpushare_agent.gpus.catalogue import CatalogueError
 from gpushare_agent.identity import Identity, IdentityError, StateDirectory, place_logs
@@ -58,6 +58,8 @@ def _run(config: AgentConfig, state: StateDirectory, identity: Identity, join: J
             f"jobs cannot be confined here: {err} (run the agent where it can make control groups, or, for one user "
             'alone, set containment = "weak" and single_user = true)'
         )
+    except InstanceInUse as err:
+        return _refuse(str(err))
     except OSError as err:
         return _refuse(f"the launcher cannot be started: {err}")
     from gpushare_agent.daemon import Daemon

@@ -34,7 +34,7 @@ ENROLL_TIMEOUT_S = 10.0
 WRITE_TIMEOUT_S = 10.0
 RECONNECT_FIRST_S = 0.05
 RECONNECT_MAX_S = 0.8
-REFUSED_FIRST_S = 1.0
+REFUSED_FIRST_S = 0.5
 REFUSED_MAX_S = 15.0
 RENEWALS_REMEMBERED = 16
 LOG_WINDOW_BYTES = 1 << 20
@@ -155,7 +155,7 @@ class SessionLoop:
                 async with aio_channel(self._address, ca_pem=self._ca_pem) as channel:
                     await self._one(_stub(channel))
             except SessionEnd:
-                pause_s = 0.0
+                self._log.info("the session is begun anew to tell of changed cards")
             except GpushareError as err:
                 self._complain(err)
                 pause_s = self._backoff.after(err.reason)
@@ -211,7 +211,7 @@ class SessionLoop:
         """Hello, HelloAck, Sync. Returns the lease's ttl in seconds."""
         facts = self._node.hello()
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-            await call.write(agent_pb2.AgentMessage(hello=_hello(facts)))
+            await call.write(agent_pb2.AgentMessage(hello=_hello(facts, self._node_name)))
             first = await call.read()
         if first is grpc.aio.EOF:
             raise await self._why_ended(call)
@@ -398,13 +398,14 @@ async def _end_all(tasks: list[asyncio.Task[Any]]) -> None:
 # -- values <-> messages
 
 
-def _hello(facts: HelloFacts) -> agent_pb2.Hello:
+def _hello(facts: HelloFacts, node: str) -> agent_pb2.Hello:
     hello = agent_pb2.Hello(
         instance_id=facts.instance_id,
         boot_id=facts.boot_id,
         start_counter=facts.start_counter,
         agent_version=facts.agent_version,
         highest_term=facts.highest_term,
+        node=node,
     )
     hello.wall_time.FromMilliseconds(int(time.time() * 1000))
     return hello

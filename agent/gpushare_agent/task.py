@@ -197,7 +197,7 @@ def _exec(intent: dict[str, Any]) -> NoReturn:
 def _candidates(name: str, search: str) -> list[str]:
     if "/" in name:
         return [name]
-    return [os.path.join(directory or ".", name) for directory in search.split(":")] if name else [""]
+    return [os.path.join(directory or ".", name) for directory in search.split(":")]
 
 
 def _exec_failed(name: str, error: OSError | None) -> _Failed:

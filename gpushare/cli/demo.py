@@ -30,19 +30,19 @@ _TASK_LINE = 'echo "task $GPUSHARE_TASK_INDEX of $GPUSHARE_TASK_COUNT on $GPUSHA
     "--dir",
     "directory",
     metavar="DIR",
-    default=".demo",
+    default=".demo/run",
     type=click.Path(path_type=Path),
     help="Where to keep all of it.",
 )
 def demo(directory: Path) -> int:
     """Two tenants share one simulated card, end to end, in about half a minute.
 
-    Real daemons, real processes, simulated cards. Everything is kept in DIR/run, which is made anew each time.
+    Real daemons, real processes, simulated cards. Everything is kept in DIR, which is made anew each time.
     """
     from gpushare.cli.demostage import DemoFailed, Stage
 
     began_s = time.monotonic()
-    stage = Stage((directory / "run").absolute(), _SHAPE)
+    stage = Stage(directory.absolute(), _SHAPE)
     try:
         try:
             _play(stage)
@@ -140,8 +140,8 @@ def _overrun(stage: Stage) -> None:
     stage.call(_BOB, "job", "greedy")
     for person, name in ((_ADA, "train"), (_BOB, "serve")):
         state = stage.ask(person, "job", name)["state"]
-        _expect(state == "JOB_STATE_RUNNING", f"its neighbour {name} to run on", state)
-    print(f"  stopped: it used {_GREEDY_MIB} MiB and its slice has {limit_mib} MiB; its neighbours run on")
+        _expect(state in ("JOB_STATE_RUNNING", "JOB_STATE_SUCCEEDED"), f"its neighbour {name} to be unharmed", state)
+    print(f"  stopped: it used {_GREEDY_MIB} MiB and its slice has {limit_mib} MiB; its neighbours are unharmed")
 
 
 def _wait_and_start(stage: Stage) -> None:

@@ -50,8 +50,8 @@ def up(simulate: str, state_dir: Path | None, listen: str, stop_jobs: bool) -> i
     state = UpState((state_dir or default_state_dir()).absolute())
     quiet_grpc()
     try:
-        state.keep_shape(simulate)
-        return asyncio.run(_Up(state, plans, listen, account, stop_jobs=stop_jobs).run())
+        state.check_shape(simulate)
+        return asyncio.run(_Up(state, plans, simulate, listen, account, stop_jobs=stop_jobs).run())
     finally:
         state.close()
 
@@ -68,6 +68,7 @@ class _Up:
 
     state: UpState
     plans: list[NodePlan]
+    shape: str
     listen: str
     account: str
     stop_jobs: bool
@@ -113,6 +114,7 @@ class _Up:
         _say(f"the scheduler serves at {self.settings.server}")
         agents = [await self._start_agent(plan) for plan in self.plans]
         await asyncio.gather(*(self._node_ready(plan, agent) for plan, agent in zip(self.plans, agents, strict=True)))
+        self.state.keep_shape(self.shape)
         path = context_path()
         save_context(path, CONTEXT, self.settings)
         _say(f"context {CONTEXT!r} is now the current one in {path}")

@@ -81,16 +81,17 @@ class UpState:
     def is_enrolled(self, name: str) -> bool:
         return (self.node_dir(name) / "state" / "credentials").exists()
 
-    def keep_shape(self, simulate: str) -> None:
-        """Remembers the shape, or refuses another one than that of the first start."""
+    def check_shape(self, simulate: str) -> None:
+        """Refuses another shape than that of the nodes that are here."""
         file = self.path / "shape"
-        if not file.exists():
-            file.write_text(simulate + "\n")
-            return
-        kept = file.read_text().strip()
+        kept = file.read_text().strip() if file.exists() else simulate
         if kept != simulate:
             was = f"--simulate {kept}" if kept else "the real cards of this host"
             raise _refused(f"{self.path} was made with {was}.", "Start it so again, or name another --state-dir.")
+
+    def keep_shape(self, simulate: str) -> None:
+        """Remembers the shape, once its nodes are there."""
+        (self.path / "shape").write_text(simulate + "\n")
 
     def write_scheduler_config(self, listen: str, user: str) -> None:
         _write_toml(

@@ -75,7 +75,7 @@ def _check_queue(tenant: Tenant, jobs: tuple[RawJob, ...]) -> None:
                     "cap": str(cap),
                     "queued": str(tenant.queued_jobs),
                     "new": str(new),
-                    "retry_after_ms": "10000",
+                    "retry_after_s": "10",
                 },
             )
         )
@@ -92,7 +92,7 @@ def check_job(raw: RawJob, tenant: Tenant, who: Principal, settings: CoreSetting
     tasks = _in_range("tasks", raw.tasks or 1, 1, settings.tasks_max)
     _check_array(raw.array_indexes, settings)
     grace_ms = DEFAULT_GRACE_MS if raw.grace_ms is None else raw.grace_ms
-    _in_range("grace_duration (ms)", grace_ms, 0, settings.grace_ms_max)
+    _in_range("grace_duration", grace_ms, 0, settings.grace_ms_max, " ms")
     on_disconnect = raw.on_disconnect or OnDisconnect.KEEP
     if on_disconnect is OnDisconnect.STOP_AND_REQUEUE and grace_ms >= settings.lease_ttl_ms:
         raise _refuse(
@@ -126,9 +126,9 @@ def dropped_env(raw: RawJob) -> tuple[str, ...]:
     return tuple(sorted(k for k in raw.captured_env if names.is_reserved_env(k)))
 
 
-def _in_range(field: str, value: int, low: int, high: int) -> int:
+def _in_range(field: str, value: int, low: int, high: int, unit: str = "") -> int:
     if not low <= value <= high:
-        raise _refuse(field, f"is {value}; accepted: {low} to {high}")
+        raise _refuse(field, f"is {value}{unit}; accepted: {low} to {high}{unit}")
     return value
 
 
@@ -185,7 +185,7 @@ def _check_directory(path: str) -> str:
 def _check_run_limit(max_run_ms: int | None, settings: CoreSettings) -> int:
     if max_run_ms is None:
         return 0
-    return _in_range("max_run_duration (ms)", max_run_ms, 1, settings.max_run_ms_max)
+    return _in_range("max_run_duration", max_run_ms, 1, settings.max_run_ms_max, " ms")
 
 
 def _check_priority(priority: int | None, tenant: Tenant, who: Principal, settings: CoreSettings) -> int:

@@ -212,10 +212,9 @@ def call_of(caller: Caller, request: Message) -> Call:
     request_id: str = getattr(request, "request_id")  # noqa: B009 - every mutating request has one, Message does not
     if not request_id:
         raise error_of(Reason.REQUEST_ID_REQUIRED)
-    body = type(request)()
-    body.CopyFrom(request)
-    body.ClearField("request_id")
-    digest = hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()
+    request.ClearField("request_id")
+    digest = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
+    setattr(request, "request_id", request_id)  # noqa: B010 - as above
     method = caller.rpc.rpartition("/")[2]
     return Call(principal=caller.principal, request_id=request_id, method=method, body_sha256=digest)
 

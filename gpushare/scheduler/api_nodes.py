@@ -59,16 +59,18 @@ class NodeApi:
         return node_pb2.ListNodesResponse(nodes=found, next_page_token=place.token([last]) if last else "")
 
     async def cordon_node(self, request: node_pb2.CordonNodeRequest, caller: Caller) -> node_pb2.Node:
-        return await self._change(CordonNode(_node(request.name), request.detail), request, caller)
+        return await self._change(CordonNode(convert.parse_node_name(request.name), request.detail), request, caller)
 
     async def uncordon_node(self, request: node_pb2.UncordonNodeRequest, caller: Caller) -> node_pb2.Node:
-        return await self._change(UncordonNode(_node(request.name)), request, caller)
+        return await self._change(UncordonNode(convert.parse_node_name(request.name)), request, caller)
 
     async def drain_node(self, request: node_pb2.DrainNodeRequest, caller: Caller) -> node_pb2.Node:
-        return await self._change(CordonNode(_node(request.name), request.detail, drain=True), request, caller)
+        return await self._change(
+            CordonNode(convert.parse_node_name(request.name), request.detail, drain=True), request, caller
+        )
 
     async def declare_node_dead(self, request: node_pb2.DeclareNodeDeadRequest, caller: Caller) -> node_pb2.Node:
-        return await self._change(DeclareNodeDead(_node(request.name)), request, caller)
+        return await self._change(DeclareNodeDead(convert.parse_node_name(request.name)), request, caller)
 
     async def create_join_token(
         self, request: node_pb2.CreateJoinTokenRequest, caller: Caller
@@ -113,10 +115,6 @@ _ChangeRequest = (
     | node_pb2.DrainNodeRequest
     | node_pb2.DeclareNodeDeadRequest
 )
-
-
-def _node(name: str) -> str:
-    return convert.parse_node_name(name)
 
 
 def _shown_before(node: str) -> GpushareError:

@@ -223,7 +223,7 @@ def _gpu(card: Gpu, sample: node_pb2.GpuSample | None, visible_attempts: Collect
         usable_mib=inventory.usable_mib,
         state=GPU_STATES[GpuState.LOST if lost else condition.state],
         reason=Reason.GPU_LOST if lost else condition.reason,
-        detail="the agent no longer finds this card" if lost else condition.detail,
+        detail="the agent no longer finds this card" if lost else _shown_detail(condition, full),
         allocated_milli=card.used_milli,
         allocated_mib=card.used_mib,
         tiers=[
@@ -242,3 +242,8 @@ def _gpu(card: Gpu, sample: node_pb2.GpuSample | None, visible_attempts: Collect
         simulated=inventory.simulated,
         attempt_ids=[each for each in card.holds if each in visible_attempts],
     )
+
+
+def _shown_detail(condition: GpuCondition, full: bool) -> str:
+    """An agent's sentence about a card with strangers on it may name them."""
+    return condition.detail if full or not condition.strangers else ""

@@ -26,7 +26,7 @@ from gpushare.core.events import AnyEvent, Entry, JobsArchived, JobsCreated, Ter
 from gpushare.core.invariants import check
 from gpushare.core.model import SYSTEM, Job, Principal
 from gpushare.core.state import ClusterState
-from gpushare.errors import FieldViolation, GpushareError, error_of
+from gpushare.errors import RETRY_AFTER_S, FieldViolation, GpushareError, error_of
 from gpushare.reasons import Reason
 from gpushare.scheduler.inbox import Inbox, Item
 from gpushare.scheduler.journal import history_row, to_record
@@ -150,7 +150,7 @@ class Engine:
             raise error_of(
                 Reason.BUSY,
                 f"more than {self._inbox.per_lane} calls of {lane} are waiting",
-                metadata={"retry_after_ms": "1000"},
+                metadata={RETRY_AFTER_S: "1"},
             )
         self._work.set()
         return cast("T | Outcome", await future)

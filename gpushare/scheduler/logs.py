@@ -29,7 +29,8 @@ STALL_S = 30.0
 #: How long an agent may take to begin what it can answer at once.
 FIRST_CHUNK_S = 15.0
 LOOK_EVERY_S = 1.0
-READS_PER_NODE_MAX = 1_000
+#: What an agent serves at once; one more would hang there instead of hearing why.
+READS_PER_NODE_MAX = 48
 
 
 class _Read:

@@ -51,8 +51,7 @@ class Session:
         self._filled = asyncio.Event()
 
     def describe(self) -> str:
-        hello = self.hello
-        return f"instance {hello.instance_id}, boot {hello.boot_id}, start {hello.start_counter}"
+        return _describe(self.hello)
 
     def decided_sync(self, orders: list[Order]) -> None:
         """Right after the Sync was applied: what it asks for goes ahead of everything later, once that is durable."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from standins.agent_process import AgentProcess
-from standins.fake_scheduler import FakeScheduler, start_order
+from standins.fake_scheduler import FakeScheduler, Switches, start_order
 
 from gpushare.v1 import agent_pb2, job_pb2
 
@@ -22,7 +22,7 @@ ENDED = (job_pb2.ATTEMPT_STATE_SUCCEEDED, job_pb2.ATTEMPT_STATE_FAILED, job_pb2.
 
 
 class Load:
-    """Keeps jobs coming, orders again what the agent has no trace of, and starts anew what was proven not to have run."""
+    """Keeps jobs coming, orders again what the agent has no trace of, starts anew what was proven not to have run."""
 
     def __init__(self, scheduler: FakeScheduler, root: Path, chance: random.Random) -> None:
         self.scheduler = scheduler
@@ -78,7 +78,7 @@ class Load:
 def scene(root: Path, kills: int, seed: int) -> None:
     async def run() -> None:
         chance = random.Random(seed)
-        async with FakeScheduler() as scheduler:
+        async with FakeScheduler(Switches(forgets=True)) as scheduler:
             agent = AgentProcess(root, scheduler.address, simulate="1xL40S")
             try:
                 await agent.start()
@@ -115,6 +115,7 @@ def judge(load: Load) -> None:
             assert attempt_id in runs
     finished = {attempt_id.rpartition(".")[0] for attempt_id, r in load.ended.items() if r.reason != "NOT_STARTED"}
     assert finished == set(load.codes), "a job has no end"
+    assert len(finished) > AT_ONCE, "there was hardly any load"
 
 
 def test_an_agent_that_is_killed_again_and_again_loses_and_repeats_nothing(tmp_path: Path) -> None:

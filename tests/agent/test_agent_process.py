@@ -11,80 +11,22 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from standins.agent_process import AgentProcess
+from standins.agent_process import CARD, AgentProcess, Scene, play
 from standins.fake_nvml import FakeNvml, uuid_of
-from standins.fake_scheduler import NODE, FakeScheduler, Session, Switches, start_order
+from standins.fake_scheduler import NODE, FakeScheduler, Session, Switches
 
 from gpushare.errors import error_of
 from gpushare.reasons import Reason
 from gpushare.v1 import agent_pb2, job_pb2, node_pb2
 from gpushare_agent.gpus.catalogue import card_uuid
 
-CARD = card_uuid(NODE, 0)
 OTHER_CARD = card_uuid(NODE, 1)
 SIMWORK = (sys.executable, "-m", "gpushare_agent.gpus.simwork")
-
-
-class Scene:
-    def __init__(self, scheduler: FakeScheduler, agent: AgentProcess) -> None:
-        self.scheduler = scheduler
-        self.agent = agent
-
-    async def start(self, attempt_id: str, *argv: str, **fields: Any) -> None:
-        await self.scheduler.session.order(start_attempt=start_order(attempt_id, *argv, **fields))
-
-    async def share(self, attempt_id: str, *argv: str, **fields: Any) -> None:
-        slice_fields = {"gpu_uuids": [CARD], "gpu_milli": 250, "gpu_memory_mib": 20_000, "tier": "timeslice"}
-        await self.start(attempt_id, *argv, **{**slice_fields, **fields})
-
-    async def stop(self, attempt_id: str, grace_ms: int = 1000, reason: str = "CANCELLED", term: int = 1) -> None:
-        stop = agent_pb2.StopAttempt(attempt_id=attempt_id, term=term, reason=reason, grace_ms=grace_ms)
-        await self.scheduler.session.order(stop_attempt=stop)
-
-    async def end_all(self) -> None:
-        """No job outlives its test: stop what the agent says is alive, through whatever agent there is."""
-        for report in list(self.scheduler.session.reports):
-            last = self.scheduler.last_report(report.attempt_id)
-            if last is not None and last.state <= job_pb2.ATTEMPT_STATE_UNKNOWN:
-                await self.stop(report.attempt_id, grace_ms=0, term=self.scheduler.switches.term)
-                await self.scheduler.state(report.attempt_id, "STOPPED", "FAILED", "SUCCEEDED")
-
-
-Act = Callable[[Scene], Awaitable[None]]
-
-
-def play(
-    root: Path,
-    act: Act,
-    *,
-    simulate: str = "2xH100-80GB",
-    switches: Switches | None = None,
-    environ: dict[str, str] | None = None,
-    **settings: Any,
-) -> None:
-    """Run `act` with an agent that has synced once."""
-
-    async def run() -> None:
-        async with FakeScheduler(switches) as scheduler:
-            agent = AgentProcess(root, scheduler.address, simulate=simulate, **settings)
-            await agent.start(environ)
-            scene = Scene(scheduler, agent)
-            try:
-                await scheduler.synced()
-                await act(scene)
-                await scene.end_all()
-            except BaseException:
-                print(agent.log())
-                raise
-            finally:
-                await agent.clean_up()
-
-    asyncio.run(run())
 
 
 def alive(pid: int) -> bool:

@@ -25,6 +25,7 @@ from gpushare_agent.outbox import Outbox
 from gpushare_agent.session import (
     LOG_WINDOW_BYTES,
     RECONNECT_MAX_S,
+    REFUSED_FIRST_S,
     REFUSED_MAX_S,
     Backoff,
     SessionLoop,
@@ -128,7 +129,7 @@ def test_hello_and_sync_say_who_and_what_and_the_token_is_on_the_call(tmp_path: 
         session = await scene.scheduler.synced()
         hello, sync = session.hello, session.sync
         assert sync is not None
-        assert (hello.instance_id, hello.boot_id, hello.start_counter) == ("i1", "boot1", 3)
+        assert (hello.instance_id, hello.boot_id, hello.start_counter, hello.node) == ("i1", "boot1", 3, NODE)
         assert abs(hello.wall_time.ToSeconds() - time.time()) < 60
         assert (sync.cpu_milli, sync.memory_mib, dict(sync.labels), sync.containment) == (
             2000,
@@ -329,9 +330,9 @@ class TestBackoff:
         backoff = Backoff(lambda low, high: high)
         pauses = [backoff.after(Reason.DUPLICATE_AGENT) for _ in range(10)]
         assert pauses == sorted(pauses)
-        assert (pauses[0], pauses[-1]) == (1.0, REFUSED_MAX_S)
+        assert (pauses[0], pauses[-1]) == (REFUSED_FIRST_S, REFUSED_MAX_S)
         backoff.connected()
-        assert backoff.after(Reason.DUPLICATE_AGENT) == 1.0
+        assert backoff.after(Reason.DUPLICATE_AGENT) == REFUSED_FIRST_S
 
 
 class TestLogStreams:

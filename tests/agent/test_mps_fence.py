@@ -357,6 +357,20 @@ def test_a_card_takes_so_many_clients_and_no_more(host: Host) -> None:
     host.run(body, client_slots=2)
 
 
+@pytest.mark.parametrize("switches", [{"control_deaf": 1}, {"silent": 1}, {"misparse_mib": 1}], ids=str)
+def test_asking_again_for_the_same_attempt_tries_the_fence_again(host: Host, switches: dict[str, int]) -> None:
+    async def body(fence: MpsFence) -> None:
+        first = await fence.prepare(SPEC)
+        assert await fence.prepare(SPEC) == first
+        host.mps.switch(**switches)
+        if "control_deaf" in switches:
+            wait_for(lambda: cuda_mode(host.pipe) == "no MPS")
+        with pytest.raises(FenceRefused):
+            await fence.prepare(SPEC)
+
+    host.run(body)
+
+
 # -- a daemon that dies, an agent that restarts
 
 

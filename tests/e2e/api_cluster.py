@@ -127,13 +127,14 @@ class ApiCluster:
 
 @asynccontextmanager
 async def api_cluster(state_dir: Path, store: Store | None = None, **options: Any) -> AsyncIterator[ApiCluster]:
-    """`lease_ttl_ms` and `grace_s` set the leases; `people=False` leaves an existing store as it is."""
+    """`lease_ttl_ms` and `grace_s` set the leases, `wall_ms` is the scheduler's wall clock; `people=False` leaves an
+    existing store as it is; all else are caps."""
     settings = CoreSettings(lease_ttl_ms=options.pop("lease_ttl_ms", 15_000))
     people = options.pop("people", True)
     engine = Engine(
         store or MemoryStore(MemoryDisk()),
         settings,
-        wall_ms=lambda: time.time_ns() // 1_000_000,
+        wall_ms=options.pop("wall_ms", lambda: time.time_ns() // 1_000_000),
         holder="test",
         reload_backoff_s=0.01,
     )

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import leaks
 from witness import TENANT, Witness
 
-from gpushare.client.aio import AsyncClient, job_name
+from gpushare.client.aio import AsyncClient
 from gpushare.client.messages import (
     ENDED_JOB_STATES,
     AttemptState,
@@ -70,13 +70,15 @@ async def until(condition: Callable[[], T | Awaitable[T]], what: str, within_s: 
 class Daemon:
     """One daemon that may be killed and started again. `log_file` has what every run of it said."""
 
-    def __init__(self, name: str, module: str, config: Path, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, module: str, config: Path, environ: Mapping[str, str], prefix: Sequence[str] = ()
+    ) -> None:
         self.name = name
         self.config = config
         self.log_file = config.with_suffix(".log")
         self.environ = dict(environ)
         self.base_fds = 0
-        self._module = module
+        self._command = [*prefix, sys.executable, "-m", module, "--config", str(config)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -84,7 +86,7 @@ class Daemon:
         assert not self.running, f"{self.name} runs already"
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", self._module, "--config", str(self.config)],
+                self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -149,7 +151,7 @@ class Daemon:
 
 
 class LiveCluster:
-    """`scheduler` and `agents` are the daemons; `client` calls as a user of `TENANT`, `admin` as the cluster's admin."""
+    """`scheduler` and `agents` are the daemons; `client` is a user of `TENANT`, `admin` the cluster's admin."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -288,6 +290,11 @@ class LiveCluster:
 
         return await until(written, f"{attempt_id} has a shim")
 
+    async def end_attempt(self, node: str, attempt_id: str) -> None:
+        """kill -9 of its shim, which takes the task with it, as a power cut would; nobody is told."""
+        os.kill(await self.shim_pid(node, attempt_id), signal.SIGKILL)
+        await until(lambda: not self.witness.lives()[attempt_id].alive, f"{attempt_id} has ended")
+
     # -- ending
 
     async def end_jobs(self) -> None:
@@ -413,8 +420,9 @@ def attempt_state(attempt: TaskAttempt) -> str:
     return AttemptState.Name(attempt.state).removeprefix("ATTEMPT_STATE_")
 
 
-def name_of(job_id: str) -> str:
-    return job_name(TENANT, job_id)
+def attempt_of(name: str, number: int) -> str:
+    """The id of that attempt of a job of one task."""
+    return f"{TENANT}.{name.rpartition('/')[2]}.0.{number}"
 
 
 def clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -233,7 +233,7 @@ def test_revocation_ends_open_watches_and_logs_within_a_second(tmp_path: Path) -
 def test_expiry_ends_open_watches_and_logs_within_a_second(tmp_path: Path) -> None:
     async def test() -> None:
         async with api_cluster(tmp_path) as cluster:
-            token_id = await cluster.add_token("streams", Role.USER, "vision", ttl_ms=2_500)
+            token_id = await cluster.add_token("streams", Role.USER, "vision", ttl_ms=1_500)
             streams = await revoked_streams(cluster)
             expires_ms = cluster.engine.state.tokens[token_id].expires_ms
             errors = await asyncio.wait_for(asyncio.gather(*(ended(call) for call in streams)), 10)

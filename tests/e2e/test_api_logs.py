@@ -219,6 +219,25 @@ def test_an_agent_sends_only_for_reads_that_were_asked_of_it(tmp_path: Path) -> 
     run(test)
 
 
+def test_more_readers_than_an_agent_serves_hear_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_reads, "READS_PER_NODE_MAX", 1)
+
+    async def test() -> None:
+        async with api_cluster(tmp_path) as cluster:
+            agent, job = await running_job(cluster)
+            first = follow(cluster, job)
+            await agent.order("read_logs")
+            error = await refusal(follow(cluster, job))
+            assert (error.status, error.reason) == ("RESOURCE_EXHAUSTED", "BUSY")
+            first.cancel()
+            await agent.order("cancel_read")
+            again = follow(cluster, job)
+            await agent.order("read_logs")
+            again.cancel()
+
+    run(test)
+
+
 def test_following_a_queued_job_waits_for_its_first_attempt(tmp_path: Path) -> None:
     async def test() -> None:
         async with api_cluster(tmp_path) as cluster:

@@ -302,6 +302,33 @@ def test_the_wall_clock_of_an_agent_moves_nothing(tmp_path: Path) -> None:
     run(test)
 
 
+def test_the_schedulers_own_clock_may_be_set_back(tmp_path: Path) -> None:
+    wall_ms = [1_800_000_000_000]
+
+    async def test() -> None:
+        async with api_cluster(tmp_path, lease_ttl_ms=1_000, wall_ms=lambda: wall_ms[0]) as cluster:
+            agent = await cluster.agent("n1")
+            for step_ms in (1_000, -3_600_000, 1_000, 7_200_000, -7_200_000):
+                wall_ms[0] += step_ms
+                await cluster.submit()
+                start = await agent.order("start_attempt")
+                await agent.run(start.attempt_id)
+                await agent.finish(start.attempt_id)
+                await agent.order("forget_attempt")
+                await asyncio.sleep(0.4)
+                await agent.renew()
+                await agent.order("lease_grant")
+            assert cluster.engine.state.nodes["n1"].state is NodeState.ACTIVE
+            for job in cluster.engine.state.jobs.values():
+                assert job.ended_ms is not None
+                assert job.created_ms <= job.attempts[0].allocated_ms <= job.ended_ms
+            audit = await cluster.usage("root").ListAuditEvents(usage_pb2.ListAuditEventsRequest(page_size=1000))
+            times = [event.time.ToMilliseconds() for event in audit.events]
+            assert times == sorted(times, reverse=True)
+
+    run(test)
+
+
 # -- leases
 
 

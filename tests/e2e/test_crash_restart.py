@@ -7,8 +7,12 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from live_cluster import Daemon, clean_environment, live_cluster, run, state_of, states, until
 from witness import MARK, hold
 
@@ -79,46 +83,58 @@ def test_a_cancel_that_was_answered_is_carried_out_after_a_restart(tmp_path: Pat
     run(lambda: cancel_pending(tmp_path / "c"))
 
 
+# Run in a mount namespace of its own without control groups: what a clone of the disk on another host would see.
+ELSEWHERE = ("unshare", "--mount", "/bin/sh", "-c", 'mount -t tmpfs none /sys/fs/cgroup && exec "$0" "$@"')
+
+
 async def two_agents_with_one_identity(home: Path) -> None:
     async with live_cluster(home, {"n1": "1xH100-80GB"}) as cluster:
         gate = home / "gate"
         (name,) = await cluster.submit(cluster.shell(hold(gate, "exit 8"), gpus=1))
-        await cluster.running([name])
-        twin = twin_of(cluster.agents["n1"], home)
-        cluster.agents["twin"] = twin
-        refused = "DUPLICATE_AGENT"
-        await until(lambda: refused in twin.log() or not twin.running, "the twin is refused")
-        assert refused in twin.log()
-        await until(lambda: "two agents with one identity" in cluster.scheduler.log(), "the scheduler raised an alarm")
+        (job,) = await cluster.running([name])
+        contained = job.tasks[0].containment != "weak"
+        if contained:
+            twin = twin_of(cluster.agents["n1"], home, "twin1")
+            assert await twin.ended() == 1
+            assert "another agent with this one's identity" in twin.log()
+
+        twin = twin_of(cluster.agents["n1"], home, "twin2", ELSEWHERE if contained else ())
+        await until(lambda: "DUPLICATE_AGENT" in twin.log() or not twin.running, "the twin is refused")
+        assert "DUPLICATE_AGENT" in twin.log(), twin.log()
+        assert "two agents with one identity" in cluster.scheduler.log()
         node = await cluster.node("n1")
         assert (node.state, node.ready) == (NodeState.NODE_STATE_ACTIVE, True)
-        (job,) = await cluster.in_state([name], "RUNNING")
-        assert cluster.witness.lives()[job.tasks[0].attempt_id].alive
         twin.kill()
-        del cluster.agents["twin"]
+        (after,) = await cluster.in_state([name], "RUNNING")
+        assert after.tasks[0].attempt_id == job.tasks[0].attempt_id
         gate.touch()
         assert (await cluster.ended([name]))[name].exit_code == 8
         assert cluster.witness.starts() == [job.tasks[0].attempt_id]
 
 
-def twin_of(agent: Daemon, home: Path) -> Daemon:
-    """Another agent with the identity and the credentials of this one, as after a disk was cloned."""
-    state = home / "twin" / "state"
+def twin_of(agent: Daemon, home: Path, name: str, prefix: Sequence[str] = ()) -> Daemon:
+    """Another agent with the identity and the credentials of this one, as after a disk was cloned. Its counter of
+    starts is no higher than the original's: a higher one would be the same agent started again."""
+    state = home / name / "state"
     state.mkdir(parents=True, mode=0o711)
     source = agent.config.with_suffix("") / "state"
-    for name in ("identity", "credentials"):
-        shutil.copy(source / name, state / name)
+    for file in ("identity", "credentials"):
+        shutil.copy(source / file, state / file)
     identity = json.loads((state / "identity").read_text())
     identity["start_counter"] -= 1
     (state / "identity").write_text(json.dumps(identity))
-    config = home / "twin.toml"
+    config = home / f"{name}.toml"
     lines = [line for line in agent.config.read_text().splitlines() if not line.startswith("join_file")]
-    config.write_text("\n".join(lines).replace(f'"{home}/n1', f'"{home}/twin') + "\n")
-    twin = Daemon("twin", "gpushare_agent.main", config, clean_environment())
+    config.write_text("\n".join(lines).replace(f'"{home}/n1', f'"{home}/{name}') + "\n")
+    twin = Daemon(name, "gpushare_agent.main", config, clean_environment(), prefix)
     twin.start()
     return twin
 
 
+@pytest.mark.skipif(
+    os.geteuid() == 0 and subprocess.run(["unshare", "--mount", "true"], check=False).returncode != 0,
+    reason="needs unshare to show one agent another host's control groups",
+)
 def test_a_second_agent_with_the_same_identity_is_refused_and_harms_nothing(tmp_path: Path) -> None:
     run(lambda: two_agents_with_one_identity(tmp_path / "c"))
 
@@ -147,3 +163,20 @@ async def output_survives(home: Path) -> None:
 
 def test_output_is_whole_for_a_reader_who_followed_it_through_both_crashes(tmp_path: Path) -> None:
     run(lambda: output_survives(tmp_path / "c"))
+
+
+PROBE_AND_RELEASE = """
+import sys, time
+from gpushare_agent import cgroups
+until_s = time.monotonic() + 1.5
+while time.monotonic() < until_s:
+    cgroups.release(cgroups.probe(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(not os.access("/sys/fs/cgroup", os.W_OK), reason="needs control groups of its own")
+def test_agents_that_start_and_end_at_the_same_moment_keep_their_control_groups(tmp_path: Path) -> None:
+    commands = [[sys.executable, "-c", PROBE_AND_RELEASE, f"{tmp_path.name}-{n}"] for n in range(2)]
+    agents = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    said = [agent.communicate(timeout=30)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said

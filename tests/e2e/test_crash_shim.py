@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from live_cluster import LiveCluster, attempt_state, live_cluster, run, state_of, states, until
+from live_cluster import LiveCluster, attempt_of, attempt_state, live_cluster, run, state_of, states, until
 from witness import MARK, hold, pid_alive
 
 INFRA_RETRIES = 5
@@ -29,7 +29,7 @@ async def shims_die(home: Path) -> None:
         text = daemonizing(pids, "while :; do sleep 0.05; mark beat; done")
         (name,) = await cluster.submit(cluster.shell(text, gpus=1, max_retries="0", grace="1s"))
         for number in range(1, INFRA_RETRIES + 2):
-            attempt_id = f"team.{name.rsplit('/', 1)[1]}.0.{number}"
+            attempt_id = attempt_of(name, number)
             await until(lambda a=attempt_id: a in cluster.witness.lives(), f"{attempt_id} runs")
             job = await cluster.job(name)
             assert (job.infra_retries, job.retries) == (number - 1, 0)

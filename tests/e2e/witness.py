@@ -7,6 +7,7 @@ it: no attempt starts twice, attempts of a task never overlap, no card carries m
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -91,7 +92,7 @@ class Witness:
         for life in sorted(lives, key=lambda life: life.start_s):
             by_task.setdefault(life.task, []).append(life)
         for row in by_task.values():
-            for one, following in zip(row, row[1:], strict=False):
+            for one, following in itertools.pairwise(row):
                 assert one.last_s <= following.start_s, f"{one} overlaps {following}"
         self._check_cards(lives)
 

@@ -12,12 +12,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gpushare.join import encode_join
-from standins.fake_scheduler import JOIN_SECRET
+from gpushare.v1 import agent_pb2, job_pb2
+from gpushare_agent.gpus.catalogue import card_uuid
+from standins.fake_scheduler import JOIN_SECRET, NODE, FakeScheduler, Switches, start_order
+
+CARD = card_uuid(NODE, 0)
 
 
 class AgentProcess:
@@ -97,3 +101,62 @@ class AgentProcess:
     def log(self) -> str:
         """What it has said so far."""
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+
+class Scene:
+    """A fake scheduler and one agent; orders go to the newest session."""
+
+    def __init__(self, scheduler: FakeScheduler, agent: AgentProcess) -> None:
+        self.scheduler = scheduler
+        self.agent = agent
+
+    async def start(self, attempt_id: str, *argv: str, **fields: Any) -> None:
+        await self.scheduler.session.order(start_attempt=start_order(attempt_id, *argv, **fields))
+
+    async def share(self, attempt_id: str, *argv: str, **fields: Any) -> None:
+        slice_fields = {"gpu_uuids": [CARD], "gpu_milli": 250, "gpu_memory_mib": 20_000, "tier": "timeslice"}
+        await self.start(attempt_id, *argv, **{**slice_fields, **fields})
+
+    async def stop(self, attempt_id: str, grace_ms: int = 1000, reason: str = "CANCELLED", term: int = 1) -> None:
+        stop = agent_pb2.StopAttempt(attempt_id=attempt_id, term=term, reason=reason, grace_ms=grace_ms)
+        await self.scheduler.session.order(stop_attempt=stop)
+
+    async def end_all(self) -> None:
+        """No job outlives its test: stop what the agent says is alive, through whatever agent there is."""
+        for report in list(self.scheduler.session.reports):
+            last = self.scheduler.last_report(report.attempt_id)
+            if last is not None and last.state <= job_pb2.ATTEMPT_STATE_UNKNOWN:
+                await self.stop(report.attempt_id, grace_ms=0, term=self.scheduler.switches.term)
+                await self.scheduler.state(report.attempt_id, "STOPPED", "FAILED", "SUCCEEDED")
+
+
+Act = Callable[[Scene], Awaitable[None]]
+
+
+def play(
+    root: Path,
+    act: Act,
+    *,
+    simulate: str = "2xH100-80GB",
+    switches: Switches | None = None,
+    environ: dict[str, str] | None = None,
+    **settings: Any,
+) -> None:
+    """Run `act` with an agent that has synced once."""
+
+    async def run() -> None:
+        async with FakeScheduler(switches) as scheduler:
+            agent = AgentProcess(root, scheduler.address, simulate=simulate, **settings)
+            await agent.start(environ)
+            scene = Scene(scheduler, agent)
+            try:
+                await scheduler.synced()
+                await act(scene)
+                await scene.end_all()
+            except BaseException:
+                print(agent.log())
+                raise
+            finally:
+                await agent.clean_up()
+
+    asyncio.run(run())

@@ -162,8 +162,8 @@ class MpsFence:
         if card is None:
             raise FenceRefused(Reason.FENCE_FAILED, f"{uuid}: this host has no such card")
         async with card.lock:
-            if card.attempts.get(spec.attempt_id) == spec and spec.attempt_id in card.answers:
-                return card.answers[spec.attempt_id]
+            # Asked again, everything is set, read back and tried again; only the words stay the same.
+            known = card.answers.get(spec.attempt_id) if card.attempts.get(spec.attempt_id) == spec else None
             cause = self._why_no_room(card, spec)
             if cause:
                 raise FenceRefused(Reason.FENCE_FAILED, f"{uuid}: {cause}")
@@ -177,7 +177,7 @@ class MpsFence:
             except OSError as err:
                 card.doubt = str(err)
                 raise FenceRefused(Reason.FENCE_FAILED, f"{uuid}: {err}") from err
-            card.answers[spec.attempt_id] = self._fenced(card, spec, ceiling)
+            card.answers[spec.attempt_id] = known or self._fenced(card, spec, ceiling)
             return card.answers[spec.attempt_id]
 
     def _fenced(self, card: _Card, spec: SliceSpec, ceiling: int) -> Fenced:
@@ -194,7 +194,7 @@ class MpsFence:
     def _why_no_room(self, card: _Card, spec: SliceSpec) -> str:
         if not 1 <= spec.gpu_memory_mib <= card.info.total_mib or not 1 <= spec.gpu_milli <= 1000:
             return f"{spec.gpu_memory_mib} MiB and {spec.gpu_milli} milli are no share of {card.info.total_mib} MiB"
-        if len(card.attempts) >= self._client_slots:
+        if len({*card.attempts, spec.attempt_id}) > self._client_slots:
             return f"its {self._client_slots} client slots are taken"
         return self.other_user(spec)
 
