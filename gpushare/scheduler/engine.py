@@ -289,9 +289,19 @@ class Engine:
             self._apply(cast("tuple[AnyEvent, ...]", decision.events), item.call.principal, item.call.request_id)
             for step in steps:
                 self._step(step, item.call)
-            answer = decision if item.view is None else item.view(self.state, decision)
+            answer = self._viewed(item, decision)
         self._answers.append((self.state.seq, item.future, answer))
         self._release()
+
+    def _viewed(self, item: Item, outcome: Outcome) -> Any:
+        """The answer as its caller wants to see it. What was decided stands, even if showing it fails."""
+        if item.view is None:
+            return outcome
+        try:
+            return item.view(self.state, outcome)
+        except Exception as err:
+            log.exception("showing an answer failed", command=type(item.command).__name__)
+            return error_of(Reason.INTERNAL, f"it was done, but the answer could not be made: {type(err).__name__}")
 
     def _step(self, step: Command, call: Call) -> None:
         decision = decide(self.state, step, Call(principal=call.principal), self.now_ms(), self.settings)
@@ -363,7 +373,10 @@ class Engine:
             _resolve(future, answer)
         while self._thunks and self._thunks[0][0] <= self.durable_seq:
             _, thunk = self._thunks.popleft()
-            thunk()
+            try:
+                thunk()
+            except Exception:
+                log.exception("telling others of a change failed")
 
     async def _snapshot_if_due(self) -> None:
         if self.durable_seq - self._snapshot_seq < self._snapshot_every or self._records:

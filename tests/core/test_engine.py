@@ -243,6 +243,25 @@ def test_a_command_that_breaks_fails_alone(monkeypatch: pytest.MonkeyPatch) -> N
     run(test)
 
 
+def test_a_view_or_listener_that_breaks_does_not_stop_the_engine() -> None:
+    async def test(disk: MemoryDisk) -> None:
+        engine, _ = await ready(disk)
+
+        def broken(*_: object) -> None:
+            raise ZeroDivisionError
+
+        engine.add_projector(lambda entries, state: broken)
+        call = Call(user_of("vision"), "r1", "CreateJob", "b")
+        with pytest.raises(GpushareError) as caught:
+            await engine.execute(SubmitJobs("vision", (raw_job(),)), call, broken)
+        assert caught.value.reason is Reason.INTERNAL
+        assert (await submit(engine, "r1")).names == ("vision/1",)
+        assert engine.leading
+        await engine.stop()
+
+    run(test)
+
+
 def test_a_job_whose_placing_breaks_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from cluster import Cluster
 
