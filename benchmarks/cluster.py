@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from benchmarks.processes import Spent
 from gpushare.client.aio import AsyncClient
 from gpushare.client.messages import Job, JobSpec, JobState, Role, TenantSettings
 from gpushare.client.settings import ConnectionSettings, settings_of_join
@@ -64,6 +65,10 @@ class Cluster:
         """How the nodes confine jobs, for the page."""
         kinds = {node.containment async for node in self.admin.list_nodes()}
         return ", ".join(sorted(kinds))
+
+    def spent(self) -> Spent:
+        """Counts CPU time from now on."""
+        return Spent(self.scheduler.pid, [agent.pid for agent in self.agents])
 
     async def wait_ended(self, name: str, *, poll_s: float = POLL_S, timeout_s: float = 300.0) -> Job:
         """The job once it has ended. TimeoutError."""

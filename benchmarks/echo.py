@@ -24,7 +24,7 @@ async def _nothing(request: bytes, context: grpc.aio.ServicerContext[bytes, byte
 
 async def serve(pki_dir: Path) -> None:
     server = rpc.aio_server()
-    handler = grpc.unary_unary_rpc_method_handler(_nothing)
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(_nothing)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("benchmarks.Echo", {"Nothing": handler}),))
     address = rpc.bind(server, "127.0.0.1:0", PkiLeaf(pki_dir, "127.0.0.1"))
     await server.start()

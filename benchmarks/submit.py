@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from typing import NamedTuple
 
 from benchmarks import references
 from benchmarks.cluster import Cluster, quarter_card, running
@@ -52,17 +53,30 @@ async def round_of_batches(cluster: Cluster, batches: int) -> list[float]:
     return rates
 
 
-async def measure_cluster(session: Session) -> tuple[list[float], list[float], list[float]]:
+class Measured(NamedTuple):
+    """Of each round, or of each call."""
+
+    rates: list[float]
+    took_ms: list[float]
+    spent: str
+    batch_rates: list[float]
+    batch_spent: str
+
+
+async def measure_cluster(session: Session) -> Measured:
     async with running(session.room("submit")) as cluster:
         await cluster.cordon()
         await round_of_creates(cluster, CALLS_PER_ROUND // 4)  # connections, caches
         rates, took_ms = [], []
+        spent = cluster.spent()
         for _ in range(ROUNDS):
             rate, took = await round_of_creates(cluster, CALLS_PER_ROUND)
             rates.append(rate)
             took_ms += took
+        note = spent.note(ROUNDS * CALLS_PER_ROUND)
+        spent = cluster.spent()
         batch_rates = await round_of_batches(cluster, BATCHES)
-    return rates, took_ms, batch_rates
+        return Measured(rates, took_ms, note, batch_rates, spent.note(BATCHES * BATCH_JOBS))
 
 
 def measure(session: Session) -> list[Figure]:
@@ -71,7 +85,8 @@ def measure(session: Session) -> list[Figure]:
     commits = references.commits_per_s(directory)
     grouped = references.commits_per_s(directory, BATCH_JOBS)
     empty = references.empty_calls_per_s(directory, CALLERS)
-    rates, took_ms, batch_rates = asyncio.run(measure_cluster(session))
+    measured = asyncio.run(measure_cluster(session))
+    rates, took_ms, batch_rates = measured.rates, measured.took_ms, measured.batch_rates
     return [
         Figure(
             "submit",
@@ -83,7 +98,7 @@ def measure(session: Session) -> list[Figure]:
                 Reference("bare SQLite commits of one row (fsync each)", commits),
             ),
             f"{spread(rates, 'jobs/s')}; a call: p50 {number(percentile(took_ms, 50))} ms, "
-            f"p99 {number(percentile(took_ms, 99))} ms",
+            f"p99 {number(percentile(took_ms, 99))} ms; {measured.spent}",
         ),
         Figure(
             "submit_batch",
@@ -91,7 +106,7 @@ def measure(session: Session) -> list[Figure]:
             statistics.median(batch_rates),
             "jobs/s",
             (Reference(f"bare SQLite rows in commits of {BATCH_JOBS:,}", grouped),),
-            spread(batch_rates, "jobs/s"),
+            f"{spread(batch_rates, 'jobs/s')}; {measured.batch_spent}",
         ),
     ]
 

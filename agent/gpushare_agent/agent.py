@@ -9,6 +9,7 @@ present state.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,17 +18,18 @@ from typing import Any
 import msgspec
 
 import gpushare
-from gpushare.core.model import GpuCondition, GpuState
+from gpushare.core.model import GpuCondition, GpuState, OnDisconnect
 from gpushare.reasons import Reason
 from gpushare_agent import core as decisions
 from gpushare_agent.core import AgentCore, Card, Effect, Holding, StartOrder
 from gpushare_agent.executor import AttemptStatus, Executor, LaunchRefused
 from gpushare_agent.facts import HelloFacts, SyncFacts
 from gpushare_agent.gpus.port import GpuSample
+from gpushare_agent.health import FenceDoubts
 from gpushare_agent.holdings import HoldingBook
 from gpushare_agent.identity import Identity, StateDirectory
 from gpushare_agent.inventory import HostSize, Inventory
-from gpushare_agent.launching import Launching
+from gpushare_agent.launching import FenceFailed, Launching
 from gpushare_agent.logs import LogReads
 from gpushare_agent.monitor import slice_of
 from gpushare_agent.outbox import Outbox
@@ -38,6 +40,7 @@ TERMINATE_BEFORE_KILL_S = 1.5
 TERMINATE_TIMEOUT_S = 5.0
 # How long an order may wait for an agent that has just started to know what its cards can fence.
 READY_TIMEOUT_S = 60.0
+LEASE_TIMEOUT_S = 10.0
 
 
 class NodeFacts(msgspec.Struct, frozen=True):
@@ -85,6 +88,8 @@ class Agent:
         self.conditions: dict[str, GpuCondition] = {}
         self._launching: asyncio.Future[Launching] = asyncio.get_running_loop().create_future()
         self._nudge: Callable[[], None] = lambda: None
+        self._doubts = FenceDoubts()
+        self._leased = asyncio.Event()
 
     # -- at start
 
@@ -110,9 +115,17 @@ class Agent:
 
     def register(self, inventory: Inventory) -> None:
         """The cards as they are from now on; a session that is open must be begun anew to tell."""
+        self._register(inventory, {card.uuid: GpuCondition(card.uuid) for card in inventory.gpus})
+
+    def remember(self, inventory: Inventory) -> None:
+        """The cards of an earlier run, while the driver is silent: what runs on them goes on, and nothing begins."""
+        detail = "the cards were not read yet since the agent started"
+        unread = [GpuCondition(c.uuid, GpuState.DRAINED, str(Reason.GPU_UNHEALTHY), detail) for c in inventory.gpus]
+        self._register(inventory, {condition.uuid: condition for condition in unread})
+
+    def _register(self, inventory: Inventory, otherwise: Mapping[str, GpuCondition]) -> None:
         self.inventory = inventory
-        known = {card.uuid for card in inventory.gpus}
-        self.conditions = {uuid: self.conditions.get(uuid, GpuCondition(uuid)) for uuid in known}
+        self.conditions = {uuid: self.conditions.get(uuid, condition) for uuid, condition in otherwise.items()}
         self._count_cards()
 
     # -- what a session asks and orders
@@ -167,6 +180,7 @@ class Agent:
     def lease_granted(self, deadline_boot_ns: int) -> None:
         """The shims read it from here on."""
         self._executor.renew_lease(deadline_boot_ns)
+        self._leased.set()
 
     # -- what is observed
 
@@ -213,6 +227,10 @@ class Agent:
     def pids(self, attempt_id: str) -> set[int]:
         """The processes of one attempt now."""
         return self._executor.pids(attempt_id)
+
+    def fence_doubts(self) -> Mapping[str, str]:
+        """Cards whose MPS server refused to fence a share a while ago, and why."""
+        return self._doubts.active(time.monotonic())
 
     def usage_dirs(self) -> list[Path]:
         """Where processes on simulated cards say what they use."""
@@ -294,6 +312,8 @@ class Agent:
         try:
             self._refuse_if_unwanted(attempt_id)
             launching = await self._when_ready()
+            if order.on_disconnect is OnDisconnect.STOP_AND_REQUEUE:
+                await self._when_leased()
             ready = await launching.ready(order)
             fenced = await launching.fence(order, ready)
             enforcement = str(fenced.enforcement) if fenced else ""
@@ -302,12 +322,33 @@ class Agent:
                 self._book.write(holding)
             self._nudge()
             await launching.launch(order, ready, fenced, lambda: self.core.stop_wanted(attempt_id))
+            self._judge_fence(order, "")
         except LaunchRefused as err:
+            if isinstance(err, FenceFailed):
+                self._judge_fence(order, err.detail)
             self._refused(attempt_id, err.reason, err.detail)
         except Exception as err:
             if attempt_id in self._executor.statuses():
                 raise
             self._refused(attempt_id, Reason.INFRA, f"the launch failed on this node: {type(err).__name__}: {err}")
+
+    async def _when_leased(self) -> None:
+        """An order may overtake the first grant; a job that stops with the lease cannot start before it."""
+        try:
+            await asyncio.wait_for(self._leased.wait(), LEASE_TIMEOUT_S)
+        except TimeoutError:
+            raise LaunchRefused(Reason.NOT_STARTED, "the scheduler has granted this node no lease") from None
+
+    def _judge_fence(self, order: StartOrder, cause: str) -> None:
+        """Remember of an MPS server whether it fenced the last share it was asked to."""
+        if order.tier != Tier.MPS_V2:
+            return
+        for uuid in order.gpu_uuids:
+            if cause:
+                self._doubts.refused(uuid, cause, time.monotonic())
+                self._nudge()
+            else:
+                self._doubts.stood(uuid)
 
     async def _when_ready(self) -> Launching:
         try:

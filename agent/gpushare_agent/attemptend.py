@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 from gpushare_agent import cgroupfs, signals, tinyjson
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` and `collections.abc` would cost this process a mebibyte
+    from typing import Any
 
 _REASON_OF_STAGE = {"workdir": "WORKDIR", "exec": "EXEC", "privileges": "LAUNCH_DENIED"}
 NOT_EXECUTABLE_CODE = 126

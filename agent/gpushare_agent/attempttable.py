@@ -114,6 +114,9 @@ class AttemptTable:
             entry.link.send({**order, "grace_ms": stop.grace_ms})
 
     def _hear(self, entry: Entry, message: Message) -> None:
+        if message.get("event") == "refused" and entry.link is not None:
+            entry.link.close()  # its death is no news: it never had the attempt
+            entry.link = None
         if message.get("event") == "status" and not self._take_status(entry, message):
             return
         if entry.first is not None and not entry.first.done():
@@ -136,9 +139,8 @@ class AttemptTable:
 
     def _shim_died(self, entry: Entry) -> None:
         entry.link = None
-        if entry.first is not None:
-            if not entry.first.done():
-                entry.first.set_result({"event": "dead", "detail": "its shim died before it took the attempt"})
+        if entry.first is not None and not entry.first.done():
+            entry.first.set_result({"event": "dead", "detail": "its shim died before it took the attempt"})
         elif not entry.status.final:
             self.settle_soon(entry)
 

@@ -98,7 +98,7 @@ class Daemon:
         book = CardBook(self._state.path)
         managed_gpus = None if self._config.managed_gpus == ("all",) else frozenset(self._config.managed_gpus)
         if book.last.infos and all(info.simulated == (self._shape is not None) for info in book.last.infos):
-            agent.register(book.last)
+            agent.remember(book.last)
 
         async def register(infos: list[GpuInfo], snapshot: GpuSnapshot) -> None:
             await self._register(infos, snapshot, agent, fence, book)
@@ -170,7 +170,8 @@ class Daemon:
             snapshot, infos=tuple(infos), samples=tuple(sample for sample in snapshot.samples if sample.uuid in kept)
         )
         report = await fence.probe(mine)
-        if not self._fences_recovered:
+        first = not self._fences_recovered
+        if first:
             await agent.recover_fences()
             self._fences_recovered = True
         reserve_mib = self._reserve_mib()
@@ -179,11 +180,12 @@ class Daemon:
         }
         inventory = Inventory(tuple(infos), inventory_of(infos, usable_mib, report), snapshot.driver_version)
         book.write(inventory)
-        if inventory == agent.inventory:
+        news = inventory != agent.inventory
+        for line in fence_lines(inventory.gpus) if news or first else ():
+            self._log.info(line)
+        if not news:
             return
         agent.register(inventory)
-        for line in fence_lines(inventory.gpus):
-            self._log.info(line)
         if self._session is not None and self._session.connected:
             self._session.restart()
 

@@ -19,6 +19,8 @@ MISSES_TO_TELL = 2
 # Memory that no process holds: what a driver may keep by itself, and how long it may take to come back after a job.
 LEAK_MIN_MIB = 512
 LEAK_AFTER_NS = 10_000_000_000
+DOUBT_FIRST_S = 30.0
+DOUBT_MAX_S = 600.0
 
 _NODE_TROUBLE: Mapping[DriverState, Reason] = {
     DriverState.MISMATCH: Reason.DRIVER_MISMATCH,
@@ -29,6 +31,33 @@ _NODE_TROUBLE: Mapping[DriverState, Reason] = {
 }
 # States that the next reading may well not have.
 _MAY_PASS = frozenset({DriverState.HUNG, DriverState.ERROR})
+
+
+class FenceDoubts:
+    """Cards whose MPS server refused to fence a share: no more is placed there for a while, longer each time in a row.
+
+    Without this every waiting share would be sent there, be refused, and use up its tries. Times in seconds, from any
+    clock that only grows.
+    """
+
+    def __init__(self) -> None:
+        self._doubts: dict[str, tuple[int, float, str]] = {}
+
+    def refused(self, uuid: str, detail: str, now_s: float) -> None:
+        """A share could not be fenced."""
+        row, until_s, _ = self._doubts.get(uuid, (0, 0.0, ""))
+        if now_s >= until_s:
+            until_s = now_s + min(DOUBT_FIRST_S * 2**row, DOUBT_MAX_S)
+            row += 1
+        self._doubts[uuid] = (row, until_s, detail)
+
+    def stood(self, uuid: str) -> None:
+        """A share was fenced."""
+        self._doubts.pop(uuid, None)
+
+    def active(self, now_s: float) -> dict[str, str]:
+        """The cards in doubt, and why."""
+        return {uuid: detail for uuid, (_, until_s, detail) in self._doubts.items() if now_s < until_s}
 
 
 class Assessor:
@@ -50,11 +79,12 @@ class Assessor:
         uses: Mapping[str, CardUse],
         held: Collection[str],
         stuck: Mapping[str, str],
+        doubts: Mapping[str, str],
     ) -> dict[str, GpuCondition]:
         """The condition of each of the managed `cards`.
 
         `uses` names the strangers of each card that answered; `held` are cards that live attempts hold; `stuck` maps
-        cards to a sentence where a process of an attempt outlived SIGKILL.
+        cards to a sentence where a process of an attempt outlived SIGKILL, `doubts` where MPS refused to fence.
         """
         if snapshot.state is not DriverState.OK:
             return self._without_driver(snapshot, cards)
@@ -68,7 +98,7 @@ class Assessor:
                 self._conditions[uuid] = _condition(uuid, GpuState.LOST, Reason.GPU_LOST, said)
                 continue
             strangers = self._confirmed(uses.get(uuid, CardUse(uuid=uuid)))
-            condition = self._judge(infos.get(uuid), sample, stuck.get(uuid, ""))
+            condition = self._judge(infos.get(uuid), sample, stuck.get(uuid, ""), doubts.get(uuid, ""))
             condition = condition or self._leak(sample, uuid in held, snapshot.taken_boot_ns) or GpuCondition(uuid)
             self._conditions[uuid] = GpuCondition(uuid, condition.state, condition.reason, condition.detail, strangers)
         return {uuid: self._conditions[uuid] for uuid in cards}
@@ -85,7 +115,7 @@ class Assessor:
                     self._conditions[uuid] = _condition(uuid, GpuState.DRAINED, reason, snapshot.detail)
         return {uuid: self._conditions.setdefault(uuid, GpuCondition(uuid)) for uuid in cards}
 
-    def _judge(self, info: GpuInfo | None, sample: GpuSample, stuck: str) -> GpuCondition | None:
+    def _judge(self, info: GpuInfo | None, sample: GpuSample, stuck: str, doubt: str) -> GpuCondition | None:
         """What keeps new work off the card, the gravest first; None when nothing does."""
         uuid = sample.uuid
         if sample.error:
@@ -100,7 +130,9 @@ class Assessor:
         if stuck:
             return _condition(uuid, GpuState.DIRTY, Reason.GPU_UNHEALTHY, stuck)
         cause = why_no_jobs(info) if info is not None else ""
-        return _condition(uuid, GpuState.DRAINED, Reason.FENCE_UNAVAILABLE, cause) if cause else None
+        if cause:
+            return _condition(uuid, GpuState.DRAINED, Reason.FENCE_UNAVAILABLE, cause)
+        return _condition(uuid, GpuState.DIRTY, Reason.MPS_UNHEALTHY, doubt) if doubt else None
 
     def _leak(self, sample: GpuSample, is_held: bool, now_ns: int) -> GpuCondition | None:
         """DIRTY when memory stays taken on a card that nobody uses."""

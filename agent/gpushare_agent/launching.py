@@ -28,8 +28,10 @@ from gpushare_agent.users import UserLookup
 DEVICES = Path("/dev")
 # Processes and threads of one attempt: far above what a program needs, far below what a fork bomb takes.
 PIDS_MAX = 32_768
-# Reasons of a fence that the scheduler knows as such; any other cause is a fence that failed.
-_FENCE_REASONS = frozenset({Reason.FENCE_FAILED, Reason.OCCUPIED})
+
+
+class FenceFailed(LaunchRefused):
+    """What fences the card did not do its work: the next slice would fare no better."""
 
 
 class LaunchSettings(msgspec.Struct, frozen=True):
@@ -99,8 +101,9 @@ class Launching:
         try:
             fenced = await self._fence.prepare(ready.slice)
         except FenceRefused as err:
-            if err.reason in _FENCE_REASONS:
-                raise LaunchRefused(err.reason, err.detail) from err
+            if err.reason is Reason.FENCE_FAILED:
+                raise FenceFailed(err.reason, err.detail) from err
+            # What this slice asked for cannot be had here now; the scheduler tries again, here or elsewhere.
             raise LaunchRefused(Reason.FENCE_FAILED, f"{err.reason}: {err.detail}") from err
         if fenced.tier != order.tier:
             detail = f"placed for tier {order.tier!r}, but this node would fence it by {fenced.tier}"
@@ -116,7 +119,7 @@ class Launching:
             # The fence's words must stand in the intent, so it was built before; now that the intent is durable it
             # is read back, and whatever changed in between refuses the launch.
             if await self.fence(order, ready) != fenced:
-                raise LaunchRefused(Reason.FENCE_FAILED, "the fence changed between being built and being read back")
+                raise FenceFailed(Reason.FENCE_FAILED, "the fence changed between being built and being read back")
             reason = stop_wanted()
             if reason is not None:
                 raise LaunchRefused(Reason.NOT_STARTED, f"ended before it was started ({reason})")

@@ -50,6 +50,9 @@ class Watched(Protocol):
 
     def pids(self, attempt_id: str) -> Collection[int]: ...
 
+    def fence_doubts(self) -> Mapping[str, str]:
+        """Cards whose MPS server refused to fence a share a while ago, and why."""
+
     def on_conditions(self, conditions: Mapping[str, GpuCondition]) -> None: ...
 
     def on_samples(self, samples: Sequence[GpuSample], attempt_used_mib: Mapping[str, int]) -> None: ...
@@ -171,9 +174,10 @@ class Monitor:
         for verdict in findings.verdicts:
             self._agent.on_verdict(verdict.attempt_id, verdict.reason, verdict.detail, VERDICT_GRACE_MS)
         cards_held = {uuid for holding in holdings for uuid in holding.gpu_uuids}
-        self._agent.on_conditions(
-            self._assessor.assess(snapshot, self._cards, self._uses, cards_held, self._stuck(holdings))
+        conditions = self._assessor.assess(
+            snapshot, self._cards, self._uses, cards_held, self._stuck(holdings), self._agent.fence_doubts()
         )
+        self._agent.on_conditions(conditions)
         now_s = time.monotonic()
         if snapshot.state is DriverState.OK and now_s - self._sampled_s >= SAMPLES_EVERY_S and self._cards:
             self._sampled_s = now_s

@@ -14,19 +14,22 @@ import os
 import struct
 import termios
 import time
-from collections.abc import Callable
 
 from gpushare_agent import records
 from gpushare_agent.streams import STREAMS, StreamLog
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` and `collections.abc` would cost this process a mebibyte
+    from collections.abc import Callable
+
+    Watch = Callable[[int, Callable[[], None]], None]
+    Unwatch = Callable[[int], None]
 
 READ_BYTES = 64 * 1024
 PACE_BYTES_PER_S = 32 * 1024 * 1024
 DRAIN_BYTES = 4 * 1024 * 1024
 TERMINAL_ROWS = 24
 TERMINAL_COLUMNS = 80
-
-Watch = Callable[[int, Callable[[], None]], None]
-Unwatch = Callable[[int], None]
 
 
 class _Stream:

@@ -9,33 +9,40 @@ and ancestry is not found: that is what "weak" containment means.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import NamedTuple
 
 from gpushare_agent import signals
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` and `collections.abc` would cost this process a mebibyte
+    from collections.abc import Callable
 
 TAG_NAME = "GPUSHARE_ATTEMPT_TAG"
 
 
-class Proc(NamedTuple):
+class Proc:
     """One line of /proc/<pid>/stat; `start` is in clock ticks since boot."""
 
-    pid: int
-    state: str
-    parent: int
-    session: int
-    start: int
+    __slots__ = ("parent", "pid", "session", "start", "state")
+
+    def __init__(self, pid: int, state: str, parent: int, session: int, start: int) -> None:
+        self.pid = pid
+        self.state = state
+        self.parent = parent
+        self.session = session
+        self.start = start
 
 
-class Scope(NamedTuple):
-    """What marks an attempt's processes: the shim's pid (0: dead), the task's session (0: none), the tag, and
-    the earliest start, which is the session leader's own.
-    """
+class Scope:
+    """What marks an attempt's processes: the shim's pid (0: dead), the task's session (0: none), the tag, and the
+    earliest start, which is the session leader's own."""
 
-    shim_pid: int
-    session: int
-    tag: str
-    since: int
+    __slots__ = ("session", "shim_pid", "since", "tag")
+
+    def __init__(self, shim_pid: int, session: int, tag: str, since: int) -> None:
+        self.shim_pid = shim_pid
+        self.session = session
+        self.tag = tag
+        self.since = since
 
 
 def stat_of(pid: int) -> Proc | None:

@@ -13,11 +13,14 @@ import _socket
 import os
 import select
 import time
-from collections.abc import Callable
-from typing import Any, NoReturn
 
 from gpushare_agent import attemptend, cgroupfs, outputs, procscan, records, signals, syscalls, task, taskset, tinyjson
 from gpushare_agent.failpoints import failpoint
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` and `collections.abc` would cost this process a mebibyte
+    from collections.abc import Callable
+    from typing import Any, NoReturn
 
 MS = 1_000_000
 IDLE_WAIT_MS = 60_000
@@ -207,7 +210,7 @@ class Shim:
             self._end.never_started("fork", f"the task could not be forked: {error}")
             return
         if child == 0:
-            task.become(task.Plan(self.intent, pid, *ends, child_end))
+            task.become(task.Plan(self.intent, pid, ends, child_end))
         self._task_pid = child
         os.close(child_end)
         self._output.close_child_ends()

@@ -7,8 +7,11 @@ Imports the C module below it alone. Numbers are plain integers.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
-from collections.abc import Iterable
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` and `collections.abc` would cost this process a mebibyte
+    from collections.abc import Iterable
+    from typing import Any
 
 _c: Any = _signal
 

@@ -12,11 +12,14 @@ import fcntl
 import os
 import resource
 import termios
-from typing import Any, NamedTuple, NoReturn
 
 from gpushare_agent import cgroupfs, signals, syscalls, tinyjson
 from gpushare_agent.failpoints import failpoint
 from gpushare_agent.procscan import TAG_NAME
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` and `collections.abc` would cost this process a mebibyte
+    from typing import Any, NoReturn
 
 # what a shim ignores, and its task does not
 DEAF_TO = (signals.SIGINT, signals.SIGTERM, signals.SIGHUP, signals.SIGQUIT, signals.SIGTTOU)
@@ -28,15 +31,14 @@ ERROR_PIPE = 3
 MAX_DESCRIPTORS = 1 << 20
 
 
-class Plan(NamedTuple):
+class Plan:
     """What the child needs: the intent as read from disk, the shim's pid, its three streams, and the error pipe."""
 
-    intent: dict[str, Any]
-    shim_pid: int
-    stdin: int
-    stdout: int
-    stderr: int
-    error_pipe: int
+    def __init__(self, intent: dict[str, Any], shim_pid: int, streams: tuple[int, int, int], error_pipe: int) -> None:
+        self.intent = intent
+        self.shim_pid = shim_pid
+        self.stdin, self.stdout, self.stderr = streams
+        self.error_pipe = error_pipe
 
 
 class _Failed(Exception):

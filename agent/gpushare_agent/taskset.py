@@ -7,9 +7,11 @@ death.
 
 from __future__ import annotations
 
-from typing import Any
-
 from gpushare_agent import cgroupfs, procscan, signals
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` and `collections.abc` would cost this process a mebibyte
+    from typing import Any
 
 SCANS_FOR_PROOF = 2
 

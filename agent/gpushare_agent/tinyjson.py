@@ -8,7 +8,10 @@ objects, which is all a record or message is. Imports `_json` alone.
 from __future__ import annotations
 
 import _json
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # `typing` and `collections.abc` would cost this process a mebibyte
+    from typing import Any
 
 Flat = dict[str, str | int | bool | None]
 

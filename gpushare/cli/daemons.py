@@ -64,9 +64,15 @@ class Daemon:
             code = self._process.returncode if self._process is not None else None
             raise FailedPreconditionError(
                 Reason.CONFIG_INVALID,
-                f"The {self.name} ended with code {code}: {self.last_words()}",
+                f"The {self.name} {self._end_text(code)}",
                 what_to_do=f"Its log is {self._log}.",
             )
+
+    def _end_text(self, code: int | None) -> str:
+        """What it said last explains an end of its own, but not one by a signal."""
+        if code is None:
+            return "is not running"
+        return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}: {self.last_words()}"
 
     def last_words(self) -> str:
         """The last line of its log."""
@@ -88,7 +94,7 @@ class Daemon:
                 code = await self._process.wait()
                 if self._stopping.is_set():
                     return
-                self._say(f"the {self.name} ended with code {code}: {self.last_words()}")
+                self._say(f"the {self.name} {self._end_text(code)}")
             if loop.time() - began_s > _SETTLED_S:
                 pause_s = _FIRST_PAUSE_S
             await asyncio.sleep(pause_s)

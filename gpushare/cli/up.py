@@ -41,12 +41,14 @@ def up(simulate: str, state_dir: Path | None, listen: str, stop_jobs: bool) -> i
     The first start makes tenant "default" with you as its admin. Ctrl-C stops the daemons and leaves the jobs; the
     next start with the same state directory adopts them.
     """
+    from gpushare.address import parse_address
     from gpushare.cli.session import quiet_grpc
     from gpushare.cli.upstate import UpState, default_state_dir, os_user, plan_nodes
 
     account = os_user()
     _say(f"jobs run as {account} (uid {os.geteuid()}), the user who started this, whoever submits them")
     plans = plan_nodes(simulate)
+    parse_address(listen, "listen", minimum_port=0)
     state = UpState((state_dir or default_state_dir()).absolute())
     quiet_grpc()
     try:
@@ -97,6 +99,7 @@ class _Up:
         return 0
 
     async def _start(self) -> None:
+        from gpushare.address import Address, parse_address
         from gpushare.cli.daemons import Daemon
         from gpushare.cli.upstate import as_name, rotate_log
         from gpushare.client.settings import context_path, save_context
@@ -111,6 +114,10 @@ class _Up:
         await scheduler.start()
         self.daemons.append(scheduler)
         self.settings = await self._scheduler_ready(scheduler, user)
+        # Started again, it must serve where everybody looks for it, even where any free port was good at first.
+        bound = parse_address(self.settings.server).port
+        listen = Address(parse_address(self.listen, minimum_port=0).host, bound)
+        self.state.write_scheduler_config(str(listen), user)
         _say(f"the scheduler serves at {self.settings.server}")
         agents = [await self._start_agent(plan) for plan in self.plans]
         await asyncio.gather(*(self._node_ready(plan, agent) for plan, agent in zip(self.plans, agents, strict=True)))

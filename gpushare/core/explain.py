@@ -6,6 +6,8 @@ pass uses. A suggestion is given only after the plan has placed the job with it.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 
 from gpushare.core.capacity import least_charge
@@ -127,7 +129,7 @@ def _sentence(state: ClusterState, job: Job, reason: Reason, refusals: Refusals)
         Reason.NO_CAPACITY: f"no card has room for {need} now",
         Reason.HOST_CAPACITY: f"cards have room, but no node has the CPU or host memory for {need} now",
         Reason.OCCUPIED: f"{_strangers(state)} hold what {need} needs; they are not gpushare's to stop",
-        Reason.GPU_UNHEALTHY: "the cards that it could use are out of service",
+        Reason.GPU_UNHEALTHY: f"the cards that it could use are out of service: {_unhealthy(state)}",
         Reason.NODES_UNAVAILABLE: "the nodes that it could use are cordoned, draining or out of reach: "
         + _unavailable(state),
         Reason.FENCE_UNAVAILABLE: f"no card offers a fence as strong as {request.min_enforcement.name.lower()}",
@@ -170,6 +172,17 @@ def _unavailable(state: ClusterState) -> str:
         if not n.is_placeable
     ]
     return ", ".join(away[:5]) + (f" and {len(away) - 5} more" if len(away) > 5 else "")
+
+
+def _unhealthy(state: ClusterState) -> str:
+    """Why and where, the most frequent first: the whole answer where a driver took all cards of a node away."""
+    counts = Counter(
+        (gpu.condition.reason or str(gpu.condition.state), node.name)
+        for node, gpu in _all_cards(state)
+        if not gpu.is_placeable
+    )
+    told = [f"{count} on {node} ({reason})" for (reason, node), count in counts.most_common()]
+    return ", ".join(told[:5]) + (f" and {len(told) - 5} more" if len(told) > 5 else "")
 
 
 def _filter_counts(state: ClusterState, refusals: Refusals) -> tuple[FilterCount, ...]:

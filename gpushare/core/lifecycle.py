@@ -129,8 +129,8 @@ def _cancelled(job: Job, ends: list[AttemptEnded]) -> JobEnded:
         return JobEnded(job=job.key, state=JobState.SUCCEEDED, reason=Reason.COMPLETED, exit_code=0)
     signal = next((end.signal for end in ends if end.signal is not None), None)
     # A task that heeds SIGTERM ends by its own exit: its words tell of the signal, too.
-    stopped = sorted((end for end in ends if end.state is not AttemptState.SUCCEEDED), key=lambda end: end.signal is None)
-    detail = next((end.detail for end in stopped if end.detail), "")
+    stopped = sorted(ends, key=lambda end: end.signal is None)
+    detail = next((end.detail for end in stopped if end.detail and end.state is not AttemptState.SUCCEEDED), "")
     return JobEnded(
         job=job.key,
         state=JobState.CANCELLED,

@@ -157,6 +157,8 @@ class TestMps:
             assert report.reason == "FENCE_FAILED"
             assert "MPS control daemon" in report.detail
             assert not witness.exists()
+            condition = await scheduler.condition(uuid_of(0), lambda c: c.reason == "MPS_UNHEALTHY")
+            assert condition.state == node_pb2.GPU_STATE_DIRTY
             last = scheduler.last_report("v.2.0.1")
             assert last is not None
             assert last.state == RUNNING

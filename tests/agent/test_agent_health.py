@@ -9,7 +9,7 @@ import pytest
 from gpushare.core.model import GpuCondition, GpuState
 from gpushare.reasons import Reason
 from gpushare_agent.gpus.port import DriverState, GpuInfo, GpuProcess, GpuSample, GpuSnapshot
-from gpushare_agent.health import LEAK_AFTER_NS, Assessor
+from gpushare_agent.health import DOUBT_FIRST_S, DOUBT_MAX_S, LEAK_AFTER_NS, Assessor, FenceDoubts
 from gpushare_agent.sharing.watchdog import CardUse, WatchSettings, card_use
 
 CARDS = ("GPU-a", "GPU-b")
@@ -48,10 +48,14 @@ class Judge:
         self.assessor = Assessor()
 
     def __call__(
-        self, seen: GpuSnapshot, held: tuple[str, ...] = (), stuck: dict[str, str] | None = None
+        self,
+        seen: GpuSnapshot,
+        held: tuple[str, ...] = (),
+        stuck: dict[str, str] | None = None,
+        doubts: dict[str, str] | None = None,
     ) -> dict[str, GpuCondition]:
         uses = {s.uuid: card_use(s, {}, (), WatchSettings(stranger_mib=32)) for s in seen.samples if not s.error}
-        return self.assessor.assess(seen, CARDS, uses, held, stuck or {})
+        return self.assessor.assess(seen, CARDS, uses, held, stuck or {}, doubts or {})
 
 
 @pytest.fixture
@@ -188,5 +192,32 @@ def test_a_card_that_the_snapshot_does_not_hold_is_lost(judge: Judge) -> None:
 
 
 def test_uses_of_unread_cards_are_no_strangers() -> None:
-    found = Assessor().assess(snapshot(), CARDS, {"GPU-a": CardUse(uuid="GPU-a")}, (), {})
+    found = Assessor().assess(snapshot(), CARDS, {"GPU-a": CardUse(uuid="GPU-a")}, (), {}, {})
     assert found["GPU-b"].strangers == ()
+
+
+class TestFenceDoubts:
+    def test_a_card_whose_server_refused_a_share_takes_none_for_a_while(self, judge: Judge) -> None:
+        doubts = FenceDoubts()
+        doubts.refused("GPU-a", "the daemon is gone", 100.0)
+        found = judge(snapshot(), doubts=doubts.active(101.0))
+        assert (found["GPU-a"].state, found["GPU-a"].reason) == (GpuState.DIRTY, Reason.MPS_UNHEALTHY)
+        assert found["GPU-a"].detail == "the daemon is gone"
+        assert found["GPU-b"].state is GpuState.HEALTHY
+        assert judge(snapshot(), doubts=doubts.active(100.0 + DOUBT_FIRST_S))["GPU-a"].state is GpuState.HEALTHY
+
+    def test_the_while_grows_with_each_refusal_up_to_a_bound_and_a_fence_that_stands_ends_it(self) -> None:
+        doubts = FenceDoubts()
+        now_s, pauses_s = 0.0, []
+        for _ in range(8):
+            doubts.refused("GPU-a", "x", now_s)
+            doubts.refused("GPU-a", "x", now_s + 1)  # a second share that was on its way counts for nothing
+            began_s = now_s
+            while doubts.active(now_s):
+                now_s += 1
+            pauses_s.append(now_s - began_s)
+        assert pauses_s[:3] == [30, 60, 120]
+        assert pauses_s[-1] == DOUBT_MAX_S
+        doubts.stood("GPU-a")
+        doubts.refused("GPU-a", "x", now_s)
+        assert not doubts.active(now_s + DOUBT_FIRST_S)

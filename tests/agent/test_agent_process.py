@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ from gpushare.v1 import agent_pb2, job_pb2, node_pb2
 from gpushare_agent.gpus.catalogue import card_uuid
 
 OTHER_CARD = card_uuid(NODE, 1)
+LEASE_S = 2
 SIMWORK = (sys.executable, "-m", "gpushare_agent.gpus.simwork")
 
 
@@ -238,6 +240,47 @@ def test_a_signal_leaves_the_jobs_and_ends_the_agent_within_two_seconds(tmp_path
     play(tmp_path, act)
 
 
+def test_a_lease_keeps_a_job_alive_as_long_as_it_is_renewed_and_ends_it_before_it_ends(tmp_path: Path) -> None:
+    async def act(scene: Scene) -> None:
+        pids = {name: tmp_path / name for name in ("stops", "keeps")}
+        for number, (name, file) in enumerate(pids.items(), start=1):
+            wish = job_pb2.ON_DISCONNECT_STOP_AND_REQUEUE if name == "stops" else job_pb2.ON_DISCONNECT_KEEP
+            script = f"echo $$ > {file}.part; mv {file}.part {file}; exec sleep 60"
+            await scene.start(f"v.{number}.0.1", "sh", "-c", script, on_disconnect=wish, grace_ms=200)
+        await until(lambda: all(file.exists() for file in pids.values()))
+        await asyncio.sleep(2 * LEASE_S)
+        stops, keeps = (int(file.read_text()) for file in pids.values())
+        assert alive(stops)
+        await scene.scheduler.stop()
+        began_s = time.monotonic()
+        await until(lambda: not alive(stops))
+        assert time.monotonic() - began_s < LEASE_S + 0.5
+        assert alive(keeps)
+        await scene.scheduler.start()
+        report = await scene.scheduler.state("v.1.0.1", "STOPPED", "FAILED")
+        assert report.reason == "LEASE_EXPIRED"
+
+    play(tmp_path, act, switches=Switches(lease_ttl_ms=LEASE_S * 1000))
+
+
+def test_an_agent_that_waits_to_enrol_can_be_stopped(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with FakeScheduler() as scheduler:
+            address = scheduler.address
+        agent = AgentProcess(tmp_path, address, simulate="1xL40S")
+        await agent.start()
+        try:
+            await until(lambda: "cannot enrol yet" in agent.log())
+            assert await agent.stop() < 2
+            assert agent.process is not None
+            assert agent.process.returncode == 0
+            assert "Traceback" not in agent.log()
+        finally:
+            await agent.clean_up()
+
+    asyncio.run(run())
+
+
 def test_a_refused_agent_keeps_its_jobs_and_comes_back(tmp_path: Path) -> None:
     async def act(scene: Scene) -> None:
         await scene.start("v.1.0.1", "sleep", "60")
@@ -373,6 +416,24 @@ class TestStart:
         assert "no_such_key" in said
         assert "agent.toml" in said
         assert "Traceback" not in said
+
+    @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
+    def test_a_root_agent_that_cannot_make_control_groups_does_not_start(self, tmp_path: Path) -> None:
+        config = tmp_path / "agent.toml"
+        settings = {"state_dir": str(tmp_path / "state"), "run_dir": str(tmp_path / "run"), "simulate": "1xL40S"}
+        config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+        script = (
+            "mount --make-rprivate / && for d in /sys/fs/cgroup /sys/fs/cgroup/*/; do "
+            "mount --bind $d $d && mount -o remount,ro,bind $d || exit 9; done; "
+            f"exec {sys.executable} -m gpushare_agent.main --config {config}"
+        )
+        found = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, check=False)
+        if found.returncode == 9 or "unshare" in found.stderr:
+            pytest.skip(f"no mount namespaces here: {found.stderr.strip()}")
+        assert found.returncode == 1
+        assert "jobs cannot be confined here" in found.stderr
+        assert 'containment = "weak"' in found.stderr
+        assert "Traceback" not in found.stderr
 
     def test_a_second_agent_on_one_state_directory_does_not_start(self, tmp_path: Path) -> None:
         async def act(scene: Scene) -> None:

@@ -35,7 +35,9 @@ T = TypeVar("T")
 OTHER_TENANT = "nlp"
 LIMIT_S = 90.0
 # node -> its simulated cards. No two nodes have the same model, so that a test picks its cards by their model.
-NODES = {"n1": "4xH100-80GB", "n2": "2xL40S", "n3": "8xA100-80GB"}
+NODES = {"n1": "4xH100-80GB", "n3": "8xA100-80GB"}
+# One more keeps only this much of each stream of a job's output.
+SMALL_LOGS_NODE, SMALL_LOGS_CARDS, LOG_CAP_MIB = "n2", "2xL40S", 1
 # The settings that the command line reads from its environment.
 _CLIENT_ENV = ("GPUSHARE_SERVER", "GPUSHARE_TOKEN", "GPUSHARE_CA", CONFIG_ENV)
 
@@ -74,7 +76,10 @@ class World:
         return self._runner.run(asyncio.wait_for(work, within_s))
 
     async def open(self) -> None:
-        """Make the people and their contexts."""
+        """Make the people and their contexts, and add the node whose logs are small."""
+        await self.cluster.add_agent(SMALL_LOGS_NODE, SMALL_LOGS_CARDS, log_cap_mib=LOG_CAP_MIB)
+        await self.cluster.ready()
+        self.cluster.note_descriptors()
         await self.cluster.admin.create_tenant(OTHER_TENANT, TenantSettings(max_queued_jobs=100_000))
         own = self.cluster.client.settings
         self._add("ann", own)

@@ -175,8 +175,8 @@ def make_up(tmp_path: Path) -> Iterator[Callable[..., UpCluster]]:
     """Makes clusters that a test starts and stops by itself."""
     made: list[UpCluster] = []
 
-    def make(shape: str = "1x1xL40S", name: str = "up", prefix: Sequence[str] = ()) -> UpCluster:
-        made.append(UpCluster(tmp_path / name, shape, prefix))
+    def make(shape: str = "1x1xL40S", prefix: Sequence[str] = (), home: Path = tmp_path / "up") -> UpCluster:
+        made.append(UpCluster(home, shape, prefix))
         return made[-1]
 
     yield make
