@@ -1,6 +1,6 @@
 """How fast the SQLite journal commits: one, a hundred and a thousand records a transaction, each with its fsync.
 
-Run: python benchmarks/store_append.py [DIRECTORY]. The directory decides which disk is measured (default: the current
+Run: python -m benchmarks.store_append [DIRECTORY]. The directory decides which disk is measured (default: the current
 one); it is left as it was. Prints medians and the worst of a hundred.
 """
 

@@ -81,12 +81,14 @@ class Agent:
         self._book = HoldingBook(state.path)
         self._lanes: dict[str, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self.core = AgentCore(state.highest_term())
+        self._kept_term = state.highest_term()
+        self.core = AgentCore(self._kept_term)
         self.outbox = Outbox()
         self.reads = LogReads(self)
         self.inventory = Inventory()
         self.conditions: dict[str, GpuCondition] = {}
-        self._launching: asyncio.Future[Launching] = asyncio.get_running_loop().create_future()
+        self._launching: Launching | None = None
+        self._cards_known = asyncio.Event()
         self._nudge: Callable[[], None] = lambda: None
         self._doubts = FenceDoubts()
         self._leased = asyncio.Event()
@@ -94,10 +96,14 @@ class Agent:
     # -- at start
 
     def use(self, launching: Launching, nudge: Callable[[], None]) -> None:
-        """The way of a launch, and whom to tell when something begins on a card. Until then launches wait."""
-        if not self._launching.done():
-            self._nudge = nudge
-            self._launching.set_result(launching)
+        """The way of a launch, and whom to tell when something begins on a card. Before any order."""
+        self._launching = launching
+        self._nudge = nudge
+
+    def cards_are_known(self) -> None:
+        """The driver was asked once: launches on cards wait no longer."""
+        self._cards_known.set()
+        self._count_cards()
 
     async def recover(self) -> None:
         """Take up what an earlier agent left: adopt, and forget what was never launched."""
@@ -246,6 +252,10 @@ class Agent:
         """True until the attempt's end is durable."""
         return self.core.is_live(attempt_id)
 
+    def has_ended(self, attempt_id: str) -> bool:
+        """True for one that ended here and, a while, for one that was let go of."""
+        return self.core.has_ended(attempt_id)
+
     async def close(self) -> None:
         """Stop working; jobs and fences stay."""
         tasks = [*self._lanes.values(), *self._background]
@@ -257,18 +267,17 @@ class Agent:
     # -- inside
 
     def _count_cards(self) -> None:
+        # Before the first look an order waits for it (see `_when_ready`) and is not refused because of it.
+        states = {uuid: c.state for uuid, c in self.conditions.items()} if self._cards_known.is_set() else {}
         self.core.set_cards(
-            [
-                Card(card.uuid, card.usable_mib, self.conditions.get(card.uuid, GpuCondition(card.uuid)).state)
-                for card in self.inventory.gpus
-            ]
+            [Card(c.uuid, c.usable_mib, states.get(c.uuid, GpuState.HEALTHY)) for c in self.inventory.gpus]
         )
 
     def _apply(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
                 case decisions.PersistTerm(term):
-                    self._state.write_term(term)
+                    self._keep_term(term)
                 case decisions.Tell(report):
                     self.outbox.tell(report)
                 case decisions.Refused(attempt_id, reason, detail):
@@ -283,6 +292,15 @@ class Agent:
                     self._in_turn(attempt_id, partial(self._fence.release, attempt_id))
                 case decisions.ForgetIt(attempt_id):
                     self._in_turn(attempt_id, partial(self._forget, attempt_id))
+
+    def _keep_term(self, term: int) -> None:
+        try:
+            self._state.write_term(term)
+        except OSError:
+            # Not durable, so not seen: the same term asks for it again.
+            self.core.highest_term = self._kept_term
+            raise
+        self._kept_term = term
 
     def _in_turn(self, attempt_id: str, work: Callable[[], Awaitable[None]]) -> None:
         """Begin the work when the attempt's earlier work is done."""
@@ -311,9 +329,7 @@ class Agent:
         attempt_id = order.attempt_id
         try:
             self._refuse_if_unwanted(attempt_id)
-            launching = await self._when_ready()
-            if order.on_disconnect is OnDisconnect.STOP_AND_REQUEUE:
-                await self._when_leased()
+            launching = await self._when_ready(order)
             ready = await launching.ready(order)
             fenced = await launching.fence(order, ready)
             enforcement = str(fenced.enforcement) if fenced else ""
@@ -328,16 +344,12 @@ class Agent:
                 self._judge_fence(order, err.detail)
             self._refused(attempt_id, err.reason, err.detail)
         except Exception as err:
-            if attempt_id in self._executor.statuses():
-                raise
-            self._refused(attempt_id, Reason.INFRA, f"the launch failed on this node: {type(err).__name__}: {err}")
-
-    async def _when_leased(self) -> None:
-        """An order may overtake the first grant; a job that stops with the lease cannot start before it."""
-        try:
-            await asyncio.wait_for(self._leased.wait(), LEASE_TIMEOUT_S)
-        except TimeoutError:
-            raise LaunchRefused(Reason.NOT_STARTED, "the scheduler has granted this node no lease") from None
+            detail = f"the launch failed on this node: {type(err).__name__}: {err}"
+            if attempt_id not in self._executor.statuses():
+                self._refused(attempt_id, Reason.INFRA, detail)
+                return
+            self._log.error("launch failed half way", attempt=attempt_id, detail=detail)
+            await self._seal(attempt_id)
 
     def _judge_fence(self, order: StartOrder, cause: str) -> None:
         """Remember of an MPS server whether it fenced the last share it was asked to."""
@@ -350,11 +362,16 @@ class Agent:
             else:
                 self._doubts.stood(uuid)
 
-    async def _when_ready(self) -> Launching:
-        try:
-            return await asyncio.wait_for(asyncio.shield(self._launching), READY_TIMEOUT_S)
-        except TimeoutError:
-            raise LaunchRefused(Reason.NOT_STARTED, "the cards of this node cannot be read yet") from None
+    async def _when_ready(self, order: StartOrder) -> Launching:
+        """What an order may have to wait for when the agent or its session has just begun."""
+        if self._launching is None:
+            raise LaunchRefused(Reason.NOT_STARTED, "the agent is still starting")
+        if order.gpu_uuids:
+            await _within(self._cards_known, READY_TIMEOUT_S, "the cards of this node cannot be read yet")
+        if order.on_disconnect is OnDisconnect.STOP_AND_REQUEUE:
+            # An order may overtake the first grant; a job that ends with the lease cannot start before it.
+            await _within(self._leased, LEASE_TIMEOUT_S, "the scheduler has granted this node no lease")
+        return self._launching
 
     def _refuse_if_unwanted(self, attempt_id: str) -> None:
         reason = self.core.stop_wanted(attempt_id)
@@ -403,3 +420,10 @@ class Agent:
     async def _forget(self, attempt_id: str) -> None:
         await self._executor.forget(attempt_id)
         self._book.drop(attempt_id)
+
+
+async def _within(event: asyncio.Event, timeout_s: float, otherwise: str) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        raise LaunchRefused(Reason.NOT_STARTED, otherwise) from None

@@ -6,6 +6,7 @@ processes are gone; a group that no longer exists is empty.
 
 from __future__ import annotations
 
+import errno
 import os
 
 
@@ -51,8 +52,8 @@ def populated(directory: str) -> bool:
     """False once no process of the group or of one below it lives."""
     try:
         return "populated 1" in get(f"{directory}/cgroup.events")
-    except (FileNotFoundError, OSError) as error:
-        if error.errno in (2, 19):  # ENOENT, ENODEV: the group is gone
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):
             return False
         raise
 
@@ -71,6 +72,14 @@ def processes(directory: str) -> set[int]:
         return {int(line) for line in get(f"{directory}/cgroup.procs").split()}
     except OSError:
         return set()
+
+
+def subgroups(directory: str) -> list[str]:
+    """Names of the groups right below; none if it is gone."""
+    try:
+        return [entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
 
 
 def counter(path: str, key: str) -> int:

@@ -127,7 +127,8 @@ def _unescape(text: str) -> str:
 def probe(instance_id: str) -> Layout:
     """Make this instance's groups, try them, and claim them for this process.
 
-    CgroupsUnavailable says what stands in the way, and leaves nothing behind; InstanceInUse: they are another agent's.
+    CgroupsUnavailable says what stands in the way, and leaves nothing behind; InstanceInUse: they are
+    another agent's.
     """
     tops, ours = hierarchies(cgroupfs.get("/proc/self/mountinfo"), cgroupfs.memberships())
     if not tops or tops[0].controllers != ("",):
@@ -154,6 +155,21 @@ def probe(instance_id: str) -> Layout:
         release(layout)
         raise CgroupsUnavailable(f"control groups cannot be made here: {error}") from None
     return layout
+
+
+def own_group() -> str:
+    """The directory of the v2 group that holds this process; for hosts where `probe` succeeded."""
+    return hierarchies(cgroupfs.get("/proc/self/mountinfo"), cgroupfs.memberships())[1][0].directory
+
+
+def stir(own: str) -> None:
+    """Make the moves that follow quick: a move of this process to `own`, where it is already. The kernel lets
+    the first move after a pause wait for a grace period of all processors (about 10 ms), and those soon
+    after it not. It runs beside the launch, whose shim would wait otherwise; that it fails costs that wait
+    and nothing else.
+    """
+    with contextlib.suppress(OSError):
+        cgroupfs.join(own)
 
 
 def _without_leaf(own: Base) -> Base:
@@ -197,7 +213,9 @@ def _make_directory(path: str) -> None:
 
 
 def _claim(layout: Layout, instance_id: str) -> None:
-    """Keep every other agent of this instance away while this process lives: it would take our jobs for its losses."""
+    """Keep every other agent of this instance away while this process lives: it would take our jobs for its
+    losses.
+    """
     directory = layout.unified.directory
     if directory in _claimed:
         return

@@ -210,6 +210,11 @@ class AgentCore:
         entry = self._entries.get(attempt_id)
         return entry is not None and not entry.report.is_final
 
+    def has_ended(self, attempt_id: str) -> bool:
+        """True for an end that is known, let go of or not; False for what never was here, or too long ago."""
+        entry = self._entries.get(attempt_id)
+        return entry.report.is_final if entry is not None else attempt_id in self._forgotten
+
     def on_card(self, uuid: str) -> list[Holding]:
         """The live attempts that hold a part of this card."""
         return [holding for holding in self.live() if uuid in holding.gpu_uuids]

@@ -19,7 +19,6 @@ import msgspec
 from gpushare.config import AgentConfig
 from gpushare.errors import GpushareError
 from gpushare.join import JoinString
-from gpushare.reasons import Reason
 from gpushare_agent import logs
 from gpushare_agent.agent import Agent, NodeFacts, StatusRelay
 from gpushare_agent.executor import Executor
@@ -37,7 +36,7 @@ from gpushare_agent.users import UserLookup
 # A restarted agent has jobs whose leases want renewing: it does not wait long for its cards before the session.
 FIRST_LOOK_RESTARTED_S = 0.5
 FIRST_LOOK_FRESH_S = 120.0
-CLOSE_TIMEOUT_S = 1.5
+CLOSE_TIMEOUT_S = 1.2
 SWEEP_EVERY_S = 600.0
 SWEEP_AGAIN_S = 5.0
 
@@ -126,11 +125,12 @@ class Daemon:
 
     async def _run_parts(self, agent: Agent, monitor: Monitor, launching: Launching, fence: CardFences) -> None:
         """The session, the monitor and the sweeping of old output, until one of them ends."""
+        agent.use(launching, monitor.nudge)
         restarted = bool(agent.core.live()) or bool(agent.inventory.gpus)
 
         async def watch() -> None:
             await first_look
-            agent.use(launching, monitor.nudge)
+            agent.cards_are_known()
             await monitor.run()
 
         async def converse() -> None:
@@ -179,7 +179,10 @@ class Daemon:
             info.uuid: book.usable_mib(info, reserve_mib, empty=not agent.core.on_card(info.uuid)) for info in infos
         }
         inventory = Inventory(tuple(infos), inventory_of(infos, usable_mib, report), snapshot.driver_version)
-        book.write(inventory)
+        try:
+            book.write(inventory)
+        except OSError as err:
+            self._log.warning("the inventory is not kept for the next start", why=str(err))
         news = inventory != agent.inventory
         for line in fence_lines(inventory.gpus) if news or first else ():
             self._log.info(line)
@@ -220,7 +223,7 @@ class Daemon:
                 node, token = await enroll(join.address, join.ca_pem, join.secret, self._identity.instance_id)
                 break
             except GpushareError as err:
-                if err.reason is not Reason.SCHEDULER_UNREACHABLE and err.status != "UNAVAILABLE":
+                if err.status not in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
                     if known is None:
                         raise IdentityError(f"enrolling at {join.address} was refused: {err}") from err
                     self._log.warning("the new join line was refused, the old credentials are used", why=str(err))

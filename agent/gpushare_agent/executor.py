@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -54,6 +55,8 @@ REMOVE_WAIT_FIRST_S = 0.002
 REMOVE_WAIT_LAST_S = 0.1
 DELETE_FORGOTTEN_EVERY_S = 60.0
 SCAN_REUSE_S = 0.2
+# After this long without a launch the kernel has forgotten the last move between groups.
+QUIET_S = 0.02
 
 
 def lease_needed_ms(grace_ms: int) -> int:
@@ -88,8 +91,11 @@ class Executor:
         self._table = AttemptTable(self._files, self._work, on_change)
         self._launcher: LauncherProcess | None = None
         self._lease: LeaseFile | None = None
+        self._job_files = 0
         self._slots = asyncio.Semaphore(MAX_LAUNCHES_AT_ONCE)
         self._scan: tuple[float, list[procscan.Proc]] = (0.0, [])
+        self._own_group = ""
+        self._last_launch_s = 0.0
 
     @property
     def containment(self) -> Containment:
@@ -114,16 +120,20 @@ class Executor:
         OSError if the state directory does not serve.
         """
         layout = None if self._config.weak else cgroups.probe(self._config.instance_id)
+        self._own_group = cgroups.own_group() if layout is not None else ""
         self._files = AttemptFiles(self._config.state_dir, self._config.instance_id, self.boot_id, layout)
         self._table = AttemptTable(self._files, self._work, self._on_change)
         self._files.prepare_root()
         self._lease = LeaseFile(self._config.state_dir / "lease", self.boot_id)
+        # two descriptors per live attempt are ours; a job keeps the limit that its host's admin set
+        self._job_files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self._new_launcher(self._lease)
 
     def _new_launcher(self, lease: LeaseFile) -> LauncherProcess:
         if self._launcher is not None:
             self._launcher.close()
-        self._launcher = LauncherProcess(lease.fd, self._config.state_dir / "launcher.log")
+        self._launcher = LauncherProcess(lease.fd, self._job_files, self._config.state_dir / "launcher.log")
         return self._launcher
 
     def renew_lease(self, deadline_boot_ns: int) -> None:
@@ -145,6 +155,7 @@ class Executor:
             return
         lease = self._check(spec)
         entry = self._table.fresh(spec.attempt_id, self.boot_id)
+        self._stir_groups()
         async with self._slots:
             try:
                 entry.intent = await self._work.in_thread(self._files.prepare, spec)
@@ -157,6 +168,13 @@ class Executor:
                 if not (isinstance(error, LaunchRefused) and error.reason is Reason.STALE_ATTEMPT):
                     await self._discard(spec.attempt_id, keep_logs=False)
                 raise
+
+    def _stir_groups(self) -> None:
+        """On a quiet node, let the kernel prepare for the shim's move while the intent is written."""
+        now, before = time.monotonic(), self._last_launch_s
+        self._last_launch_s = now
+        if self._own_group and now - before > QUIET_S:
+            self._work.spawn(self._work.in_thread(cgroups.stir, self._own_group))
 
     def _check(self, spec: LaunchSpec) -> LeaseFile:
         """Refuse what cannot be run as asked; the open lease."""

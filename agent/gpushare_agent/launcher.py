@@ -12,6 +12,7 @@ from __future__ import annotations
 import _socket
 import gc
 import os
+import resource
 import select
 import sys
 
@@ -24,9 +25,12 @@ _INT_BYTES = 4
 
 
 def main() -> None:
-    """Arguments: the inherited socket's and lease file's descriptors."""
+    """Arguments: the package's directory, the inherited socket's and lease file's descriptors, and the soft limit of
+    open files that jobs get.
+    """
     agent = _socket.socket(fileno=int(sys.argv[2]))
     lease_fd = int(sys.argv[3])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[4]), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     syscalls.set_name("gpushare-launch")
     signals.ignore(
         (signals.SIGINT, signals.SIGTERM, signals.SIGHUP)

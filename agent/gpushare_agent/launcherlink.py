@@ -29,9 +29,11 @@ class LauncherGone(Exception):
 
 
 class LauncherProcess:
-    """One running launcher. `lease_fd` is what its shims will read their lease from; `log` takes its rare words."""
+    """One running launcher. `lease_fd` is what its shims will read their lease from, `max_files` the soft limit of
+    open files that jobs get, `log` takes its rare words.
+    """
 
-    def __init__(self, lease_fd: int, log: Path) -> None:
+    def __init__(self, lease_fd: int, max_files: int, log: Path) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # no inherited environment: nothing of a tenant's or an admin's shell reaches the process that forks as root;
         # symbols are bound once here and not again in each of its forks
@@ -39,7 +41,7 @@ class LauncherProcess:
         if failpoints.ENVIRONMENT_NAME in os.environ:
             environment[failpoints.ENVIRONMENT_NAME] = os.environ[failpoints.ENVIRONMENT_NAME]
         package_root = str(Path(__file__).resolve().parent.parent)
-        arguments = [package_root, str(theirs.fileno()), str(lease_fd)]
+        arguments = [package_root, str(theirs.fileno()), str(lease_fd), str(max_files)]
         with theirs, log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-X", "utf8", "-c", _CODE, *arguments],

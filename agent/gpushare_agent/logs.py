@@ -57,6 +57,9 @@ class LogSource(Protocol):
     def may_grow(self, attempt_id: str) -> bool:
         """True until the attempt's end is durable; False for one that is unknown."""
 
+    def has_ended(self, attempt_id: str) -> bool:
+        """True for one that ended here not long ago: without output it printed nothing, or never ran."""
+
 
 class LogReads:
     """All readers of this node; `changed` wakes those of one attempt."""
@@ -83,7 +86,7 @@ class LogReads:
             # Asked before the read: what was printed before the end is then surely seen.
             growing = self._source.may_grow(order.attempt_id)
             directory = self._source.log_dir(order.attempt_id)
-            if not growing and not directory.is_dir():
+            if not growing and not directory.is_dir() and not self._source.has_ended(order.attempt_id):
                 detail = f"the output of {order.attempt_id} is no longer kept on this node"
                 yield LogPiece(offset, end=True, error_reason=Reason.LOGS_GONE, error_detail=detail)
                 return

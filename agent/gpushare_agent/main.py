@@ -62,6 +62,8 @@ def _run(config: AgentConfig, state: StateDirectory, identity: Identity, join: J
         return _refuse(str(err))
     except OSError as err:
         return _refuse(f"the launcher cannot be started: {err}")
+    # Its notes on every connection that ends say nothing that the agent does not say itself.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from gpushare_agent.daemon import Daemon
 
     try:

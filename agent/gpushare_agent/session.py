@@ -40,6 +40,7 @@ RENEWALS_REMEMBERED = 16
 LOG_WINDOW_BYTES = 1 << 20
 LOG_STALL_S = 60.0
 READS_MAX = 48
+TEXT_MAX_CHARS = 2000
 SAY_AGAIN_EVERY_S = 60.0
 
 # Answers that another try a moment later will get again: somebody has to do something first.
@@ -159,6 +160,10 @@ class SessionLoop:
             except GpushareError as err:
                 self._complain(err)
                 pause_s = self._backoff.after(err.reason)
+            except OSError as err:
+                # This node's own disk: a term that cannot be kept is not followed.
+                self._complain(UnavailableError(Reason.INTERNAL, f"This node cannot keep what it must: {err}."))
+                pause_s = self._backoff.after(Reason.INTERNAL)
             finally:
                 self.connected = False
             await asyncio.sleep(pause_s)
@@ -424,6 +429,11 @@ def _sync(facts: SyncFacts) -> agent_pb2.Sync:
     )
 
 
+def _text(text: str) -> str:
+    """What a message can carry: bytes of a file name that are no UTF-8 would fail every Sync from then on."""
+    return text[:TEXT_MAX_CHARS].encode(errors="backslashreplace").decode()
+
+
 def _gpu(card: GpuInventory) -> agent_pb2.GpuInventory:
     return agent_pb2.GpuInventory(
         uuid=card.uuid,
@@ -446,7 +456,7 @@ def _report(report: Report, containment: str) -> agent_pb2.AttemptReport:
         attempt_id=report.attempt_id,
         state=f"ATTEMPT_STATE_{report.state}",
         reason=str(report.reason or ""),
-        detail=report.detail,
+        detail=_text(report.detail),
         exit_code=report.exit_code,
         signal=report.signal,
         tier=report.tier,
@@ -465,9 +475,10 @@ def _condition(condition: GpuCondition) -> agent_pb2.GpuCondition:
         uuid=condition.uuid,
         state=f"GPU_STATE_{condition.state}",
         reason=condition.reason,
-        detail=condition.detail,
+        detail=_text(condition.detail),
         strangers=[
-            node_pb2.Stranger(pid=each.pid, user=each.user, memory_mib=each.memory_mib) for each in condition.strangers
+            node_pb2.Stranger(pid=each.pid, user=_text(each.user), memory_mib=each.memory_mib)
+            for each in condition.strangers
         ],
     )
 

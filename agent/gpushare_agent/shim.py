@@ -242,6 +242,9 @@ class Shim:
         self._end.started()
         if self.spec["run_limit_ms"] is not None:
             self._run_deadline = boot_ns() + self.spec["run_limit_ms"] * MS
+        if self._end.stopping and self._killed_at is None:
+            # the stop came while there was no program yet to hear it
+            self._terminate()
         self._publish()
 
     def _wake_on_children(self) -> int:
@@ -332,14 +335,18 @@ class Shim:
             records.note(self._dirfd, records.STOP, tinyjson.dumps(stop))
             self._end.stop(stop)
             self._grace_deadline = deadline
-            if grace_ms > 0:
-                self._end.sent(signals.SIGTERM)
-                self._task.terminate()
+            if grace_ms > 0 and self._error_pipe < 0:
+                self._terminate()
             self._publish()
         elif self._grace_deadline is not None:
             self._grace_deadline = min(self._grace_deadline, deadline)
         if now >= (self._grace_deadline or deadline):
             self._kill(now)
+
+    def _terminate(self) -> None:
+        if self._task is not None:
+            self._end.sent(signals.SIGTERM)
+            self._task.terminate()
 
     def _kill(self, now: int) -> None:
         self._grace_deadline = None

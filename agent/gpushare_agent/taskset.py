@@ -23,8 +23,11 @@ class GroupedTask:
         self.directory = directory
 
     def pids(self) -> set[int]:
-        """The group's own processes."""
-        return cgroupfs.processes(self.directory)
+        """The processes of the group and of the groups right below it."""
+        found = cgroupfs.processes(self.directory)
+        for name in cgroupfs.subgroups(self.directory):
+            found |= cgroupfs.processes(f"{self.directory}/{name}")
+        return found
 
     def terminate(self) -> None:
         """SIGTERM to each, and SIGCONT so that a stopped one hears it."""

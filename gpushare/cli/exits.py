@@ -6,6 +6,5 @@ EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 # `run` and `wait` return the job's code; a failure that is not the job's must be told apart.
 EXIT_OWN_FAILURE = 125
-EXIT_HANGUP = 129
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141

@@ -11,13 +11,14 @@ import asyncio
 import signal
 from types import TracebackType
 
-from gpushare.cli.exits import EXIT_HANGUP, EXIT_INTERRUPTED
+from gpushare.cli.exits import EXIT_INTERRUPTED
 
 
 class Interrupts:
     """`with Interrupts() as interrupts` inside a running event loop.
 
-    `cancel` is set by the first SIGINT or SIGTERM, `leave` by the second or by SIGHUP; `exit_code` says which it was.
+    `cancel` is set by the first SIGINT or SIGTERM, `leave` by the second or by SIGHUP; `exit_code` is 128 plus the
+    newest of them.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class Interrupts:
             (signal.SIGHUP, self._hung_up),
         ):
             if signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, handler)
+                loop.add_signal_handler(number, handler, number)
                 self._installed.append(number)
         return self
 
@@ -45,9 +46,10 @@ class Interrupts:
         for number in self._installed:
             loop.remove_signal_handler(number)
 
-    def _interrupted(self) -> None:
+    def _interrupted(self, number: signal.Signals) -> None:
+        self.exit_code = 128 + number
         (self.leave if self.cancel.is_set() else self.cancel).set()
 
-    def _hung_up(self) -> None:
-        self.exit_code = EXIT_HANGUP
+    def _hung_up(self, number: signal.Signals) -> None:
+        self.exit_code = 128 + number
         self.leave.set()

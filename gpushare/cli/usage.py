@@ -25,7 +25,7 @@ _AUDIT_COLUMNS = ("SEQ", "TIME", "USER", "ROLE", "TENANT", "WHAT", "SUBJECT")
 @output_option
 @with_client
 async def usage(client: AsyncClient, by: str, tenant: str, output: str) -> None:
-    """Card-seconds held, from allocation to end: the part of a card that nobody else could have, times its time."""
+    """Who used how much: the part of a card that nobody else could have, times seconds, from allocation to end."""
     from gpushare.cli.output import charge_seconds, print_json, short_name
     from gpushare.cli.table import print_table
 

@@ -1,8 +1,10 @@
-"""A process that plays an agent to the executor, made to be killed: it works a list of jobs off, across its own deaths.
+"""A process that plays an agent to the executor, made to be killed: it works a list of jobs off, across its own
+deaths.
 
-`executor_driver.py DIR [--weak] [--uid N]`: DIR holds `jobs` (lines of JSON {job, argv}) and gets `reports`, one line of JSON per
-order and per status, as a scheduler's journal would. An attempt that was ordered and is unknown after a restart is sealed; one that
-provably never started, or that the host's fault ended, is followed by the next. Ends when every job is over.
+`executor_driver.py DIR [--weak] [--uid N]`: DIR holds `jobs` (lines of JSON {job, argv}) and gets `reports`,
+one line of JSON per order and per status, as a scheduler's journal would. An attempt that was ordered and is
+unknown after a restart is sealed; one that provably never started, or that the host's fault ended, is
+followed by the next. Ends when every job is over.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ class Driver:
             self.last[record["attempt_id"]] = record
         os.write(self.journal, b"\n")
         self.executor.start_launcher()
-        ordered = {name: line for name, line in self.last.items() if line["state"] not in ("SUCCEEDED", "FAILED", "STOPPED")}
+        ordered = {
+            name: line for name, line in self.last.items() if line["state"] not in ("SUCCEEDED", "FAILED", "STOPPED")
+        }
         for status in await self.executor.recover():
             self.report(status)
             ordered.pop(status.attempt_id, None)
@@ -74,7 +78,12 @@ class Driver:
                     try:
                         await self.executor.launch(spec)
                     except LaunchRefused as refused:
-                        line = {"attempt_id": attempt_id, "state": "STOPPED", "reason": "NOT_STARTED", "detail": str(refused)}
+                        line = {
+                            "attempt_id": attempt_id,
+                            "state": "STOPPED",
+                            "reason": "NOT_STARTED",
+                            "detail": str(refused),
+                        }
                         self.note(line)
                 while self.last[attempt_id]["state"] not in ("SUCCEEDED", "FAILED", "STOPPED"):
                     self.changed.clear()

@@ -1,4 +1,6 @@
-"""What the executor's tests share: a host that runs real shims and real processes, and ways to wait for what they do."""
+"""What the executor's tests share: a host that runs real shims and real processes, and ways to wait for what
+they do.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from gpushare_agent import cgroupfs, cgroups
 from gpushare_agent.executor import Executor, ExecutorConfig
 from gpushare_agent.launchspec import AttemptStatus, LaunchSpec, UnixUser

@@ -22,12 +22,16 @@ class Source:
     def __init__(self, root: Path, growing: bool) -> None:
         self.root = root
         self.growing = growing
+        self.ended = False
 
     def log_dir(self, attempt_id: str) -> Path:
         return self.root / attempt_id
 
     def may_grow(self, attempt_id: str) -> bool:
         return self.growing
+
+    def has_ended(self, attempt_id: str) -> bool:
+        return self.ended
 
 
 def written(root: Path, data: bytes, cap_bytes: int = 1 << 20) -> StreamLog:
@@ -81,6 +85,12 @@ def test_output_that_is_gone_says_so(tmp_path: Path) -> None:
     (piece,) = read(Source(tmp_path, growing=False), order())
     assert (piece.end, piece.error_reason) == (True, Reason.LOGS_GONE)
     assert ATTEMPT in piece.error_detail
+
+
+def test_an_attempt_that_ended_without_ever_printing_has_an_empty_output(tmp_path: Path) -> None:
+    source = Source(tmp_path, growing=False)
+    source.ended = True
+    assert read(source, order(follow=True)) == [LogPiece(0, end=True)]
 
 
 @pytest.mark.parametrize("wanted", [order(stream="stdin"), order(stream="../x"), order(offset=-1)])

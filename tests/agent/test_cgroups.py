@@ -1,4 +1,6 @@
-"""Control groups: where they are made on each kind of host, what is written for a limit, and the pair on this kernel."""
+"""Control groups: where they are made on each kind of host, what is written for a limit, and the pair on this
+kernel.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from executor_kit import needs_groups, needs_root, spec
+
 from gpushare_agent import cgroupfs, cgroups, devices
 from gpushare_agent.cgroups import Base
 

@@ -1,4 +1,6 @@
-"""What a restarted agent finds and makes of it: adoption, judgement from disk, damaged records, reboots, dead launchers."""
+"""What a restarted agent finds and makes of it: adoption, judgement from disk, damaged records, reboots, dead
+launchers.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from executor_kit import BOTH_KINDS, Host, alive, eventually, host, needs_groups, run, shell, spec
-from gpushare_agent import cgroups
 
 from gpushare.reasons import Reason
+from gpushare_agent import cgroups
 
 
 @pytest.mark.parametrize("weak", BOTH_KINDS)
@@ -105,7 +107,9 @@ def test_agent_and_shim_both_dead(tmp_path: Path, weak: bool) -> None:
 
 
 def test_another_boot(tmp_path: Path) -> None:
-    """An exit record is read whatever the boot; what had none was ended by the reboot; what never ran may run again."""
+    """An exit record is read whatever the boot; what had none was ended by the reboot; what never ran may run
+    again.
+    """
 
     async def body() -> None:
         async with host(tmp_path, weak=True) as here:

@@ -23,10 +23,10 @@ from executor_kit import (
     shell,
     spec,
 )
-from gpushare_agent import unixuser
-from gpushare_agent.launchspec import LaunchRefused, UnixUser
 
 from gpushare.reasons import Reason
+from gpushare_agent import unixuser
+from gpushare_agent.launchspec import LaunchRefused, UnixUser
 
 ENDS = [
     (("true",), "SUCCEEDED", Reason.COMPLETED, 0, None),
@@ -427,9 +427,7 @@ def test_host_memory_is_a_limit_with_figures(tmp_path: Path) -> None:
             assert "64 MiB" in found.detail
             # its child is killed, the shell lives on and says so
             inner = launch.argv[-1]
-            found = await here.result(
-                shell("t.2.0.1", f'{launch.argv[0]} -I -S -c "{inner}"', host_memory_mib=64)
-            )
+            found = await here.result(shell("t.2.0.1", f'{launch.argv[0]} -I -S -c "{inner}"', host_memory_mib=64))
             assert found.reason is Reason.HOST_MEMORY_LIMIT
             found = await here.result(python("t.3.0.1", "x = b'x' * (20 << 20)", host_memory_mib=64))
             assert found.state == "SUCCEEDED"

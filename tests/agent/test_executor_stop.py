@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 import time
+import uuid
 from pathlib import Path
 
 import pytest
-from executor_kit import BOTH_KINDS, alive, eventually, host, needs_groups, python, run, shell, spec
-from gpushare_agent import executor as executor_module
-from gpushare_agent import procscan
-from gpushare_agent.executor import lease_needed_ms
-from gpushare_agent.launchspec import LaunchRefused
+from executor_kit import BOTH_KINDS, alive, eventually, host, needs_groups, needs_root, python, run, shell, spec
 
 from gpushare.reasons import Reason
+from gpushare_agent import attempttable, procscan
+from gpushare_agent import executor as executor_module
+from gpushare_agent.executor import lease_needed_ms
+from gpushare_agent.launchspec import LaunchRefused
 
 # ignores SIGTERM, forks, daemonizes with a session of its own, and so does its child
 STUBBORN = """
@@ -71,7 +73,7 @@ def test_sigterm_reaches_every_process_even_a_stopped_one_and_is_told(tmp_path: 
     async def body() -> None:
         async with host(tmp_path, weak) as here:
             code = "trap 'echo child; exit' TERM; echo ready; while :; do sleep 0.05; done"
-            await here.executor.launch(shell("t.1.0.1", f"(setsid sh -c \"{code}\") & kill -STOP $$; wait"))
+            await here.executor.launch(shell("t.1.0.1", f'(setsid sh -c "{code}") & kill -STOP $$; wait'))
             await eventually(lambda: here.stdout("t.1.0.1") == "ready\n")
             await eventually(lambda: _state(here, "t.1.0.1") == "T")
             await here.executor.stop("t.1.0.1", Reason.PREEMPTED, 20_000)
@@ -373,7 +375,9 @@ def test_a_shim_that_slept_finds_its_job_and_its_orders_again(tmp_path: Path) ->
 
 @needs_groups
 def test_a_stranger_that_wrote_to_the_jobs_pipe_does_not_hold_its_end_up(tmp_path: Path) -> None:
-    """A process outside the job got the write end of its stdout: the end waits for the job's processes, not for the pipe."""
+    """A process outside the job got the write end of its stdout: the end waits for the job's processes, not for
+    the pipe.
+    """
 
     async def body() -> None:
         async with host(tmp_path) as here:
@@ -388,6 +392,64 @@ def test_a_stranger_that_wrote_to_the_jobs_pipe_does_not_hold_its_end_up(tmp_pat
                 assert here.stdout("t.1.0.1") == "from outside\n"
             finally:
                 os.close(held)
+
+    run(body())
+
+
+@needs_root
+@needs_groups
+@pytest.mark.skipif(not Path("/sys/fs/cgroup/freezer").is_dir(), reason="no v1 freezer to hold a process with")
+def test_what_outlives_sigkill_is_never_called_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that the kernel does not let die (here: frozen) keeps its attempt alive, visibly, until it is
+    gone.
+    """
+    monkeypatch.setattr(attempttable, "STUCK_AFTER_NS", 300_000_000)
+    monkeypatch.setattr(attempttable, "KILL_SLICE_S", 0.1)
+    freezer = Path(f"/sys/fs/cgroup/freezer/gpushare-test-{uuid.uuid4().hex[:12]}")
+
+    async def body() -> None:
+        async with host(tmp_path) as here:
+            await here.executor.launch(spec("t.1.0.1", "sleep", "600"))
+            await here.running("t.1.0.1")
+            (pid,) = here.executor.pids("t.1.0.1")
+            freezer.mkdir()
+            try:
+                (freezer / "cgroup.procs").write_text(str(pid))
+                (freezer / "freezer.state").write_text("FROZEN")
+                await eventually(lambda: (freezer / "freezer.state").read_text() == "FROZEN\n")
+                os.kill(here.shim_pid("t.1.0.1"), signal.SIGKILL)
+                await eventually(lambda: here.status("t.1.0.1").stuck)
+                assert here.status("t.1.0.1").state == "STOPPING"
+                assert str(pid) in here.status("t.1.0.1").detail
+                with pytest.raises(ValueError, match="cannot be forgotten"):
+                    await here.executor.forget("t.1.0.1")
+            finally:
+                (freezer / "freezer.state").write_text("THAWED")
+            found = await here.ended("t.1.0.1")
+            assert (found.state, found.reason, found.stuck) == ("FAILED", Reason.INFRA, False)
+            freezer.rmdir()
+
+    run(body())
+
+
+def test_nothing_leaks_from_attempt_to_attempt(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with host(tmp_path, weak=True) as here:
+
+            async def one(number: int) -> None:
+                attempt_id = f"t.{number}.0.1"
+                await here.executor.launch(shell(attempt_id, "exit 1"))
+                await here.ended(attempt_id)
+                await here.executor.forget(attempt_id)
+
+            await asyncio.gather(*(one(number) for number in range(10)))
+            before = os.listdir("/proc/self/fd"), threading.active_count()
+            await asyncio.gather(*(one(number) for number in range(10, 40)))
+            assert (os.listdir("/proc/self/fd"), threading.active_count()) == before
+            launcher = here.executor.launcher_pid
+            children = Path(f"/proc/{launcher}/task/{launcher}/children")
+            await eventually(lambda: children.read_text() == "")
+            assert here.executor.statuses() == {}
 
     run(body())
 

@@ -7,14 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gpushare_agent
 import pytest
 from executor_kit import host, run, spec
-from gpushare_agent import attemptend, failpoints, shim, tinyjson
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gpushare_agent
 from gpushare.reasons import Reason
+from gpushare_agent import attemptend, failpoints, shim, tinyjson
 
 PACKAGE_ROOT = str(Path(gpushare_agent.__file__).parent.parent)
 # generous: measured 1.8 MiB of private memory for the launcher and 1.4 MiB for a shim
@@ -56,7 +56,19 @@ def test_the_launcher_loads_next_to_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True, capture_output=True, text=True)
     loaded = set(done.stdout.split())
-    heavy = {"asyncio", "grpc", "json", "logging", "msgspec", "pathlib", "re", "enum", "socket", "subprocess", "gpushare"}
+    heavy = {
+        "asyncio",
+        "grpc",
+        "json",
+        "logging",
+        "msgspec",
+        "pathlib",
+        "re",
+        "enum",
+        "socket",
+        "subprocess",
+        "gpushare",
+    }
     assert not loaded & heavy
     own = {name for name in loaded if name.startswith("gpushare_agent.")}
     assert own >= {"gpushare_agent.shim", "gpushare_agent.task"}
@@ -94,7 +106,8 @@ from gpushare_agent.executor import Executor, ExecutorConfig, LaunchSpec
 from pathlib import Path
 import asyncio
 async def main():
-    ex = Executor(ExecutorConfig(Path({str(tmp_path / "state")!r}), "copy", weak=True, run_as_self=True), lambda s: None)
+    config = ExecutorConfig(Path({str(tmp_path / "state")!r}), "copy", weak=True, run_as_self=True)
+    ex = Executor(config, lambda s: None)
     ex.start_launcher(); await ex.recover()
     spec = dict(env={{"PATH": "/usr/bin:/bin"}}, cwd="/", log_cap_bytes=4096)
     await ex.launch(LaunchSpec(attempt_id="t.1.0.1", argv=("true",), **spec))

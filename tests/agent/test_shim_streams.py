@@ -1,4 +1,6 @@
-"""What a job prints, from the pipe to the reader: offsets, the cap with its gap, full disks, and that nobody waits for anybody."""
+"""What a job prints, from the pipe to the reader: offsets, the cap with its gap, full disks, and that nobody
+waits for anybody.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from executor_kit import eventually, host, needs_root, python, run, shell
-from gpushare_agent import logfiles, records
-from gpushare_agent.streams import MIN_CAP_BYTES, StreamLog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpushare.reasons import Reason
+from gpushare_agent import logfiles, records
+from gpushare_agent.streams import MIN_CAP_BYTES, StreamLog
 
 CAP = 64 * 1024
 

@@ -45,6 +45,14 @@ def end_processes_of(home: Path) -> None:
         time.sleep(0.02)
 
 
+def end_processes_named(home: Path, names: Collection[str]) -> None:
+    """SIGKILL to those of `home` whose command line has one of these names."""
+    for pid in processes_of(home):
+        if any(name.encode() in _read(pid, "cmdline") for name in names):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 def groups_of(instances: Collection[str]) -> list[Path]:
     """Control groups of these agents, the deepest first."""
     tops = [top for name in instances for top in _instance_groups(name)]

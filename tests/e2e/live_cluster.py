@@ -78,12 +78,14 @@ class Daemon:
         self.log_file = config.with_suffix(".log")
         self.environ = dict(environ)
         self.base_fds = 0
+        self._log_start = 0
         self._command = [*prefix, sys.executable, "-m", module, "--config", str(config)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Returns when the process exists."""
         assert not self.running, f"{self.name} runs already"
+        self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
@@ -106,6 +108,17 @@ class Daemon:
     def log(self) -> str:
         """What it has said so far."""
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The log's lines of this event since the last start."""
+        with self.log_file.open(errors="replace") as log:
+            log.seek(self._log_start)
+            lines = [line for line in log.read().splitlines() if name in line]
+        found = []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+        return [line for line in found if line.get("event") == name]
 
     def fds(self) -> int:
         """Descriptors that it holds now."""
@@ -158,6 +171,8 @@ class LiveCluster:
         self.port = free_port()
         self.witness = Witness(home / "witness")
         self.agents: dict[str, Daemon] = {}
+        # Programs that outlive their agent on purpose, by their names; they are ended with the cluster.
+        self.outlives: tuple[str, ...] = ()
         self.scheduler: Daemon
         self.admin: AsyncClient
         self.client: AsyncClient
@@ -176,8 +191,12 @@ class LiveCluster:
         connection = settings_of_join(decode_join(join_file.read_text()), tenant=TENANT)
         self.admin = AsyncClient(connection)
         await self.admin.create_tenant(TENANT, TenantSettings(max_queued_jobs=100_000))
-        token = (await self.admin.create_token(USER, Role.ROLE_USER, tenant=TENANT)).secret
-        self.client = AsyncClient(ConnectionSettings(connection.server, token, connection.ca_pem, TENANT, USER))
+        self.use_token((await self.admin.create_token(USER, Role.ROLE_USER, tenant=TENANT)).secret)
+
+    def use_token(self, token: str) -> None:
+        """`client` calls with this one from now on."""
+        known = self.admin.settings
+        self.client = AsyncClient(ConnectionSettings(known.server, token, known.ca_pem, TENANT, USER))
 
     async def add_agent(
         self, node: str, simulate: str = "", *, environ: Mapping[str, str] | None = None, **settings: object
@@ -220,7 +239,7 @@ class LiveCluster:
         await until(all_ready, f"nodes {sorted(wanted)} are ready", START_LIMIT_S)
 
     async def settled(self, node: str) -> None:
-        """Until the node has begun a session with the scheduler as it is now."""
+        """Until agent and scheduler, as they were started last, have met."""
         await until(lambda: self._synced(node), f"{node} is in sync", START_LIMIT_S)
 
     def note_descriptors(self) -> None:
@@ -321,6 +340,7 @@ class LiveCluster:
         for agent in self.agents.values():
             await agent.stop()
         await self.scheduler.stop()
+        leaks.end_processes_named(self.home, self.outlives)
         await until(
             lambda: not leaks.processes_of(self.home),
             f"no process is left: {leaks.describe(leaks.processes_of(self.home))}",
@@ -364,6 +384,10 @@ class LiveCluster:
             await asyncio.sleep(POLL_S)
 
     async def _synced(self, node: str) -> bool:
+        leading = self.scheduler.events("leading")
+        met = {line["term"] for line in self.agents[node].events("in session with the scheduler")}
+        if not leading or leading[-1]["term"] not in met:
+            return False
         with contextlib.suppress(GpushareError):
             return (await self.node(node)).ready
         return False

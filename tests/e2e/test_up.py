@@ -154,7 +154,7 @@ READ_ONLY_CGROUPS = (
 def open_directory() -> Iterator[Path]:
     """A directory that everybody may enter, unlike those below `tmp_path`."""
     with tempfile.TemporaryDirectory(prefix="gpushare-test-") as path:
-        os.chmod(path, 0o755)
+        Path(path).chmod(0o755)
         yield Path(path)
 
 

@@ -26,6 +26,7 @@ from gpushare_agent.sharing.mps_daemon import (
     CardDaemon,
     DaemonError,
     MpsSettings,
+    find_daemon,
     short_name,
 )
 from gpushare_agent.sharing.port import (
@@ -127,6 +128,15 @@ class MpsFence:
         cause = why_no_jobs(card.info)
         if cause or card.attempts:
             return cause
+        left_over = find_daemon(card.daemon.pipe, card.info.uuid) is not None
+        cause = await self._try(card, busy=busy)
+        if cause and left_over and not busy:
+            # What is wrong may be the daemon of an earlier agent: a new one gets its chance.
+            cause = await self._try(card, busy=busy)
+        return cause
+
+    async def _try(self, card: _Card, *, busy: bool) -> str:
+        """Whether a daemon and a server can be had now; "" or why not. An idle card's failure is cleared away."""
         try:
             await card.daemon.ensure()
             card.directory_state = card.daemon.directory_state()
