@@ -78,6 +78,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     lease_ttl_s: Annotated[int, Meta(ge=3, le=3600)] = 15
     # After a start nobody is declared lost for this long.
     recovery_grace_s: Annotated[int, Meta(ge=0, le=3600)] = 30
+    # Which card a task gets of those that fit; one file each in gpushare/core/placement.
+    placement_policy: Literal["best_fit"] = "best_fit"
     # A snapshot is taken after this many events.
     snapshot_every_events: Annotated[int, Meta(ge=1)] = 20_000
     # Attempts lost to the machine are repeated this often, free of the job's own retries, with growing pauses.

@@ -64,7 +64,6 @@ class Reason(StrEnum):
     OCCUPIED = "OCCUPIED"
     GPU_UNHEALTHY = "GPU_UNHEALTHY"
     RETRY_BACKOFF = "RETRY_BACKOFF"
-    PREVIOUS_ATTEMPT_ENDING = "PREVIOUS_ATTEMPT_ENDING"
     SCHEDULING = "SCHEDULING"
 
     # -- how an attempt or a job ended
@@ -284,10 +283,6 @@ SENTENCES: Final[Mapping[Reason, tuple[str, str]]] = MappingProxyType(
         Reason.RETRY_BACKOFF: (
             "The last attempt was lost; the next waits a moment.",
             "Nothing to do.",
-        ),
-        Reason.PREVIOUS_ATTEMPT_ENDING: (
-            "The last attempt has not been proven dead yet.",
-            "Wait; if its node is gone for good, declare the node dead.",
         ),
         Reason.SCHEDULING: (
             "The job has not been looked at yet.",

@@ -15,7 +15,6 @@ from gpushare.core.model import (
     EXCLUSIVE_TIER,
     SHARE_TIERS,
     WHOLE_CARD_MILLI,
-    Enforcement,
     GpuInventory,
     Node,
     TaskRequest,
@@ -152,11 +151,6 @@ def _why_none(request: TaskRequest, nodes: list[Node]) -> str:
         f"no node is large enough: the largest has {most} GPUs, {cpu} milli-CPU and {memory} MiB of host memory "
         "(CPU and host memory count together with the cards of one node)"
     )
-
-
-def weakest_ok(enforcement: Enforcement) -> str:
-    """The level's name as people write it."""
-    return enforcement.name.lower()
 
 
 def _ceil_div(a: int, b: int) -> int:

@@ -201,6 +201,12 @@ class ReportConditions(Command, frozen=True):
     conditions: tuple[GpuCondition, ...]
 
 
+class NodeSessionClosed(Command, frozen=True):
+    """The node's session ended and none has taken its place."""
+
+    node: str
+
+
 class NodeLeaseExpired(Command, frozen=True):
     """The lease ran out unrenewed."""
 
@@ -221,13 +227,14 @@ class Bootstrap(Command, frozen=True):
     unix_user: str
     token_id: str
     sha256: str
+    settings: TenantSettings = TenantSettings()
 
 
 class Housekeep(Command, frozen=True):
-    """Let go of what is old enough: ended jobs to the history table, request records, used-up join secrets."""
+    """Let go of what is old enough: ended jobs (to the history table) and request records."""
 
     archive_before_ms: int
-    most: int = 1000
+    most: int = 5000
 
 
 class CoreSettings(msgspec.Struct, frozen=True):
@@ -264,6 +271,10 @@ class Outcome(msgspec.Struct, frozen=True):
     names: tuple[str, ...] = ()
     # Notices for the caller, by name: "dropped_env", "default_request_used".
     notices: dict[str, tuple[str, ...]] = {}
+    # This request id had done it before; nothing was done now.
+    is_repeated: bool = False
+    # There is more of the same to do.
+    is_partial: bool = False
 
 
 class Call(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from gpushare.core.capacity import least_charge
 from gpushare.core.commands import CoreSettings
 from gpushare.core.events import AttemptsAllocated, Event, JobEnded
-from gpushare.core.lifecycle import OWN_FAILURE_CODE
+from gpushare.core.lifecycle import INFRA_REASONS, OWN_FAILURE_CODE
 from gpushare.core.model import Job, JobState, Slice, TaskRequest
 from gpushare.core.placement import POLICIES, Policy
 from gpushare.core.placement.filters import Refusals, candidates
@@ -87,9 +87,11 @@ def place(plan: Plan, job: Job, policy: Policy, refusals: Refusals) -> list[Slic
     checkpoint = plan.checkpoint()
     tenant = plan.state.tenants[job.tenant]
     slices: list[Slice] = []
+    # A node that lost this job before is taken last: one bad host must not burn all its tries.
+    burnt = {a.slice.node for a in job.attempts if a.reason in INFRA_REASONS}
     for task in range(job.spec.tasks):
         found = candidates(plan, job.spec.resources, job.tenant, task, tenant.settings.limit_milli, refusals)
-        best = min(found, key=lambda c: (policy(c), c.slice.node, c.card_index, c.slice.gpu_uuids), default=None)
+        best = min(found, key=lambda c: (c.slice.node in burnt, policy(c), c.slice.node, c.card_index), default=None)
         if best is None:
             plan.rollback(checkpoint)
             return None

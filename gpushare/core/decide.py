@@ -32,6 +32,7 @@ from gpushare.core.commands import (
     Housekeep,
     NodeLeaseExpired,
     NodeLeaseLapsed,
+    NodeSessionClosed,
     Outcome,
     Rejection,
     ReportAttempt,
@@ -76,7 +77,7 @@ def decide(state: ClusterState, command: Command, call: Call, now_ms: int, setti
     known = state.requests.get(request_key(call))
     if known is not None:
         if (known.method, known.body_sha256) == (call.method, call.body_sha256):
-            return Outcome(names=known.names, notices={"repeated": ()})
+            return Outcome(names=known.names, is_repeated=True)
         return Rejection(
             Reason.REQUEST_ID_REUSED,
             f"request_id {names.shown(call.request_id)} was used for another request; use a new one for a new request",
@@ -179,7 +180,7 @@ def _housekeep(state: ClusterState, command: Housekeep, call: Call, now_ms: int,
     stale = [k for k, r in state.requests.items() if 0 < r.expires_ms < now_ms][: command.most]
     if stale:
         events.append(RequestsForgotten(keys=tuple(stale)))
-    return Outcome(events=tuple(events))
+    return Outcome(events=tuple(events), is_partial=command.most in (len(old), len(stale)))
 
 
 _HANDLERS: dict[type[Command], Callable[[ClusterState, Any, Call, int, CoreSettings], Decision]] = {
@@ -200,6 +201,7 @@ _HANDLERS: dict[type[Command], Callable[[ClusterState, Any, Call, int, CoreSetti
     DeclareNodeDead: decide_nodes.declare_dead,
     NodeLeaseExpired: decide_nodes.lease_expired,
     NodeLeaseLapsed: decide_nodes.lease_lapsed,
+    NodeSessionClosed: decide_nodes.session_closed,
     ReportConditions: decide_nodes.report_conditions,
     ReportAttempt: decide_attempts.report,
     ReportRebooted: decide_attempts.rebooted,

@@ -18,6 +18,7 @@ from gpushare.core.commands import (
     EnrollNode,
     NodeLeaseExpired,
     NodeLeaseLapsed,
+    NodeSessionClosed,
     Outcome,
     Rejection,
     ReportAttempt,
@@ -33,6 +34,7 @@ from gpushare.core.events import (
     JoinTokenCreated,
     NodeCordoned,
     NodeDeclaredDead,
+    NodeDisconnected,
     NodeEnrolled,
     NodeSilent,
     NodeSynced,
@@ -134,10 +136,14 @@ def _bad_inventory(state: ClusterState, command: SyncNode, settings: CoreSetting
     if len(set(uuids)) != len(uuids):
         return "a GPU UUID twice"
     for other in state.nodes.values():
-        if other.name != command.node:
+        # A dead host's cards may have been moved; all its attempts have ended with it.
+        if other.name != command.node and other.state is not NodeState.LOST:
             shared = [u for u in uuids if u in other.gpus]
             if shared:
-                return f"GPU {names.shown(shared[0])} belongs to node {other.name}"
+                return (
+                    f"GPU {names.shown(shared[0])} belongs to node {other.name}; if it was moved from there, declare "
+                    "that node dead first"
+                )
     try:
         for text in (*command.labels, *command.labels.values(), command.driver_version, command.agent_version):
             names.check_text(text, "text", max_bytes=_TEXT_MAX_BYTES)
@@ -203,6 +209,15 @@ def _stops_on_lost_cards(state: ClusterState, node: Node, news: tuple[GpuConditi
 
 
 # -- leases
+
+
+def session_closed(
+    state: ClusterState, command: NodeSessionClosed, call: Call, now_ms: int, settings: CoreSettings
+) -> Decision:
+    node = state.nodes.get(command.node)
+    if node is None or not node.ready:
+        return Outcome()
+    return Outcome(events=(NodeDisconnected(node=node.name),), names=(node.name,))
 
 
 def lease_expired(

@@ -160,7 +160,7 @@ def bootstrap(state: ClusterState, command: Bootstrap, call: Call, now_ms: int, 
     principal = Principal(user=command.user, role=Role.ADMIN, tenant=command.tenant, unix_user=command.unix_user)
     return Outcome(
         events=(
-            TenantCreated(tenant=command.tenant, settings=TenantSettings()),
+            TenantCreated(tenant=command.tenant, settings=command.settings),
             TokenCreated(token_id=command.token_id, sha256=command.sha256, principal=principal),
         ),
         names=(command.token_id,),

@@ -94,6 +94,12 @@ class NodeSynced(Event, frozen=True):
     gpus: tuple[GpuInventory, ...]
 
 
+class NodeDisconnected(Event, frozen=True):
+    """Its session ended: nothing new is placed there until another one has synced. What runs there runs on."""
+
+    node: str
+
+
 class NodeSilent(Event, frozen=True):
     """The lease ran out unrenewed: its live attempts are UNKNOWN and keep their capacity."""
 
@@ -223,6 +229,7 @@ AnyEvent = (
     | JoinTokenCreated
     | NodeEnrolled
     | NodeSynced
+    | NodeDisconnected
     | NodeSilent
     | NodeCordoned
     | NodeUncordoned

@@ -426,6 +426,6 @@ class RequestRecord(msgspec.Struct):
 def attempt_parts(attempt_id: str) -> tuple[str, int, int] | None:
     """("vision/42_3", task, number) of an attempt id, or None when it is not one."""
     parts = attempt_id.split(".")
-    if len(parts) != 4 or not (parts[2].isascii() and parts[2].isdigit() and parts[3].isascii() and parts[3].isdigit()):
+    if len(parts) != 4 or not all(p.isascii() and p.isdigit() and len(p) < 10 for p in parts[2:]):
         return None
     return f"{parts[0]}/{parts[1]}", int(parts[2]), int(parts[3])

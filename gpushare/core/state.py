@@ -29,6 +29,7 @@ from gpushare.core.events import (
     JoinTokenCreated,
     NodeCordoned,
     NodeDeclaredDead,
+    NodeDisconnected,
     NodeEnrolled,
     NodeSilent,
     NodeSynced,
@@ -98,8 +99,6 @@ class ClusterState:
         )
         self.arrays: dict[str, list[str]] = {}
         self.ended: dict[str, int] = {j.key: j.ended_ms or 0 for j in self.jobs.values() if j.is_ended}
-        # Grows with every change of cards, nodes or their conditions: caches of capacity hang on it.
-        self.inventory_version = 0
         for job in self.jobs.values():
             self._index_array(job)
 
@@ -230,7 +229,6 @@ def _count(tenant: Tenant, state: JobState, by: int) -> None:
 def _term_started(state: ClusterState, event: TermStarted, entry: Entry) -> None:
     for node in state.nodes.values():
         node.ready = False
-    state.inventory_version += 1
 
 
 def _tenant_created(state: ClusterState, event: TenantCreated, entry: Entry) -> None:
@@ -325,8 +323,12 @@ def _node_synced(state: ClusterState, event: NodeSynced, entry: Entry) -> None:
         if attempt.state is AttemptState.UNKNOWN and not attempt.seen:
             # Its order may never have arrived: it is sent again.
             attempt.state = AttemptState.ALLOCATED
+    for other in state.nodes.values():
+        if other is not node and other.state is NodeState.LOST:
+            # A card that was moved over from a dead host.
+            for card in event.gpus:
+                other.gpus.pop(card.uuid, None)
     _register_cards(node, event.gpus)
-    state.inventory_version += 1
 
 
 def _register_cards(node: Node, cards: tuple[GpuInventory, ...]) -> None:
@@ -348,6 +350,10 @@ def _register_cards(node: Node, cards: tuple[GpuInventory, ...]) -> None:
             del node.gpus[uuid]
 
 
+def _node_disconnected(state: ClusterState, event: NodeDisconnected, entry: Entry) -> None:
+    state.nodes[event.node].ready = False
+
+
 def _node_silent(state: ClusterState, event: NodeSilent, entry: Entry) -> None:
     node = state.nodes[event.node]
     node.ready = False
@@ -355,7 +361,6 @@ def _node_silent(state: ClusterState, event: NodeSilent, entry: Entry) -> None:
     for attempt in state.live_attempts(node):
         check_attempt_move(attempt, AttemptState.UNKNOWN)
         attempt.state = AttemptState.UNKNOWN
-    state.inventory_version += 1
 
 
 def _node_cordoned(state: ClusterState, event: NodeCordoned, entry: Entry) -> None:
@@ -364,7 +369,6 @@ def _node_cordoned(state: ClusterState, event: NodeCordoned, entry: Entry) -> No
     node.drain = node.drain or event.drain
     if event.drain and node.state is NodeState.ACTIVE:
         node.state = NodeState.DRAINING
-    state.inventory_version += 1
 
 
 def _node_uncordoned(state: ClusterState, event: NodeUncordoned, entry: Entry) -> None:
@@ -372,13 +376,11 @@ def _node_uncordoned(state: ClusterState, event: NodeUncordoned, entry: Entry) -
     node.cordoned, node.drain, node.reason, node.detail = False, False, None, ""
     if node.state is NodeState.DRAINING:
         node.state = NodeState.ACTIVE
-    state.inventory_version += 1
 
 
 def _node_declared_dead(state: ClusterState, event: NodeDeclaredDead, entry: Entry) -> None:
     node = state.nodes[event.node]
     node.state, node.ready = NodeState.LOST, False
-    state.inventory_version += 1
 
 
 def _gpu_conditions_changed(state: ClusterState, event: GpuConditionsChanged, entry: Entry) -> None:
@@ -386,7 +388,6 @@ def _gpu_conditions_changed(state: ClusterState, event: GpuConditionsChanged, en
     for condition in event.conditions:
         if condition.uuid in node.gpus:
             node.gpus[condition.uuid].condition = condition
-    state.inventory_version += 1
 
 
 # -- jobs and attempts
@@ -517,6 +518,7 @@ _APPLY: dict[type[Any], Callable[[ClusterState, Any, Entry], None]] = {
     JoinTokenCreated: _join_token_created,
     NodeEnrolled: _node_enrolled,
     NodeSynced: _node_synced,
+    NodeDisconnected: _node_disconnected,
     NodeSilent: _node_silent,
     NodeCordoned: _node_cordoned,
     NodeUncordoned: _node_uncordoned,

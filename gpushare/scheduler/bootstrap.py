@@ -1,8 +1,8 @@
 """The first start on an empty store: a tenant, an admin's token, and the line an admin pastes into `gpushare login`.
 
-The line stands in `admin.join` in the state directory, readable by its owner alone. The file is written before the token
-becomes durable, so that a crash between the two leaves a line that works after the next start. Later starts only renew
-the address and certificate in it; deleted, it stays deleted.
+The line stands in `admin.join` in the state directory, readable by its owner alone. The file is written before the
+token becomes durable, so that a crash between the two leaves a line that works after the next start. Later starts
+only renew the address and certificate in it; deleted, it stays deleted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from gpushare.core.commands import Bootstrap, Call
-from gpushare.core.model import SYSTEM
+from gpushare.core.model import SYSTEM, TenantSettings
 from gpushare.errors import GpushareError
 from gpushare.join import decode_join, encode_join
 from gpushare.names import TextError, check_name
@@ -25,7 +25,7 @@ _FALLBACK_USER = "admin"
 
 
 async def bootstrap(
-    engine: Engine, state_dir: Path, *, tenant: str, user: str, address: str, ca_pem: str
+    engine: Engine, state_dir: Path, *, tenant: str, settings: TenantSettings, user: str, address: str, ca_pem: str
 ) -> Path | None:
     """Make the first tenant and token if the store is empty; returns the join file if there is one."""
     path = state_dir / JOIN_FILE
@@ -44,6 +44,7 @@ async def bootstrap(
         unix_user="" if account == "root" else account,
         token_id="bootstrap",
         sha256=token_sha256(secret),
+        settings=settings,
     )
     await engine.execute(command, Call(SYSTEM))
     return path

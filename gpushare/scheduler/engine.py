@@ -30,6 +30,7 @@ from gpushare.errors import RETRY_AFTER_S, FieldViolation, GpushareError, error_
 from gpushare.reasons import Reason
 from gpushare.scheduler.inbox import Inbox, Item
 from gpushare.scheduler.journal import history_row, to_record
+from gpushare.scheduler.leases import boot_time_ms
 from gpushare.scheduler.recovery import WAKES_PASS, load_state
 from gpushare.store.port import HistoryRow, Record, Store, StoreError, StoreFull, TermLost
 
@@ -37,7 +38,8 @@ T = TypeVar("T")
 Thunk = Callable[[], None]
 Projector = Callable[[Sequence[Entry], ClusterState], Thunk | None]
 
-_SYSTEM_CALL = Call(principal=SYSTEM)
+# Refusals of a step that say that the caller told what cannot be.
+_DISHONEST = frozenset({Reason.BAD_REPORT, Reason.PERMISSION_DENIED})
 # More unwritten records than this, and no further command is taken until the disk has caught up.
 _PENDING_MAX = 20_000
 # A pass may take a fifth of the time: the next comes no sooner than four times its length later.
@@ -56,6 +58,7 @@ class Engine:
         settings: CoreSettings,
         *,
         wall_ms: Callable[[], int],
+        boot_ms: Callable[[], int] = boot_time_ms,
         holder: str,
         inbox_per_tenant: int = 1000,
         batch_max: int = 512,
@@ -71,6 +74,9 @@ class Engine:
         self.cramped = False
         self._store = store
         self._wall_ms = wall_ms
+        self._boot_ms = boot_ms
+        # What `now_ms` last said, and when that was on the boot-time clock.
+        self._told = (0, boot_ms())
         self._holder = holder
         self._batch_max = batch_max
         self._snapshot_every = snapshot_every
@@ -82,6 +88,7 @@ class Engine:
         self._dirty = True
         self._pass_due = 0.0
         self._snapshot_seq = 0
+        self._snapshot: tuple[int, bytes] | None = None
         self._records: list[Record] = []
         self._history: list[HistoryRow] = []
         self._answers: deque[tuple[int, asyncio.Future[Any], Any]] = deque()
@@ -99,8 +106,14 @@ class Engine:
     # -- for the shell around it
 
     def now_ms(self) -> int:
-        """Wall time in ms, never before the journal's last entry."""
-        return max(self._wall_ms(), self.state.at_ms)
+        """Wall time in ms, never before the journal's last entry. A clock that was set back is waited for at half
+        speed, so that time goes on and the two meet."""
+        told_ms, told_boot_ms = self._told
+        boot_ms = self._boot_ms()
+        now_ms = max(self._wall_ms(), self.state.at_ms, told_ms + (boot_ms - told_boot_ms) // 2)
+        if now_ms > told_ms:
+            self._told = (now_ms, boot_ms)
+        return now_ms
 
     def add_projector(self, projector: Projector) -> None:
         """`projector(entries, state)` runs right after each application; the thunk it returns once they are durable."""
@@ -137,8 +150,8 @@ class Engine:
     ) -> T | Outcome:
         """Decide `command`, apply it, and answer once that is durable: `view` of the state right after, or the outcome.
 
-        Raises GpushareError: the core's refusal, BUSY when the caller's lane is full, STORE_UNAVAILABLE when it could
-        not be made durable (then it did not happen), INTERNAL when deciding it failed.
+        Raises GpushareError: the core's refusal, BUSY when the caller's lane is full, STORE_UNAVAILABLE when it is not
+        known to be durable (ask again with the same request id), INTERNAL when deciding it failed.
         """
         if not self.leading:
             raise _unavailable("the scheduler is reloading its store")
@@ -194,7 +207,7 @@ class Engine:
         check(self.state)
         self.durable_seq = self._snapshot_seq = self.state.seq
         self._waits, self._dirty, self._failure = {}, True, None
-        self._records, self._history = [], []
+        self._records, self._history, self._snapshot = [], [], None
         self._failed.clear()
         self._apply((TermStarted(holder=self._holder),), SYSTEM, "")
         records, self._records = self._records, []
@@ -206,7 +219,14 @@ class Engine:
         log.info("leading", term=self.term, seq=self.state.seq, jobs=len(self.state.jobs))
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        return asyncio.create_task(work, name=f"engine-{name}")
+        task = asyncio.create_task(work, name=f"engine-{name}")
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """Neither half may end unnoticed: without it nobody would ever be answered again."""
+        if not task.cancelled() and task.exception() is not None:
+            self._fail(cast("BaseException", task.exception()))
 
     async def _supervise(self) -> None:
         """When leading ends by a failure: refuse everybody, reload, lead again; until that works, try."""
@@ -219,16 +239,16 @@ class Engine:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             self._refuse_everybody(_unavailable("the change could not be made durable"))
             self._thunks.clear()
-            if isinstance(self._failure, StoreFull):
-                # Room for what must still be written: ends, cancels, drains.
-                self.cramped = True
-                await self._in_writer(self._store.release_ballast)
+            # Room for what must still be written when the disk is full: ends, cancels, drains.
+            self.cramped = self.cramped or isinstance(self._failure, StoreFull)
             while not self.leading:
                 await asyncio.sleep(self._reload_backoff_s)
                 try:
+                    if self.cramped:
+                        await self._in_writer(self._store.release_ballast)
                     await self._lead()
-                except (StoreError, AssertionError) as err:
-                    log.error("cannot lead again yet", error=str(err))
+                except Exception as err:  # whatever it is, trying again is all there is to do
+                    log.error("cannot lead again yet", error=str(err), kind=type(err).__name__)
             for listener in self._reset_listeners:
                 listener()
 
@@ -236,6 +256,8 @@ class Engine:
         if self._failure is None:
             self._failure = cause
             self.leading = False
+            # Half of a command may be among them.
+            self._records, self._history = [], []
             self._failed.set()
 
     def _refuse_everybody(self, error: GpushareError) -> None:
@@ -282,16 +304,21 @@ class Engine:
             self._answers.append((self.state.seq, item.future, answer))
             self._release()
             return
-        if isinstance(decision, Rejection):
-            answer = _error(decision)
-        else:
-            steps = expand(self.state, item.command)
-            self._apply(cast("tuple[AnyEvent, ...]", decision.events), item.call.principal, item.call.request_id)
-            for step in steps:
-                self._step(step, item.call)
-            answer = self._viewed(item, decision)
+        try:
+            answer = _error(decision) if isinstance(decision, Rejection) else self._carry_out(item, decision)
+        except Exception:
+            _resolve(item.future, _unavailable("the change contradicts the state and was not made"))
+            raise
         self._answers.append((self.state.seq, item.future, answer))
         self._release()
+
+    def _carry_out(self, item: Item, outcome: Outcome) -> Any:
+        """Apply what was decided, and its steps; a step that no honest agent could cause is the answer."""
+        steps = [] if outcome.is_repeated else expand(self.state, item.command)
+        self._apply(cast("tuple[AnyEvent, ...]", outcome.events), item.call.principal, item.call.request_id)
+        refusals = [self._step(step, item.call) for step in steps]
+        dishonest = next((r for r in refusals if r is not None and r.reason in _DISHONEST), None)
+        return self._viewed(item, outcome) if dishonest is None else _error(dishonest)
 
     def _viewed(self, item: Item, outcome: Outcome) -> Any:
         """The answer as its caller wants to see it. What was decided stands, even if showing it fails."""
@@ -303,12 +330,17 @@ class Engine:
             log.exception("showing an answer failed", command=type(item.command).__name__)
             return error_of(Reason.INTERNAL, f"it was done, but the answer could not be made: {type(err).__name__}")
 
-    def _step(self, step: Command, call: Call) -> None:
-        decision = decide(self.state, step, Call(principal=call.principal), self.now_ms(), self.settings)
+    def _step(self, step: Command, call: Call) -> Rejection | None:
+        try:
+            decision = decide(self.state, step, Call(principal=call.principal), self.now_ms(), self.settings)
+        except Exception:
+            log.exception("deciding a step failed", step=type(step).__name__)
+            return None
         if isinstance(decision, Rejection):
             log.info("step refused", step=type(step).__name__, reason=decision.reason, detail=decision.detail)
-        else:
-            self._apply(cast("tuple[AnyEvent, ...]", decision.events), call.principal, "")
+            return decision
+        self._apply(cast("tuple[AnyEvent, ...]", decision.events), call.principal, "")
+        return None
 
     def _apply(self, events: Sequence[AnyEvent], principal: Principal, request_id: str) -> None:
         if not events:
@@ -379,14 +411,20 @@ class Engine:
                 log.exception("telling others of a change failed")
 
     async def _snapshot_if_due(self) -> None:
-        if self.durable_seq - self._snapshot_seq < self._snapshot_every or self._records:
-            return
-        await self._snapshot()
+        """Encode the state as it is, and keep that once its last entry is durable: under load there is always a later
+        one on its way."""
+        if self._snapshot is None and self.durable_seq - self._snapshot_seq >= self._snapshot_every:
+            self._snapshot = self._take_snapshot()
+        if self._snapshot is not None and self._snapshot[0] <= self.durable_seq:
+            snapshot, self._snapshot = self._snapshot, None
+            await self._keep_snapshot(*snapshot)
 
-    async def _snapshot(self) -> None:
+    def _take_snapshot(self) -> tuple[int, bytes]:
         if len(self.state.jobs) <= _CHECK_MAX_JOBS:
             check(self.state)
-        seq, blob = self.state.seq, self.state.encode()
+        return self.state.seq, self.state.encode()
+
+    async def _keep_snapshot(self, seq: int, blob: bytes) -> None:
         self._snapshot_seq = seq
         try:
             await self._in_writer(lambda: self._store.save_snapshot(seq, blob))
@@ -402,7 +440,7 @@ class Engine:
                 self.durable_seq = records[-1].seq
                 self._release()
             if self.state.seq > self._snapshot_seq:
-                await self._snapshot()
+                await self._keep_snapshot(*self._take_snapshot())
         except StoreError as err:
             log.error("the last changes were not written; nobody was told that they were", error=str(err))
 

@@ -1,6 +1,7 @@
 """The scheduler daemon: configuration, store, engine, API, in that order; nothing imports this module.
 
-Exit codes: 0 after a stop by signal, 1 when it cannot start (the cause is one line on stderr), 2 for a wrong command line.
+Exit codes: 0 after a stop by signal, 1 when it cannot start (the cause is one line on stderr), 2 for a wrong command
+line.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from gpushare.address import is_wildcard
 from gpushare.config import SchedulerConfig, join_address, load_scheduler_config
 from gpushare.configfile import ConfigError
 from gpushare.core.commands import Call, CoreSettings, Housekeep
-from gpushare.core.model import SYSTEM
+from gpushare.core.model import SYSTEM, TenantSettings
 from gpushare.core.state import BrokenInvariant
 from gpushare.errors import GpushareError
 from gpushare.rpc import bind
@@ -92,6 +93,7 @@ def core_settings(config: SchedulerConfig) -> CoreSettings:
         batch_max=caps.batch_max,
         request_id_max_chars=caps.request_id_max_chars,
         lease_ttl_ms=config.lease_ttl_s * 1000,
+        policy=config.placement_policy,
         infra_retries=config.infra_retries,
         infra_backoff_ms=config.infra_backoff_ms,
         infra_backoff_max_ms=config.infra_backoff_max_ms,
@@ -132,6 +134,7 @@ async def _serve_api(config: SchedulerConfig, engine: Engine, stop: asyncio.Even
         engine,
         config.state_dir,
         tenant=config.bootstrap_tenant,
+        settings=TenantSettings(max_queued_jobs=config.caps.queued_per_tenant),
         user=config.bootstrap_user,
         address=api.join_address,
         ca_pem=leaf.pki.ca_pem if leaf else "",
@@ -155,7 +158,9 @@ async def _housekeep(engine: Engine, archive_after_ms: int) -> None:
         await asyncio.sleep(HOUSEKEEPING_S)
         try:
             await engine.leave_cramped()
-            await engine.execute(Housekeep(engine.now_ms() - archive_after_ms), Call(SYSTEM))
+            command = Housekeep(engine.now_ms() - archive_after_ms)
+            while (await engine.execute(command, Call(SYSTEM), lambda _, outcome: outcome)).is_partial:
+                await asyncio.sleep(0)
         except GpushareError as err:
             log.warning("housekeeping put off", error=str(err))
 

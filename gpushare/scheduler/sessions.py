@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
-from gpushare.core.commands import Call, NodeLeaseExpired, NodeLeaseLapsed
+from gpushare.core.commands import Call, NodeLeaseExpired, NodeLeaseLapsed, NodeSessionClosed
 from gpushare.core.events import Entry, NodeDeclaredDead, NodeSilent
-from gpushare.core.model import SYSTEM
+from gpushare.core.model import SYSTEM, Principal, Role
 from gpushare.core.orders import Order, orders_for
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of
@@ -106,6 +106,7 @@ class Sessions:
         self._lease_ttl_ms = engine.settings.lease_ttl_ms
         self._sessions: dict[str, Session] = {}
         self._live: dict[str, NodeLive] = {}
+        self._telling: set[asyncio.Task[None]] = set()
 
     def of(self, node: str) -> Session | None:
         """The node's session, if it is connected."""
@@ -137,6 +138,16 @@ class Sessions:
         session.closed = True
         if self._sessions.get(session.node) is session:
             del self._sessions[session.node]
+            task = asyncio.ensure_future(self._tell_closed(session.node))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    async def _tell_closed(self, node: str) -> None:
+        """In the node's own lane, so that a Sync of its next session comes after it."""
+        try:
+            await self._engine.execute(NodeSessionClosed(node), Call(Principal(user=node, role=Role.AGENT, node=node)))
+        except GpushareError as err:
+            _log.info("the end of a session was not noted", node=node, error=str(err))
 
     def heard(self, session: Session) -> None:
         """A word from the agent: its lease runs from now."""

@@ -5,7 +5,7 @@ One statement a line, `#` starts a comment. A name stands for a job; `a` with co
     tenant T [limit=MILLI]              node N CARDS [mib=M] [cpu=MILLI] [memory=MIB] [model=NAME]
     submit T NAME [count=K] [milli=M] [mib=M] [gpus=N] [tasks=N] [priority=P] [retries=R] [limit_ms=N] [cpu=M]
     cycle      run NAME      exit NAME CODE [task=I]      lose NAME REASON [task=I]      cancel NAME
-    stopped NAME   cordon N   uncordon N    silent N    back N           wait MS
+    stopped NAME   cordon N   uncordon N    silent N    back N    disconnect N    wait MS    on NAME NODE
     expect NAME STATE [REASON]   code NAME CODE   round NAME K   card N INDEX milli=M [mib=M]   stops NAME TASKS
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 from cluster import Cluster, card
 
 from gpushare.core import explain
-from gpushare.core.commands import CordonNode, CreateTenant, RawResources, UncordonNode
+from gpushare.core.commands import CordonNode, CreateTenant, NodeSessionClosed, RawResources, UncordonNode
 from gpushare.core.model import AttemptState, Job, TenantSettings
 
 
@@ -118,6 +118,13 @@ class Scenario:
 
     def _silent(self, node: str) -> None:
         self.cluster.silence(node)
+
+    def _disconnect(self, node: str) -> None:
+        self.cluster.must(NodeSessionClosed(node=node))
+
+    def _on(self, name: str, node: str) -> None:
+        nodes = {a.slice.node for a in self.job(name).current()}
+        assert nodes == {node}, f"{name} is on {nodes}"
 
     def _wait(self, ms: str) -> None:
         self.cluster.tick(int(ms))

@@ -1,4 +1,4 @@
-"""What a submission may hold: each refusal names the field and changes nothing; each borderline value that passes, passes."""
+"""What a submission may hold: each refusal names the field and changes nothing; each borderline value passes."""
 
 import pytest
 from cluster import Cluster, card, raw_job, user_of

@@ -151,7 +151,7 @@ def test_a_crash_loses_nothing_that_was_answered() -> None:
 
 def test_a_full_disk_refuses_submits_and_lets_cancels_through() -> None:
     async def test(disk: MemoryDisk) -> None:
-        engine, store = await ready(disk)
+        engine, _store = await ready(disk)
         await submit(engine, "kept")
         disk.full = True
         with pytest.raises(GpushareError):
@@ -201,6 +201,65 @@ def test_time_never_runs_backwards_in_the_journal() -> None:
         await submit(engine, "r2")
         times = [r.at_ms for r in store.read(0, 1000)]
         assert times == sorted(times)
+        await engine.stop()
+
+    run(test)
+
+
+def test_a_clock_that_jumped_ahead_does_not_stop_time() -> None:
+    async def test(disk: MemoryDisk) -> None:
+        clock, boot = Clock(), Clock()
+        engine, _ = await ready(disk, clock=clock, boot_ms=boot)
+        clock.ms += 10**9
+        await submit(engine, "r1")
+        clock.ms -= 10**9
+        before_ms = engine.now_ms()
+        boot.ms += 60_000
+        assert engine.now_ms() == before_ms + 30_000, "half speed until the wall clock is there"
+        clock.ms = before_ms + 40_000
+        assert engine.now_ms() == clock.ms
+        await engine.stop()
+
+    run(test)
+
+
+def test_an_engine_that_contradicts_itself_answers_and_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(disk: MemoryDisk) -> None:
+        engine, _ = await ready(disk)
+        real = ClusterState.apply
+
+        def apply(state: ClusterState, entry: Entry) -> None:
+            real(state, entry)
+            if entry.event.kind == "JobsCreated":
+                raise AssertionError("contradiction")
+
+        monkeypatch.setattr(ClusterState, "apply", apply)
+        with pytest.raises(GpushareError) as caught:
+            await submit(engine, "r1")
+        assert caught.value.reason is Reason.STORE_UNAVAILABLE
+        monkeypatch.undo()
+        await until(lambda: engine.leading, "the engine leads again")
+        assert not engine.state.jobs, "no half of the command was written"
+        assert (await submit(engine, "r1")).names == ("vision/1",)
+        await engine.stop()
+
+    run(test)
+
+
+def test_a_broken_snapshot_ends_leadership_and_not_the_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(disk: MemoryDisk) -> None:
+        engine, _ = await ready(disk, snapshot_every=5)
+        term = engine.term
+        monkeypatch.setattr(ClusterState, "encode", lambda self: 1 // 0)
+        for i in range(10):
+            await asyncio.gather(submit(engine, f"r{i}"), return_exceptions=True)
+            if engine.term != term or not engine.leading:
+                break
+        else:
+            pytest.fail("no snapshot was tried")
+        monkeypatch.undo()
+        await until(lambda: engine.leading, "the engine leads again")
+        await submit(engine, "after")
         await engine.stop()
 
     run(test)

@@ -276,6 +276,33 @@ CASES = {
         cycle
         expect cpu QUEUED HOST_CAPACITY
     """,
+    "a node that lost the job is taken last the next time": """
+        tenant t
+        node n 1
+        node m 1
+        submit t a milli=500
+        cycle
+        on a m
+        lose a INFRA
+        wait 1000
+        cycle
+        on a n
+    """,
+    "a node without a session takes nothing new, and keeps what it runs": """
+        tenant t
+        node n 1
+        submit t a milli=500
+        cycle
+        run a
+        disconnect n
+        submit t b milli=500
+        cycle
+        expect a RUNNING
+        expect b QUEUED NODES_UNAVAILABLE
+        back n
+        cycle
+        expect b STARTING
+    """,
     "without a node a job waits for one": """
         tenant t
         submit t a milli=500

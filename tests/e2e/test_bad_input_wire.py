@@ -120,7 +120,7 @@ class Attack:
 def test_ten_thousand_streams_on_one_connection_are_held_back(world: World, steady: None) -> None:
     frames = Attack(world).run(lambda a: a.connection.sendall(b"".join(a.open(2 * n + 1) for n in range(10_000))))
     served = sum(kind == HEADERS for kind, _ in frames)
-    assert served <= 2 * rpc.STREAMS_PER_CONNECTION_MAX
+    assert 0 < served <= 2 * rpc.STREAMS_PER_CONNECTION_MAX
 
 
 def test_a_ping_flood_ends_the_connection(world: World, steady: None) -> None:
@@ -149,7 +149,7 @@ def test_rapid_resets_leave_nothing_behind(world: World, steady: None, count: in
 
 
 def test_a_message_that_unpacks_beyond_the_limit_is_refused_by_that_size(world: World, steady: None) -> None:
-    request = job(script=bytes(200 << 20))
+    request = job(script=bytes(64 << 20))
     request.request_id = request_id()
     data = request.SerializeToString()
     assert len(gzip.compress(data, 1)) < 4 << 20

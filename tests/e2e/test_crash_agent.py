@@ -12,8 +12,8 @@ from live_cluster import LiveCluster, live_cluster, run, state_of
 from witness import MARK, work
 
 SLICES = 8
-WAVE = 24
-DAMAGE_S = 3.0
+WAVE = 12
+DAMAGE_S = 1.5
 
 
 def ending(draw: random.Random) -> tuple[str, int]:
@@ -45,7 +45,7 @@ class Load:
         specs, codes = [], []
         for _ in range(WAVE):
             how, code = ending(self.draw)
-            seconds = self.draw.choice([0.02, 0.1, 0.3, 0.7, 1.5])
+            seconds = self.draw.choice([0.02, 0.1, 0.3, 0.7, 1.2])
             specs.append(self.cluster.shell(work(seconds, how), gpus="0.5"))
             codes.append(code)
         names = await self.cluster.submit(*specs)
