@@ -66,14 +66,15 @@ def note(dirfd: int, name: str, data: bytes) -> bool:
     scratch = f"{name}.{os.getpid()}.tmp"
     fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=dirfd)
     try:
-        _write_all(fd, data)
-    finally:
-        os.close(fd)
-    try:
+        try:
+            _write_all(fd, data)
+        finally:
+            os.close(fd)
         os.link(scratch, name, src_dir_fd=dirfd, dst_dir_fd=dirfd)
     except FileExistsError:
         return False
     finally:
+        # a full disk leaves a part of it, which would only keep the disk full
         os.unlink(scratch, dir_fd=dirfd)
     return True
 

@@ -218,7 +218,7 @@ class Shim:
         scope = procscan.Scope(pid, child, self.intent["tag"], born.start if born is not None else self._start)
         self._task = taskset.task_of(self.intent, scope)
         if self.intent["groups"] is None:
-            records.note(self._dirfd, "task", tinyjson.dumps({"pid": child, "start": scope.since}))
+            self._note("task", {"pid": child, "start": scope.since})
         failpoint("shim.task_forked")
         os.set_blocking(self._error_pipe, False)
         self._watch(self._error_pipe, self._read_error_pipe)
@@ -332,7 +332,7 @@ class Shim:
         deadline = now + grace_ms * MS
         if not self._end.stopping:
             stop: tinyjson.Flat = {key: str(order[key]) for key in ("reason", "final_state", "detail")}
-            records.note(self._dirfd, records.STOP, tinyjson.dumps(stop))
+            self._note(records.STOP, stop)
             self._end.stop(stop)
             self._grace_deadline = deadline
             if grace_ms > 0 and self._error_pipe < 0:
@@ -342,6 +342,15 @@ class Shim:
             self._grace_deadline = min(self._grace_deadline, deadline)
         if now >= (self._grace_deadline or deadline):
             self._kill(now)
+
+    def _note(self, name: str, said: tinyjson.Flat) -> None:
+        """Leave a word for whoever has to judge the attempt should this process be killed. A disk that does not
+        take it must not end the shim, which would end the job as a failure that it was not.
+        """
+        try:
+            records.note(self._dirfd, name, tinyjson.dumps(said))
+        except OSError:
+            return
 
     def _terminate(self) -> None:
         if self._task is not None:

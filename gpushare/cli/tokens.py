@@ -25,7 +25,7 @@ _WIDE_COLUMNS = (*_COLUMNS, "NODE", "CREATED")
 
 @click.command()
 @click.option("--name", default="", metavar="NAME", help="What to call the context (the scheduler's host).")
-@click.option("--tenant", default="", metavar="T", help="Your tenant, where you may see several.")
+@click.option("--tenant", default="", metavar="T", help="The tenant to submit for, where it is not your own.")
 @click.argument("join", metavar="JOIN")
 def login(name: str, tenant: str, join: str) -> None:
     """Connect to a cluster with the line an admin gave you; JOIN - reads it from standard input."""
@@ -43,28 +43,23 @@ def login(name: str, tenant: str, join: str) -> None:
     name = name or parts.address.rpartition(":")[0].strip("[]").replace(":", "-")
     path = context_path()
     save_context(path, name, settings)
-    print(f"logged in to {settings.server}" + (f" as a member of {settings.tenant}" if settings.tenant else ""))
+    print(f"logged in to {settings.server} as {settings.user}" + (f" of {settings.tenant}" if settings.tenant else ""))
     print(f"context {name!r} is now the current one in {path}")
     if not settings.tenant:
         print("your own tenant is not known: give --tenant with each submit, or log in with --tenant")
 
 
 async def _accepted(settings: ConnectionSettings, timeout_s: float) -> ConnectionSettings:
-    """The settings with the caller's tenant, which the scheduler shows to its members; raises where it refuses them."""
+    """The settings with who the caller is, by the scheduler's word; raises where it refuses them."""
     from dataclasses import replace
 
-    from gpushare.cli.output import short_name
     from gpushare.client.aio import AsyncClient
-    from gpushare.errors import NotFoundError
-    from gpushare.reasons import Reason
 
     async with AsyncClient(settings, timeout_s=timeout_s) as client:
-        visible = [short_name(each.name) async for each in client.list_tenants()]
-    if settings.tenant and settings.tenant not in visible:
-        raise NotFoundError(Reason.NOT_FOUND, f"There is no tenant {settings.tenant!r} that you may see.")
-    if settings.tenant or len(visible) != 1:
-        return settings
-    return replace(settings, tenant=visible[0])
+        who = await client.who_am_i()
+        if settings.tenant:
+            await client.get_tenant(f"tenants/{settings.tenant}")
+    return replace(settings, user=who.user, tenant=settings.tenant or who.tenant)
 
 
 @click.group()

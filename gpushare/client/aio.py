@@ -231,6 +231,10 @@ class AsyncClient:
     async def get_tenant(self, name: str) -> m.Tenant:
         return await self._call(self._tenants.GetTenant, m.GetTenantRequest(name=name), m.Tenant)
 
+    async def who_am_i(self) -> m.Principal:
+        """Whom this client's token stands for: user, role, tenant."""
+        return await self._call(self._tenants.WhoAmI, m.WhoAmIRequest(), m.Principal)
+
     def list_tenants(self) -> AsyncGenerator[m.Tenant, None]:
         request = m.ListTenantsRequest(page_size=PAGE_SIZE)
         return self._pages(self._tenants.ListTenants, request, m.ListTenantsResponse, "tenants", m.Tenant)

@@ -66,6 +66,7 @@ from gpushare.v1.tenant_pb2 import (
     TenantSettings,
     Token,
     UpdateTenantRequest,
+    WhoAmIRequest,
 )
 from gpushare.v1.usage_pb2 import (
     AuditEvent,
@@ -138,6 +139,7 @@ __all__ = [
     "Token",
     "UncordonNodeRequest",
     "UpdateTenantRequest",
+    "WhoAmIRequest",
     "UsageGroup",
     "UsageRow",
     "Wait",

@@ -38,10 +38,14 @@ _M = TypeVar("_M", bound=Message)
 _Context = grpc.aio.ServicerContext[object, object]
 
 EXPIRY_LOOK_EVERY_S = 0.5
+# A refusal for too many requests is held back for so long: whoever asks again at once is slowed down by as much, and
+# others are served meanwhile.
+FULL_PAUSE_S = 0.1
 _CLOSING_S = 5.0
 _AUDITED = frozenset(
     {Reason.UNAUTHENTICATED, Reason.PERMISSION_DENIED, Reason.DUPLICATE_AGENT, Reason.JOIN_SECRET_INVALID}
 )
+_FULL = frozenset({Reason.QUEUE_FULL, Reason.BUSY})
 _ENDS_TOKENS = (TokenRevoked, NodeEnrolled, TenantDeleted)
 
 _log = structlog.get_logger(__name__)
@@ -141,6 +145,8 @@ class Gate:
                 return answer.SerializeToString()
             except Exception as err:
                 error = await self._refusal(rpc, context, err)
+            if error.reason in _FULL:
+                await asyncio.sleep(FULL_PAUSE_S)
             return await _abort(context, error)
 
         return serve

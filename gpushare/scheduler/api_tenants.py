@@ -78,6 +78,9 @@ class TenantApi:
         token = place.token([found[size - 1].name.partition("/")[2]]) if len(found) > size else ""
         return tenant_pb2.ListTenantsResponse(tenants=found[:size], next_page_token=token)
 
+    async def who_am_i(self, request: tenant_pb2.WhoAmIRequest, caller: Caller) -> job_pb2.Principal:
+        return convert.principal(caller.principal)
+
     async def update_tenant(self, request: tenant_pb2.UpdateTenantRequest, caller: Caller) -> tenant_pb2.Tenant:
         tenant = convert.parse_tenant_name(request.name)
         call = call_of(caller, request)

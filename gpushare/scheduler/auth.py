@@ -71,6 +71,7 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "/gpushare.v1.TenantService/CreateToken": _ADMIN,
         "/gpushare.v1.TenantService/ListTokens": _ADMIN,
         "/gpushare.v1.TenantService/RevokeToken": _ADMIN,
+        "/gpushare.v1.TenantService/WhoAmI": _READERS,
         "/gpushare.v1.NodeService/GetNode": _NODE_READERS,
         "/gpushare.v1.NodeService/ListNodes": _NODE_READERS,
         "/gpushare.v1.NodeService/CordonNode": _OPERATORS,

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from gpushare.v1 import job_pb2 as gpushare_dot_v1_dot_job__pb2
 from gpushare.v1 import tenant_pb2 as gpushare_dot_v1_dot_tenant__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -74,6 +75,11 @@ class TenantServiceStub:
                 request_serializer=gpushare_dot_v1_dot_tenant__pb2.RevokeTokenRequest.SerializeToString,
                 response_deserializer=gpushare_dot_v1_dot_tenant__pb2.Token.FromString,
                 _registered_method=True)
+        self.WhoAmI = channel.unary_unary(
+                '/gpushare.v1.TenantService/WhoAmI',
+                request_serializer=gpushare_dot_v1_dot_tenant__pb2.WhoAmIRequest.SerializeToString,
+                response_deserializer=gpushare_dot_v1_dot_job__pb2.Principal.FromString,
+                _registered_method=True)
 
 
 class TenantServiceServicer:
@@ -130,6 +136,13 @@ class TenantServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WhoAmI(self, request, context):
+        """Whom the caller's token stands for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TenantServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -172,6 +185,11 @@ def add_TenantServiceServicer_to_server(servicer, server):
                     servicer.RevokeToken,
                     request_deserializer=gpushare_dot_v1_dot_tenant__pb2.RevokeTokenRequest.FromString,
                     response_serializer=gpushare_dot_v1_dot_tenant__pb2.Token.SerializeToString,
+            ),
+            'WhoAmI': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhoAmI,
+                    request_deserializer=gpushare_dot_v1_dot_tenant__pb2.WhoAmIRequest.FromString,
+                    response_serializer=gpushare_dot_v1_dot_job__pb2.Principal.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -390,6 +408,33 @@ class TenantService:
             '/gpushare.v1.TenantService/RevokeToken',
             gpushare_dot_v1_dot_tenant__pb2.RevokeTokenRequest.SerializeToString,
             gpushare_dot_v1_dot_tenant__pb2.Token.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WhoAmI(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpushare.v1.TenantService/WhoAmI',
+            gpushare_dot_v1_dot_tenant__pb2.WhoAmIRequest.SerializeToString,
+            gpushare_dot_v1_dot_job__pb2.Principal.FromString,
             options,
             channel_credentials,
             insecure,

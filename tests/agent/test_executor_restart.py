@@ -18,6 +18,8 @@ from executor_kit import BOTH_KINDS, Host, alive, eventually, host, needs_groups
 
 from gpushare.reasons import Reason
 from gpushare_agent import cgroups
+from gpushare_agent import executor as executor_module
+from gpushare_agent.launchspec import LaunchRefused
 
 
 @pytest.mark.parametrize("weak", BOTH_KINDS)
@@ -326,6 +328,55 @@ def test_forgetting_removes_the_control_groups(tmp_path: Path) -> None:
 
 
 # -- the launcher
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_shim_that_hangs_before_it_takes_the_attempt_never_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUSHARE_FAILPOINT", "shim.bound:hang")
+    monkeypatch.setattr(executor_module, "OWN_TIMEOUT_S", 0.5)
+
+    async def body() -> None:
+        async with host(tmp_path, weak=True) as here:
+            with pytest.raises(LaunchRefused, match="did not take it") as refused:
+                await here.executor.launch(shell("t.1.0.1", f"touch {tmp_path}/ran"))
+            assert refused.value.reason is Reason.INFRA
+            (shim,) = _children(here.executor.launcher_pid)
+            # it wakes up late, and what it was to run is gone
+            os.kill(shim, signal.SIGALRM if _sleeps(shim) else signal.SIGKILL)
+            await eventually(lambda: not alive(shim))
+            assert not (tmp_path / "ran").exists()
+            assert here.executor.statuses() == {}
+
+    run(body())
+
+
+def _sleeps(pid: int) -> bool:
+    return "nanosleep" in Path(f"/proc/{pid}/wchan").read_text()
+
+
+def test_a_shim_that_hangs_with_the_attempt_in_its_hands_counts_as_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUSHARE_FAILPOINT", "shim.exec_recorded:hang")
+    monkeypatch.setattr(executor_module, "OWN_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(executor_module, "SILENT_SHIM_S", 0.2)
+
+    async def body() -> None:
+        async with host(tmp_path, weak=True) as here:
+            await here.executor.launch(spec("t.1.0.1", "true"))
+            assert here.status("t.1.0.1").state == "LAUNCHING"
+            assert (await here.executor.seal("t.1.0.1")).state == "LAUNCHING"
+            assert (await here.restart())["t.1.0.1"].state == "RUNNING"
+            await here.executor.stop("t.1.0.1", Reason.CANCELLED, 100)
+            found = await here.ended("t.1.0.1")
+            assert (found.state, found.reason, found.exit_code) == ("STOPPED", Reason.CANCELLED, None)
+
+    run(body())
 
 
 async def _kill_launcher(here: Host) -> None:

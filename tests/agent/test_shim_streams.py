@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from executor_kit import eventually, host, needs_root, python, run, shell
+from executor_kit import BOTH_KINDS, eventually, host, needs_root, python, run, shell
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -217,6 +217,34 @@ def test_a_full_disk_refuses_launches_and_costs_a_running_job_only_log(small_dis
             assert found.detail == "exited with code 5"
 
     run(body())
+
+
+@needs_root
+@pytest.mark.parametrize("weak", BOTH_KINDS)
+def test_a_full_disk_does_not_turn_a_time_limit_into_a_failure_of_the_node(small_disk: Path, weak: bool) -> None:
+    async def body() -> None:
+        async with host(small_disk / "state", weak=weak) as here:
+            await here.executor.launch(shell("t.1.0.1", "echo up; sleep 600", run_limit_ms=1500, grace_ms=0))
+            await eventually(lambda: here.stdout("t.1.0.1") == "up\n")
+            ballast = fill(small_disk)
+            await eventually(lambda: "No space left" in here.status("t.1.0.1").detail)
+            assert (here.status("t.1.0.1").state, here.status("t.1.0.1").reason) == ("STOPPING", Reason.TIME_LIMIT)
+            ballast.unlink()
+            found = await here.ended("t.1.0.1")
+            assert (found.state, found.reason) == ("FAILED", Reason.TIME_LIMIT)
+
+    run(body())
+
+
+@needs_root
+def test_a_note_that_a_full_disk_refuses_leaves_nothing_behind(small_disk: Path) -> None:
+    dirfd = records.open_directory(str(small_disk))
+    ballast = fill(small_disk)
+    with pytest.raises(OSError, match="No space left"):
+        records.note(dirfd, "stop", b"x" * 100)
+    ballast.unlink()
+    assert os.listdir(dirfd) == []
+    os.close(dirfd)
 
 
 @needs_root

@@ -289,6 +289,14 @@ class FakeCluster(
         self.tenants[request.tenant_id] = made
         return made
 
+    def WhoAmI(self, request: t.WhoAmIRequest, context: grpc.ServicerContext) -> j.Principal:
+        self._enter("WhoAmI", request, context)
+        return j.Principal(user="ada", role="user", tenant="vision")
+
+    def GetTenant(self, request: t.GetTenantRequest, context: grpc.ServicerContext) -> t.Tenant:
+        self._enter("GetTenant", request, context)
+        return self.tenants[request.name.removeprefix("tenants/")]
+
     def ListTenants(self, request: t.ListTenantsRequest, context: grpc.ServicerContext) -> t.ListTenantsResponse:
         self._enter("ListTenants", request, context)
         return t.ListTenantsResponse(tenants=self.tenants.values())

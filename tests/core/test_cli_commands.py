@@ -566,7 +566,7 @@ def test_a_login_that_is_refused_changes_nothing(
     from gpushare.join import encode_join
 
     before = Path(environment["GPUSHARE_CONFIG"]).read_text()
-    cluster.faults["ListTenants"] = [error_of(Reason.UNAUTHENTICATED)]
+    cluster.faults["WhoAmI"] = [error_of(Reason.UNAUTHENTICATED)]
     done = gpushare("login", encode_join(cluster.address, "gps_" + "a" * 43, ""))
     assert done.code == 1
     assert Path(environment["GPUSHARE_CONFIG"]).read_text() == before

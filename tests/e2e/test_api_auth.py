@@ -36,6 +36,7 @@ DeleteTenant     admin
 CreateToken      admin
 ListTokens       admin
 RevokeToken      admin
+WhoAmI           admin operator user viewer
 GetNode          admin operator user viewer
 ListNodes        admin operator user viewer
 CordonNode       admin operator

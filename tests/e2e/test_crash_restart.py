@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from live_cluster import Daemon, clean_environment, live_cluster, run, state_of, states, until
-from witness import MARK, hold
+from live_cluster import Daemon, attempt_of, clean_environment, live_cluster, run, state_of, states, until
+from witness import MARK, boot_s, hold
 
 from gpushare.client.messages import NodeState
 
@@ -180,3 +180,46 @@ def test_agents_that_start_and_end_at_the_same_moment_keep_their_control_groups(
     agents = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     said = [agent.communicate(timeout=30)[1] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], said
+
+
+async def shims_keep_time(home: Path) -> None:
+    async with live_cluster(home, {"n1": "4xH100-80GB"}) as cluster:
+        forever = hold(home / "never")
+        deaf = f"trap '' TERM; {forever}"
+        limited, deaf_name, orphan = await cluster.submit(
+            cluster.shell(deaf, gpus=1, time="3s", grace="1s"),
+            cluster.shell(deaf, gpus=1, grace="2s"),
+            cluster.shell(deaf, gpus=1, grace="100s"),
+        )
+        await cluster.running([limited, deaf_name, orphan])
+        asked_s = boot_s()
+        for name in (deaf_name, orphan):
+            await cluster.client.cancel_job(name)
+            stop = cluster.records("n1", attempt_of(name, 1)) / "stop"
+            await until(stop.exists, f"the stop of {name} is written down")
+        cluster.agents["n1"].kill()
+        cluster.scheduler.kill()
+        await cluster.end_attempt("n1", attempt_of(orphan, 1))
+
+        for name in (limited, deaf_name):
+            record = cluster.records("n1", attempt_of(name, 1)) / "exit"
+            await until(record.exists, f"{name} is ended by its shim alone", 20)
+        lives = cluster.witness.lives()
+        one, two = lives[attempt_of(limited, 1)], lives[attempt_of(deaf_name, 1)]
+        assert 3.5 < one.last_s - one.start_s < 5.5, "a time limit of 3 s and a grace of 1 s"
+        assert 1.5 < two.last_s - asked_s < 3.5, "a grace of 2 s"
+
+        cluster.agents["n1"].start()
+        cluster.scheduler.start()
+        ended = await cluster.ended([limited, deaf_name, orphan])
+        assert (state_of(ended[limited]), ended[limited].reason, ended[limited].exit_code) == (
+            "FAILED", "TIME_LIMIT", 124,
+        )  # fmt: skip
+        for name in (deaf_name, orphan):
+            job = ended[name]
+            assert (state_of(job), job.reason, job.signal) == ("CANCELLED", "CANCELLED", signal.SIGKILL), job
+        assert len(cluster.witness.starts()) == 3
+
+
+def test_time_limits_and_graces_run_on_while_scheduler_and_agent_are_dead(tmp_path: Path) -> None:
+    run(lambda: shims_keep_time(tmp_path / "c"))
