@@ -275,8 +275,9 @@ class Engine:
         wake_at: float | None = None
         while True:
             if not self._inbox and not (self._dirty and loop.time() >= self._pass_due):
-                due = self._pass_due if self._dirty else wake_at
-                await _wait(self._work, None if due is None else max(0.0, due - loop.time()))
+                due = self._pass_due if self._dirty or wake_at is None else max(wake_at, self._pass_due)
+                idle = not self._dirty and wake_at is None
+                await _wait(self._work, None if idle else max(0.0, due - loop.time()))
             self._work.clear()
             while len(self._records) > _PENDING_MAX:
                 self._written.clear()
