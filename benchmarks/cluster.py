@@ -106,7 +106,6 @@ class Cluster:
         join_file.write_text(join)
         settings: dict[str, object] = {
             "join_file": join_file,
-            "node_name": name,
             "state_dir": home / "state",
             "run_dir": home / "run",
             "simulate": simulate,

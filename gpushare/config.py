@@ -28,11 +28,13 @@ from gpushare.configfile import (
     read_toml,
     refuse_readable_by_others,
 )
-from gpushare.names import NAME_RULE, TextError, check_name, shown
+from gpushare.names import NAME_RULE, TextError, check_name, check_text, shown
 
 SCHEDULER_ENV_PREFIX = "GPUSHARE_SCHEDULER_"
 AGENT_ENV_PREFIX = "GPUSHARE_AGENT_"
 DAY_S = 86_400
+LABELS_MAX = 64
+LABEL_MAX_BYTES = 256
 
 _DEFAULT = "default"
 _GPU_UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -104,8 +106,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     server: str = ""
     # A file of mode 0600 with the join string, read once when the agent has no credentials yet.
     join_file: Path | None = None
-    # "" takes this host's name.
-    node_name: str = ""
+    # What jobs may ask of a node (`--node-label rack=r1`): a table, or "rack=r1,site=north".
+    labels: dict[str, str] = {}
     # Identity, credentials, launch and exit records.
     state_dir: Path
     # Sockets, leases, pipe directories of MPS: lost at a reboot, and so is everything they belong to.
@@ -218,10 +220,7 @@ def load_agent_config(
         config = msgspec.structs.replace(config, log_dir=config.state_dir / "logs")
     if config.server:
         _check_address(said, "server", config.server)
-    try:
-        check_name(config.node_name)
-    except TextError as err:
-        _refuse(said, "node_name", f"{err.args[0]}", f"Set node_name to {NAME_RULE}.")
+    _check_labels(config.labels, said)
     if config.join_file is not None:
         refuse_readable_by_others(config.join_file, "join_file")
     _check_cards(config, said)
@@ -234,7 +233,6 @@ def load_agent_config(
 
 def _agent_defaults(where: Places, uid: int) -> dict[str, Setting]:
     values: dict[str, object] = {
-        "node_name": socket.gethostname().partition(".")[0].lower(),
         "state_dir": where.state_dir / "agent",
         "run_dir": where.run_dir,
         "log_dir": where.state_dir / "agent" / "logs",
@@ -242,6 +240,21 @@ def _agent_defaults(where: Places, uid: int) -> dict[str, Setting]:
         "single_user": uid != 0,
     }
     return {key: Setting(value, _DEFAULT) for key, value in values.items()}
+
+
+def _check_labels(labels: Mapping[str, str], said: Mapping[str, Setting]) -> None:
+    """What a scheduler takes and a job can ask for."""
+    if len(labels) > LABELS_MAX:
+        _refuse(said, "labels", f"names {len(labels)} labels; accepted: {LABELS_MAX}")
+    for name, value in labels.items():
+        key = f"labels.{name}" if f"labels.{name}" in said else "labels"
+        try:
+            check_text(name, "label", max_bytes=LABEL_MAX_BYTES)
+            check_text(value, "value", max_bytes=LABEL_MAX_BYTES)
+        except TextError as err:
+            _refuse(said, key, str(err))
+        if not name or "=" in name:
+            _refuse(said, key, f"{shown(name)} is no name of a label: it is empty or has a =")
 
 
 def _check_cards(config: AgentConfig, said: Mapping[str, Setting]) -> None:

@@ -94,7 +94,7 @@ def read_toml(path: Path) -> dict[str, Setting]:
 
 
 def read_environment(prefix: str, cls: type[msgspec.Struct], environ: Mapping[str, str]) -> dict[str, Setting]:
-    """GPUSHARE_AGENT_NODE_NAME is `node_name` for the prefix "GPUSHARE_AGENT_"; an unknown name is an error."""
+    """GPUSHARE_AGENT_STATE_DIR is `state_dir` for the prefix "GPUSHARE_AGENT_"; an unknown name is an error."""
     key_of = {prefix + key.replace(".", "_").upper(): key for key in fields_of(cls)}
     found: dict[str, Setting] = {}
     for name in sorted(environ):
@@ -140,12 +140,20 @@ def build(cls: type[_T], layers: Sequence[Mapping[str, Setting]]) -> tuple[_T, d
     merged: dict[str, Setting] = {}
     for layer in layers:
         for key, setting in layer.items():
-            if key not in fields:
+            if isinstance(fields.get(key), inspect.DictType):
+                # A whole map from a later source takes the place of single entries from an earlier one.
+                for entry in [each for each in merged if each.startswith(f"{key}.")]:
+                    del merged[entry]
+            elif key not in fields and not _is_entry(key, fields):
                 raise ConfigError(setting, key, "there is no such key" + _nearest(key, fields), "Take it out.")
             merged[key] = setting
     arguments: dict[str, Any] = {}
     tables: dict[str, dict[str, Any]] = {}
     for key, setting in merged.items():
+        if _is_entry(key, fields):
+            table, _, name = key.partition(".")
+            arguments[table] = {**arguments.get(table, {}), name: _entry(key, setting)}
+            continue
         table, _, name = key.rpartition(".")
         value = _converted(fields[key], key, setting)
         (tables.setdefault(table, {}) if table else arguments)[name] = value
@@ -165,6 +173,29 @@ def fields_of(cls: type[msgspec.Struct]) -> dict[str, inspect.Type]:
         else:
             found[field.name] = field.type
     return found
+
+
+def _is_entry(key: str, fields: Mapping[str, inspect.Type]) -> bool:
+    """True for one entry of a field that is a map of texts: "labels.rack"."""
+    return key not in fields and isinstance(fields.get(key.partition(".")[0]), inspect.DictType)
+
+
+def _entry(key: str, setting: Setting) -> str:
+    if not isinstance(setting.value, str):
+        raise ConfigError(setting, key, "accepted: a text")
+    return setting.value
+
+
+def _pairs(key: str, setting: Setting) -> dict[str, str]:
+    """ "K=V,K=V", or a map; "" is an empty one."""
+    value = setting.value
+    if isinstance(value, str):
+        words = [word.partition("=") for word in value.split(",")] if value else []
+        if all(name and equals for name, equals, _ in words) and len({name for name, _, _ in words}) == len(words):
+            return {name: text for name, _, text in words}
+    elif isinstance(value, dict) and all(isinstance(each, str) for pair in value.items() for each in pair):
+        return dict(value)
+    raise ConfigError(setting, key, "accepted: a table of texts, or K=V,K=V with each name once")
 
 
 def _struct(cls: type[msgspec.Struct]) -> inspect.StructType:
@@ -190,6 +221,8 @@ def _converted(kind: inspect.Type, key: str, setting: Setting) -> object:
         if not isinstance(value, bool):
             raise ConfigError(setting, key, "accepted: true or false")
         return value
+    if isinstance(kind, inspect.DictType):
+        return _pairs(key, setting)
     if isinstance(kind, inspect.VarTupleType):
         items = value.split(",") if isinstance(value, str) else value
         if (

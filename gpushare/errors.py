@@ -62,14 +62,25 @@ class GpushareError(Exception):
         self.message = message or meaning
         self.what_to_do = what_to_do or way_out
         self.metadata = dict(metadata or {})
-        self.violations = tuple(violations)
+        self.violations = tuple(_plain(each) for each in violations)
         super().__init__(reason, self.message)
 
     def __str__(self) -> str:
         """ "REASON: what is wrong (what to do)": what the command line prints after "error: "."""
-        fields = "; ".join(f"{each.field}: {each.description}" for each in self.violations)
-        said = self.message if not fields or fields in self.message else f"{self.message} [{fields}]"
+        fields = "; ".join(filter(None, (self._unsaid(each) for each in self.violations)))
+        said = f"{self.message} [{fields}]" if fields else self.message
         return f"{self.reason}: {said.rstrip('.')} ({self.what_to_do.rstrip('.')})"
+
+    def _unsaid(self, violation: FieldViolation) -> str:
+        """What the message does not say of it already; a description that was cut on the wire counts by its part."""
+        if violation.description.removesuffix("...").rstrip(". ") not in self.message:
+            return f"{violation.field}: {violation.description}"
+        return "" if violation.field in self.message else violation.field
+
+
+def _plain(violation: FieldViolation) -> FieldViolation:
+    """The field's name stands in `field` and not in front of the description once more."""
+    return FieldViolation(violation.field, violation.description.removeprefix(f"{violation.field}: "))
 
 
 class InvalidArgumentError(GpushareError):

@@ -1,9 +1,10 @@
 """The shell around the agent's pure core: carries its effects out, and feeds it what happens.
 
 Imports asyncio, the executor and this package's parts; no grpc, no protobuf. Invariants: the effects of one attempt are
-carried out one after the other in the order they were decided, those of different attempts at once; an effect that
-fails is an observation and never an exception that ends the agent; what a session is told is always the core's
-present state.
+carried out one after the other in the order they were decided, those of different attempts at once; an effect on an
+attempt that fails is an observation and never an exception that ends the agent; a leader's term that the disk does not
+keep is an OSError to the session that heard of it, which then does not follow that leader; what a session is told is
+always the core's present state.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ TERMINATE_TIMEOUT_S = 5.0
 # How long an order may wait for an agent that has just started to know what its cards can fence.
 READY_TIMEOUT_S = 60.0
 LEASE_TIMEOUT_S = 10.0
+SEAL_AGAIN_S = 2.0
 
 
 class NodeFacts(msgspec.Struct, frozen=True):
@@ -49,6 +51,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     identity: Identity
     boot_id: str
     host: HostSize
+    labels: dict[str, str]
 
 
 class StatusRelay:
@@ -152,7 +155,7 @@ class Agent:
         return SyncFacts(
             cpu_milli=self._facts.host.cpu_milli,
             memory_mib=self._facts.host.memory_mib,
-            labels={},
+            labels=self._facts.labels,
             containment=self._executor.containment,
             driver_version=self.inventory.driver_version,
             gpus=self.inventory.gpus,
@@ -415,7 +418,14 @@ class Agent:
             self._log.warning("MPS clients are killed while active", attempt=attempt_id, detail=ended.detail)
 
     async def _seal(self, attempt_id: str) -> None:
-        self.on_status(await self._executor.seal(attempt_id))
+        while True:
+            try:
+                self.on_status(await self._executor.seal(attempt_id))
+                return
+            except OSError as err:
+                # Until the disk takes the seal nobody knows that it never starts, and nobody is told so.
+                self._log.warning("an attempt cannot be sealed yet", attempt=attempt_id, why=str(err))
+                await asyncio.sleep(SEAL_AGAIN_S)
 
     async def _forget(self, attempt_id: str) -> None:
         await self._executor.forget(attempt_id)

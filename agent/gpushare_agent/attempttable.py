@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -36,10 +36,14 @@ class Work:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="executor")
         self._tasks: set[asyncio.Task[None]] = set()
+        self._calls: set[Future[Any]] = set()
 
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """The result of a blocking call."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(function, *arguments))
+        call = self._threads.submit(function, *arguments)
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        return await asyncio.wrap_future(call)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run beside everything else until it is done or `close`."""
@@ -53,7 +57,9 @@ class Work:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._threads.shutdown(wait=True)
+        # awaited and not joined: a call that hangs on a dead disk must not stop the loop that is being left
+        await asyncio.gather(*(asyncio.wrap_future(call) for call in tuple(self._calls)), return_exceptions=True)
+        self._threads.shutdown(wait=False)
 
 
 @dataclass

@@ -67,19 +67,18 @@ def kill(directory: str) -> None:
 
 
 def processes(directory: str) -> set[int]:
-    """Process ids in this very group; empty if it is gone."""
-    try:
-        return {int(line) for line in get(f"{directory}/cgroup.procs").split()}
-    except OSError:
-        return set()
-
-
-def subgroups(directory: str) -> list[str]:
-    """Names of the groups right below; none if it is gone."""
-    try:
-        return [entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return []
+    """Process ids in the group and in all groups below it; empty if it is gone."""
+    found: set[int] = set()
+    waiting = [directory]
+    while waiting:
+        group = waiting.pop()
+        try:
+            found.update(int(line) for line in get(f"{group}/cgroup.procs").split())
+            waiting += [entry.path for entry in os.scandir(group) if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            # gone meanwhile, or a threaded group, whose processes are listed in the one above it
+            continue
+    return found
 
 
 def counter(path: str, key: str) -> int:

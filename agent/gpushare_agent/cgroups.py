@@ -361,16 +361,25 @@ def _deny_devices(groups: Groups, denied: tuple[tuple[int, int], ...]) -> None:
 
 
 def remove(groups: Groups) -> bool:
-    """Remove what exists of the attempt's groups; False if the kernel says that one is still in use."""
-    done = True
-    for directory in (*(base.directory for base in groups.task), groups.shim_dir, groups.attempt_dir):
-        try:
-            os.rmdir(directory)
-        except FileNotFoundError:
-            continue
-        except OSError:
-            done = False
-    return done
+    """Remove what exists of the attempt's groups, those that a job made in its own included; False if the kernel
+    says that one is still in use.
+    """
+    task = [base.directory for base in groups.task]
+    directories = (*task, groups.shim_dir, groups.attempt_dir)
+    if all([_removed(directory) for directory in directories]):
+        return True
+    made_by_job = [path for directory in task for path, _, _ in os.walk(directory, topdown=False)]
+    return all([_removed(directory) for directory in (*made_by_job, *directories)])
+
+
+def _removed(directory: str) -> bool:
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def attempts(layout: Layout) -> list[str]:

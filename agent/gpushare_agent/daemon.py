@@ -88,8 +88,14 @@ class Daemon:
 
     async def _work(self) -> None:
         credentials = await self._credentials()
-        fence = CardFences(self._config.run_dir, allowed=[Tier(tier) for tier in self._config.tiers])
-        facts = NodeFacts(identity=self._identity, boot_id=self._executor.boot_id, host=self._host())
+        fence = CardFences(
+            self._config.run_dir,
+            allowed=[Tier(tier) for tier in self._config.tiers],
+            single_user=self._config.single_user,
+        )
+        facts = NodeFacts(
+            identity=self._identity, boot_id=self._executor.boot_id, host=self._host(), labels=self._config.labels
+        )
         agent = Agent(facts, self._state, self._executor, fence, self._log)
         self._relay.target = agent.on_status
         await agent.recover()

@@ -93,7 +93,7 @@ class Executor:
         self._lease: LeaseFile | None = None
         self._job_files = 0
         self._slots = asyncio.Semaphore(MAX_LAUNCHES_AT_ONCE)
-        self._scan: tuple[float, list[procscan.Proc]] = (0.0, [])
+        self._scan: tuple[float, procscan.Scan | None] = (0.0, None)
         self._own_group = ""
         self._last_launch_s = 0.0
 
@@ -130,9 +130,13 @@ class Executor:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self._new_launcher(self._lease)
 
-    def _new_launcher(self, lease: LeaseFile) -> LauncherProcess:
-        if self._launcher is not None:
-            self._launcher.close()
+    def _new_launcher(self, lease: LeaseFile, gone: LauncherProcess | None = None) -> LauncherProcess:
+        """A launcher in place of `gone`; many launches may find it gone at once, and the first one replaces it."""
+        old = self._launcher
+        if old is not None:
+            if old is not gone:
+                return old
+            self._work.spawn(self._work.in_thread(old.close))
         self._launcher = LauncherProcess(lease.fd, self._job_files, self._config.state_dir / "launcher.log")
         return self._launcher
 
@@ -240,7 +244,7 @@ class Executor:
     async def _order(self, entry: Entry, lease: LeaseFile) -> None:
         launcher = self._launcher
         if launcher is None or not launcher.alive:
-            launcher = self._new_launcher(lease)
+            launcher = self._new_launcher(lease, launcher)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         failpoint("agent.before_order")
         with theirs:
@@ -248,7 +252,7 @@ class Executor:
                 await launcher.order(str(self._files.directory(entry.attempt_id)), theirs)
             except LauncherGone:
                 ours.close()
-                self._new_launcher(lease)
+                self._new_launcher(lease, launcher)
                 raise
         failpoint("agent.after_order")
         entry.link = self._table.link(entry)
@@ -348,7 +352,7 @@ class Executor:
         """Make sure that an attempt that never ran never will; the status it has then. One that runs or ran is
         left as it is.
 
-        ValueError for an id that cannot name an attempt; OSError if the disk does not take the seal.
+        ValueError for an id that cannot name an attempt; OSError if the disk does not take the seal: ask again.
         """
         if not checkpoint.valid_attempt_id(attempt_id):
             raise ValueError(f"attempt id {attempt_id!r} cannot name a file")
@@ -357,11 +361,17 @@ class Executor:
             return known.status
         entry = self._table.fresh(attempt_id, self.boot_id)
         directory = self._files.directory(attempt_id)
-        taken = await self._work.in_thread(settle.seal, directory)
-        if taken is None:
-            self._table.put(entry, await self._work.in_thread(settle.judge, directory, attempt_id, self.boot_id))
-        else:
-            self._table.adopt(entry, taken, self.boot_id)
+        try:
+            taken = await self._work.in_thread(settle.seal, directory)
+            if taken is None:
+                self._table.put(entry, await self._work.in_thread(settle.judge, directory, attempt_id, self.boot_id))
+                return entry.status
+        except OSError:
+            # nothing is known of it, and so it must not stand here as an attempt that is being launched
+            del self._table.entries[attempt_id]
+            entry.over.set()
+            raise
+        self._table.adopt(entry, taken, self.boot_id)
         return entry.status
 
     # -- looking
@@ -382,7 +392,7 @@ class Executor:
         main = procscan.stat_of(entry.task_pid)
         since = main.start if main is not None else 0
         if time.monotonic() - self._scan[0] > SCAN_REUSE_S:
-            self._scan = (time.monotonic(), procscan.snapshot())
+            self._scan = (time.monotonic(), procscan.Scan())
         scope = procscan.Scope(entry.link.shim_pid, entry.task_pid, self._files.tag(attempt_id), since)
         return procscan.members(scope, self._scan[1])
 

@@ -2,7 +2,7 @@
 step.
 
 Imports os alone; the launcher and the shims load it. Nothing happens unless GPUSHARE_FAILPOINT was in the
-environment when the process started (`name:kill`, `name:error` or `name:hang`); the value is read once, so
+environment when the process started (`name:kill`, `name:error` or `name:hang:/file`); the value is read once, so
 that an upgrade or a job cannot change it.
 """
 
@@ -38,11 +38,11 @@ NAMES = (
     "task.before_exec",
 )
 
-_name, _, _action = os.environ.get(ENVIRONMENT_NAME, "").partition(":")
+_name, _action, _path = (os.environ.get(ENVIRONMENT_NAME, "") + "::").split(":")[:3]
 
 
 def failpoint(name: str) -> None:
-    """Die by SIGKILL, raise OSError(EPERM), or hang a minute, if `name` is the armed point; else do nothing."""
+    """Die by SIGKILL, raise OSError(EPERM), or wait while a file exists, if `name` is the armed point."""
     if name != _name:
         return
     if _action == "kill":
@@ -50,4 +50,5 @@ def failpoint(name: str) -> None:
     elif _action == "error":
         raise OSError(errno.EPERM, f"failpoint {name}")
     elif _action == "hang":
-        time.sleep(60)
+        while os.path.exists(_path):
+            time.sleep(0.01)

@@ -61,7 +61,7 @@ def _take_order(agent: _socket.socket, lease_fd: int) -> bool:
         failpoint("launcher.before_fork")
         pid = os.fork()
     except (OSError, ValueError) as error:
-        os.write(channel, shim.refusal("INFRA", f"the launcher could not start a shim: {error}"))
+        shim.refuse(channel, "INFRA", f"the launcher could not start a shim: {error}")
         os.close(channel)
         return True
     if pid == 0:

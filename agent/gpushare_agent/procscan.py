@@ -74,19 +74,35 @@ def snapshot() -> list[Proc]:
     return [proc for proc in found if proc is not None and proc.state not in "ZX"]
 
 
-def members(scope: Scope, processes: list[Proc] | None = None) -> set[int]:
-    """The attempt's processes among `processes` (default: now), the shim itself left out."""
-    everyone = snapshot() if processes is None else processes
-    young = [proc for proc in everyone if proc.start >= scope.since and proc.pid != scope.shim_pid]
+class Scan:
+    """The processes of one moment; the environment of each is read at most once, however many attempts ask."""
+
+    __slots__ = ("_tags", "processes")
+
+    def __init__(self) -> None:
+        self.processes = snapshot()
+        self._tags: dict[int, tuple[bytes, ...]] = {}
+
+    def carries(self, pid: int, tag: str) -> bool:
+        """True for a process of our own user whose environment names the attempt's tag."""
+        tags = self._tags.get(pid)
+        if tags is None:
+            tags = self._tags[pid] = _tags_of(pid)
+        return tag.encode() in tags
+
+
+def members(scope: Scope, scan: Scan | None = None) -> set[int]:
+    """The attempt's processes in `scan` (default: now), the shim itself left out."""
+    scan = scan or Scan()
+    young = [proc for proc in scan.processes if proc.start >= scope.since and proc.pid != scope.shim_pid]
     found = _descendants(scope.shim_pid, young) if scope.shim_pid else set()
     session = scope.session
-    if any(proc.pid == session and proc.start != scope.since for proc in everyone):
+    if any(proc.pid == session and proc.start != scope.since for proc in scan.processes):
         session = 0  # its number went to somebody else meanwhile
-    needle = f"{TAG_NAME}={scope.tag}".encode()
     for proc in young:
-        if proc.pid in found or not _ours(proc.pid):
+        if proc.pid in found:
             continue
-        if (session and proc.session == session) or _carries(proc.pid, needle):
+        if scan.carries(proc.pid, scope.tag) or (session and proc.session == session and _ours(proc.pid)):
             found.add(proc.pid)
     found.discard(os.getpid())
     return found
@@ -133,17 +149,20 @@ def _ours(pid: int) -> bool:
         return False
 
 
-def _carries(pid: int, needle: bytes) -> bool:
+def _tags_of(pid: int) -> tuple[bytes, ...]:
+    if not _ours(pid):
+        return ()
     try:
         fd = os.open(f"/proc/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return False
+        return ()
     try:
         parts = []
         while chunk := os.read(fd, 65536):
             parts.append(chunk)
-        return needle in b"".join(parts).split(b"\0")
     except OSError:
-        return False
+        return ()
     finally:
         os.close(fd)
+    name = f"{TAG_NAME}=".encode()
+    return tuple(each[len(name) :] for each in b"".join(parts).split(b"\0") if each.startswith(name))

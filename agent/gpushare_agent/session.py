@@ -198,17 +198,23 @@ class SessionLoop:
             # grpc's word for writing on a call that has already ended: how it ended says why.
             raise await self._why_ended(call) from err
         except TimeoutError as err:
-            raise UnavailableError(
-                Reason.SCHEDULER_UNREACHABLE, f"The scheduler at {self._address} stopped answering."
-            ) from err
+            raise self._silent() from err
         finally:
             call.cancel()
 
+    def _silent(self) -> GpushareError:
+        said = f"The scheduler at {self._address} stopped answering."
+        return UnavailableError(Reason.SCHEDULER_UNREACHABLE, said)
+
     async def _why_ended(self, call: Any) -> GpushareError:
-        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-            code = await call.code()
-            details = await call.details()
-            trailing = await call.trailing_metadata()
+        """The error of a call that is over. One that does not say so in time counts as a scheduler that is silent."""
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                code = await call.code()
+                details = await call.details()
+                trailing = await call.trailing_metadata()
+        except TimeoutError:
+            return self._silent()
         initial = grpc.aio.Metadata()
         return from_rpc_error(grpc.aio.AioRpcError(code, initial, trailing, details), self._address)
 

@@ -45,9 +45,12 @@ class Refused(Exception):
         self.detail = detail
 
 
-def refusal(reason: str, detail: str) -> bytes:
-    """The message that says that this shim will not run the attempt."""
-    return tinyjson.dumps({"event": "refused", "reason": reason, "detail": detail})
+def refuse(channel: int, reason: str, detail: str) -> None:
+    """Tell the agent, if it still listens, that nobody here will run the attempt."""
+    try:
+        os.write(channel, tinyjson.dumps({"event": "refused", "reason": reason, "detail": detail}))
+    except OSError:
+        return
 
 
 def boot_ns() -> int:
@@ -66,7 +69,7 @@ def main(directory: str, channel: int, lease_fd: int) -> NoReturn:
         try:
             shim = _own(directory, channel, lease_fd)
         except Refused as refused:
-            os.write(channel, refusal(refused.reason, refused.detail))
+            refuse(channel, refused.reason, refused.detail)
         else:
             shim.run()
         code = 0

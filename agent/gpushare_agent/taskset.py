@@ -23,11 +23,8 @@ class GroupedTask:
         self.directory = directory
 
     def pids(self) -> set[int]:
-        """The processes of the group and of the groups right below it."""
-        found = cgroupfs.processes(self.directory)
-        for name in cgroupfs.subgroups(self.directory):
-            found |= cgroupfs.processes(f"{self.directory}/{name}")
-        return found
+        """The processes of the group and of all groups below it."""
+        return cgroupfs.processes(self.directory)
 
     def terminate(self) -> None:
         """SIGTERM to each, and SIGCONT so that a stopped one hears it."""

@@ -5,7 +5,7 @@ Imports click; the client only when a command runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -204,9 +204,10 @@ def _print_job(job: Job, own_tenant: str, *, wide: bool) -> None:
             ("cancelled by", cancelled_by),
             ("request", f"{max(job.spec.tasks, 1)} x {o.request_sentence(job.spec.resources)}"),
             ("model", job.spec.resources.gpu_model),
+            ("node labels", _pairs_text(job.spec.resources.node_labels)),
             ("command", _command_text(job)),
             ("directory", job.spec.working_directory),
-            ("labels", " ".join(f"{key}={value}" for key, value in sorted(job.spec.labels.items()))),
+            ("labels", _pairs_text(job.spec.labels)),
             ("created", o.time_text(job, "create_time")),
             ("started", o.time_text(job, "start_time")),
             ("ended", o.time_text(job, "end_time")),
@@ -220,6 +221,10 @@ def _print_job(job: Job, own_tenant: str, *, wide: bool) -> None:
         print()
         columns = ("TASK", "ATTEMPT", "STATE", "NODE", "GPU", "MILLI", "MIB", "TIER", "ENFORCEMENT", "EXIT", "REASON")
         print_table(columns, [row for task in job.tasks for row in _task_rows(task)])
+
+
+def _pairs_text(pairs: Mapping[str, str]) -> str:
+    return " ".join(f"{key}={value}" for key, value in sorted(pairs.items()))
 
 
 def _wide_fields(job: Job) -> list[tuple[str, object]]:

@@ -110,7 +110,6 @@ class UpState:
         node_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         settings: dict[str, object] = {
             "server": server,
-            "node_name": plan.name,
             "state_dir": str(node_dir / "state"),
             "run_dir": str(node_dir / "run"),
             "log_dir": str(node_dir / "state" / "logs"),

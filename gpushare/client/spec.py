@@ -60,6 +60,7 @@ def job_spec(
     fence: str | None = None,
     on_disconnect: str | None = None,
     labels: Mapping[str, str] | None = None,
+    node_labels: Mapping[str, str] | None = None,
     pty: bool = False,
 ) -> JobSpec:
     """A JobSpec for `AsyncClient.create_job`.
@@ -78,6 +79,7 @@ def job_spec(
         labels=_checked_pairs(labels, "label"),
         pty=pty,
     )
+    spec.resources.node_labels.update(_checked_pairs(node_labels, "node_label"))
     if name is not None:
         spec.name = _utf8(name, "name")
     if tasks is not None:

@@ -305,6 +305,40 @@ def test_a_term_that_cannot_be_kept_is_not_followed_until_it_can(tmp_path: Path)
     play(tmp_path, act, prepare=fill)
 
 
+class MuteCall:
+    """A call that has ended and never says how."""
+
+    async def write(self, message: object) -> None:
+        raise asyncio.InvalidStateError("Call is done")
+
+    async def code(self) -> None:
+        await asyncio.Event().wait()
+
+    def cancel(self) -> None:
+        pass
+
+
+class MuteStub:
+    def Session(self, metadata: object) -> MuteCall:  # noqa: N802
+        return MuteCall()
+
+
+def test_a_call_that_does_not_say_how_it_ended_is_one_more_try_and_not_the_agents_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpushare_agent.session.HANDSHAKE_TIMEOUT_S", 0.02)
+    monkeypatch.setattr("gpushare_agent.session._stub", lambda channel: MuteStub())
+
+    async def act(scene: Scene) -> None:
+        await scene.until(lambda: scene.log.lines)
+        assert scene.log.lines[0][1]["reason"] == Reason.SCHEDULER_UNREACHABLE
+        assert "stopped answering" in scene.log.lines[0][1]["why"]
+        monkeypatch.undo()
+        await scene.scheduler.synced()
+
+    play(tmp_path, act)
+
+
 def test_words_that_are_no_utf8_do_not_break_the_session(tmp_path: Path) -> None:
     async def act(scene: Scene) -> None:
         await scene.scheduler.synced()

@@ -10,14 +10,16 @@ import os
 import re
 import shutil
 import signal
+import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from executor_kit import BOTH_KINDS, Host, alive, eventually, host, needs_groups, run, shell, spec
+from executor_kit import BOTH_KINDS, PATIENCE_S, Host, alive, eventually, host, needs_groups, run, shell, spec
 
 from gpushare.reasons import Reason
-from gpushare_agent import cgroups
+from gpushare_agent import attempttable, cgroups, launcherlink
 from gpushare_agent import executor as executor_module
 from gpushare_agent.launchspec import LaunchRefused
 
@@ -337,7 +339,9 @@ def _children(pid: int) -> list[int]:
 def test_a_shim_that_hangs_before_it_takes_the_attempt_never_gets_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GPUSHARE_FAILPOINT", "shim.bound:hang")
+    gate = tmp_path / "gate"
+    gate.touch()
+    monkeypatch.setenv("GPUSHARE_FAILPOINT", f"shim.bound:hang:{gate}")
     monkeypatch.setattr(executor_module, "OWN_TIMEOUT_S", 0.5)
 
     async def body() -> None:
@@ -346,8 +350,9 @@ def test_a_shim_that_hangs_before_it_takes_the_attempt_never_gets_it(
                 await here.executor.launch(shell("t.1.0.1", f"touch {tmp_path}/ran"))
             assert refused.value.reason is Reason.INFRA
             (shim,) = _children(here.executor.launcher_pid)
+            assert alive(shim)
             # it wakes up late, and what it was to run is gone
-            os.kill(shim, signal.SIGALRM if _sleeps(shim) else signal.SIGKILL)
+            gate.unlink()
             await eventually(lambda: not alive(shim))
             assert not (tmp_path / "ran").exists()
             assert here.executor.statuses() == {}
@@ -355,14 +360,12 @@ def test_a_shim_that_hangs_before_it_takes_the_attempt_never_gets_it(
     run(body())
 
 
-def _sleeps(pid: int) -> bool:
-    return "nanosleep" in Path(f"/proc/{pid}/wchan").read_text()
-
-
 def test_a_shim_that_hangs_with_the_attempt_in_its_hands_counts_as_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GPUSHARE_FAILPOINT", "shim.exec_recorded:hang")
+    gate = tmp_path / "gate"
+    gate.touch()
+    monkeypatch.setenv("GPUSHARE_FAILPOINT", f"shim.exec_recorded:hang:{gate}")
     monkeypatch.setattr(executor_module, "OWN_TIMEOUT_S", 0.5)
     monkeypatch.setattr(executor_module, "SILENT_SHIM_S", 0.2)
 
@@ -394,6 +397,70 @@ def test_a_dead_launcher_harms_no_job_and_is_replaced(tmp_path: Path) -> None:
             os.kill(here.executor.launcher_pid, signal.SIGKILL)
             assert (await here.result(shell("t.3.0.1", "exit 10"))).exit_code == 10
             assert (await here.ended("t.1.0.1")).exit_code == 8
+
+    run(body())
+
+
+def test_many_launches_that_find_the_launcher_gone_replace_it_once_and_wait_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the one that hangs is let go of in the background: nothing here waits this long
+    monkeypatch.setattr(launcherlink, "EXIT_TIMEOUT_S", 600.0)
+    order = launcherlink.LauncherProcess.order
+
+    async def body() -> None:
+        async with host(tmp_path, weak=True) as here:
+            first = here.executor.launcher_pid
+            pids = {first}
+
+            async def hung(self: launcherlink.LauncherProcess, directory: str, channel: socket.socket) -> None:
+                pids.add(self.pid)
+                if self.pid == first:
+                    if directory.endswith("t.2.0.1"):
+                        await eventually(lambda: here.status("t.1.0.1").state == "RUNNING")
+                    raise launcherlink.LauncherGone("it takes no orders")
+                await order(self, directory, channel)
+
+            monkeypatch.setattr(launcherlink.LauncherProcess, "order", hung)
+            os.kill(first, signal.SIGSTOP)
+            try:
+                launches = [here.executor.launch(shell(f"t.{job}.0.1", "sleep 600")) for job in (1, 2)]
+                await asyncio.wait_for(asyncio.gather(*launches), PATIENCE_S)
+                await here.running("t.2.0.1")
+                assert len(pids) == 2
+                assert here.executor.launcher_pid in pids - {first}
+            finally:
+                os.kill(first, signal.SIGCONT)
+
+    run(body())
+
+
+def test_an_attempt_whose_seal_the_disk_refuses_is_not_taken_for_a_launch_and_is_sealed_later(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with host(tmp_path, weak=True) as here:
+            (tmp_path / "attempts").rename(tmp_path / "away")
+            for _ in range(2):
+                with pytest.raises(OSError, match="No such file"):
+                    await here.executor.seal("t.1.0.1")
+                assert here.executor.statuses() == {}
+            (tmp_path / "away").rename(tmp_path / "attempts")
+            assert (await here.executor.seal("t.1.0.1")).reason is Reason.NOT_STARTED
+
+    run(body())
+
+
+def test_a_call_that_hangs_does_not_stop_the_loop_that_is_being_left() -> None:
+    hanging = threading.Event()
+
+    async def body() -> None:
+        work = attempttable.Work()
+        call = asyncio.ensure_future(work.in_thread(hanging.wait))
+        closing = asyncio.ensure_future(work.close())
+        # the loop turns while a thread hangs, and the end of the call ends the wait
+        assert not (await asyncio.wait([closing], timeout=0.05))[0]
+        hanging.set()
+        await asyncio.wait_for(closing, PATIENCE_S)
+        assert await call
 
     run(body())
 

@@ -15,7 +15,7 @@ import pytest
 from executor_kit import BOTH_KINDS, alive, eventually, host, needs_groups, needs_root, python, run, shell, spec
 
 from gpushare.reasons import Reason
-from gpushare_agent import attempttable, procscan
+from gpushare_agent import attempttable, cgroups, procscan
 from gpushare_agent import executor as executor_module
 from gpushare_agent.executor import lease_needed_ms
 from gpushare_agent.launchspec import LaunchRefused
@@ -84,6 +84,52 @@ def test_sigterm_reaches_every_process_even_a_stopped_one_and_is_told(tmp_path: 
             found = await here.ended("t.1.0.1")
             assert (found.state, found.reason, found.signal) == ("STOPPED", Reason.PREEMPTED, signal.SIGTERM)
             assert found.stop_signal == signal.SIGTERM
+
+    run(body())
+
+
+@needs_root
+@needs_groups
+def test_a_job_in_groups_of_its_own_making_is_listed_and_hears_sigterm_and_leaves_nothing(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with host(tmp_path) as here:
+            task = cgroups.describe(here.executor._files.layout, "t.1.0.1").task_dir
+            code = f"mkdir -p {task}/x/y; echo $$ > {task}/x/y/cgroup.procs; trap 'echo saved; exit 7' TERM; "
+            await here.executor.launch(shell("t.1.0.1", f"{code} echo $$; while :; do sleep 0.05; done"))
+            await eventually(lambda: here.stdout("t.1.0.1").endswith("\n"))
+            assert int(here.stdout("t.1.0.1")) in here.executor.pids("t.1.0.1")
+            await here.executor.stop("t.1.0.1", Reason.CANCELLED, 20_000)
+            found = await here.ended("t.1.0.1")
+            assert (found.exit_code, found.stop_signal) == (7, signal.SIGTERM)
+            await here.executor.forget("t.1.0.1")
+            assert not Path(task).exists()
+
+    run(body())
+
+
+def test_one_scan_reads_each_process_once_however_many_attempts_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    real = procscan._tags_of
+
+    def counted(pid: int) -> tuple[bytes, ...]:
+        read.append(pid)
+        return real(pid)
+
+    monkeypatch.setattr(procscan, "_tags_of", counted)
+    monkeypatch.setattr(executor_module, "SCAN_REUSE_S", 600.0)
+
+    async def body() -> None:
+        async with host(tmp_path, weak=True) as here:
+            names = [f"t.{job}.0.1" for job in range(4)]
+            for name in names:
+                await here.executor.launch(python(name, STUBBORN))
+            printed = {name: set(await two_pids(here, name)) for name in names}
+            here.executor._scan = (0.0, None)
+            for name in names:
+                assert printed[name] == here.executor.pids(name) & set.union(*printed.values())
+            assert len(read) == len(set(read)) > 0
 
     run(body())
 

@@ -458,7 +458,7 @@ def test_kill_9_of_the_agent_leaves_the_daemon_and_its_clients_alone(host: Host)
         "from gpushare_agent.sharing.choose import CardFences\n"
         "from gpushare_agent.sharing.port import SliceSpec\n"
         "async def run():\n"
-        "    fence = CardFences(Path(sys.argv[1]))\n"
+        "    fence = CardFences(Path(sys.argv[1]), single_user=True)\n"
         "    await fence.probe(host_snapshot(1))\n"
         "    spec = SliceSpec(attempt_id='t.1.0.1', gpu_uuids=(uuid_of(0),), gpu_milli=125,\n"
         "        gpu_memory_mib=1500, whole=False, uid=int(sys.argv[2]))\n"

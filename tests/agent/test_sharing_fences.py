@@ -15,6 +15,7 @@ from standins.fake_nvml import uuid_of
 from standins.fence_conformance import TOTAL_MIB, FenceConformance, host_snapshot
 
 from gpushare.reasons import Reason
+from gpushare_agent.inventory import inventory_of
 from gpushare_agent.sharing.choose import CardFences, clean_environ, driver_major
 from gpushare_agent.sharing.environment import hints, percentage
 from gpushare_agent.sharing.exclusive import ExclusiveFence
@@ -56,7 +57,8 @@ def mps() -> Iterator[FakeMps]:
 
 
 def fences(mps: FakeMps, **settings: object) -> CardFences:
-    return CardFences(mps.folder / "run", environ=mps.environ(), timeouts=QUICK, **settings)  # type: ignore[arg-type]
+    chosen = {"single_user": os.geteuid() != 0, **settings}
+    return CardFences(mps.folder / "run", environ=mps.environ(), timeouts=QUICK, **chosen)  # type: ignore[arg-type]
 
 
 def on_host(fence: CardFences, body: Callable[[], Awaitable[None]], **snapshot: object) -> None:
@@ -153,7 +155,9 @@ def test_with_mps_every_card_offers_it_with_its_slots(mps: FakeMps) -> None:
 def test_a_server_that_cannot_start_here_is_found_out_at_start(mps: FakeMps) -> None:
     mps.switch(server_dies__=None)
     mps.switch(**{f"server_dies__{uuid_of(1)}": 1})
-    quick = CardFences(mps.folder / "run", environ=mps.environ(), timeouts={**QUICK, "server_timeout_s": 0.5})
+    quick = CardFences(
+        mps.folder / "run", single_user=True, environ=mps.environ(), timeouts={**QUICK, "server_timeout_s": 0.5}
+    )
     first, second = report_of(quick)
     assert offered(first)[Tier.MPS_V2]
     assert not offered(second)[Tier.MPS_V2]
@@ -194,7 +198,7 @@ def test_the_configuration_may_forbid_tiers(mps: FakeMps) -> None:
 
 
 def test_a_path_too_long_for_mps_is_said_so(mps: FakeMps) -> None:
-    long = CardFences(mps.folder / ("x" * 80), environ=mps.environ(), timeouts=QUICK)
+    long = CardFences(mps.folder / ("x" * 80), single_user=True, environ=mps.environ(), timeouts=QUICK)
     (card,) = report_of(long, cards=1)
     (why,) = [offer.detail for offer in card.offers if offer.tier is Tier.MPS_V2]
     assert "longer than the 87 characters" in why
@@ -301,27 +305,42 @@ def test_a_failing_mps_is_never_replaced_by_a_weaker_tier(mps: FakeMps) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to serve several users")
-def test_users_whom_one_server_cannot_serve_share_by_time_slices_and_are_told(mps: FakeMps) -> None:
-    mps.switch(version=550)
-    fence = fences(mps)
+@pytest.mark.parametrize("driver", ["535.183.01", "550.54.15"])
+def test_users_whom_one_server_cannot_serve_share_by_time_slices_and_the_card_says_so(
+    mps: FakeMps, driver: str
+) -> None:
+    mps.switch(version=driver_major(driver))
+    fence = fences(mps, single_user=False)
     alice = msgspec.structs.replace(SHARE, uid=1001)
     bob = msgspec.structs.replace(SHARE, uid=1002, attempt_id="t.2.0.1")
     strict = msgspec.structs.replace(bob, attempt_id="t.3.0.1", demanded=Enforcement.SERVER)
+    snapshot = host_snapshot(cards=1, driver=driver)
 
-    async def body() -> None:
-        assert (await fence.prepare(alice)).tier is Tier.MPS_V2
-        second = await fence.prepare(bob)
-        assert second.tier is Tier.TIMESLICE
-        assert "another Unix user" in second.detail
-        with pytest.raises(FenceRefused, match="another Unix user"):
+    async def run() -> None:
+        report = await fence.probe(snapshot)
+        (card,) = inventory_of(snapshot.infos, {uuid_of(0): TOTAL_MIB}, report)
+        (why,) = [offer.absent_because for offer in card.tiers if offer.tier == Tier.MPS_V2]
+        assert "several Unix users" in why
+        assert f"driver {driver}" in why
+        # What the scheduler places by the inventory is what the agent then builds, whoever came first.
+        offered = [offer.tier for offer in card.tiers if not offer.absent_because and offer.tier != Tier.EXCLUSIVE]
+        for spec in (alice, bob):
+            assert [(await fence.prepare(spec)).tier] == offered == [Tier.TIMESLICE]
+        with pytest.raises(FenceRefused, match="several Unix users"):
             await fence.prepare(strict)
-        # A second job of the same user joins; and when the server is idle it changes hands.
-        assert (await fence.prepare(msgspec.structs.replace(alice, attempt_id="t.4.0.1"))).tier is Tier.MPS_V2
-        for name in ("t.1.0.1", "t.4.0.1"):
-            await fence.release(name)
-        assert (await fence.prepare(strict)).tier is Tier.MPS_V2
+        await fence.close()
 
-    on_host(fence, body, driver="550.54.15")
+    asyncio.run(run())
+    # No daemon of a tier that nobody will get stands on the card.
+    assert find_daemon(mps.folder / "run" / "mps" / "000000000000", uuid_of(0)) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a daemon that is not root's has one user anyway")
+def test_an_old_driver_serves_an_agent_of_one_user_through_mps(mps: FakeMps) -> None:
+    mps.switch(version=550)
+    (card,) = report_of(fences(mps, single_user=True), cards=1, driver="550.54.15")
+    assert offered(card)[Tier.MPS_V2]
+    assert not card.multiuser
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to serve several users")

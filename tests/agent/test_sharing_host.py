@@ -79,7 +79,7 @@ def test_at_start_every_card_is_listed_with_what_it_can_fence(host: Host) -> Non
     timeouts = {"control_timeout_s": 5.0, "server_timeout_s": 5.0}
 
     async def probe() -> list[str]:
-        fences = CardFences(host.folder / "run", environ=host.mps.environ(), timeouts=timeouts)
+        fences = CardFences(host.folder / "run", single_user=True, environ=host.mps.environ(), timeouts=timeouts)
         report = await fences.probe(snapshot)
         await fences.close()
         return [card.sentence() for card in report.cards]

@@ -84,7 +84,7 @@ def test_submit_sends_what_was_asked_for(gpushare: Cli, cluster: FakeCluster, tm
         *["submit", "--gpus", "0.25", "--gpu-memory", "12G", "--model", "H100-80GB", "--tasks", "2", "--cpus", "4"],
         *["--host-memory", "16G", "--time", "2h", "--priority", "5", "--name", "train", "--env", "A=1=2"],
         *["--label", "team=a", "--fence", "hard", "--on-disconnect", "stop-and-requeue", "--max-retries", "3"],
-        *["--grace", "5s", "--export", "none"],
+        *["--grace", "5s", "--export", "none", "--node-label", "rack=r1", "--node-label", "site=a=b"],
         *["--chdir", str(tmp_path), "--", "python", "-c", "print(1)", "--gpus", "8"],
     )
     assert (done.code, done.out) == (0, "submitted job 1\n")
@@ -97,6 +97,7 @@ def test_submit_sends_what_was_asked_for(gpushare: Cli, cluster: FakeCluster, tm
     assert (spec.tasks, spec.name, spec.priority, spec.max_retries) == (2, "train", 5, 3)
     assert (spec.max_run_duration.seconds, spec.grace_duration.seconds) == (7200, 5)
     assert (dict(spec.env), dict(spec.captured_env), dict(spec.labels)) == ({"A": "1=2"}, {}, {"team": "a"})
+    assert dict(spec.resources.node_labels) == {"rack": "r1", "site": "a=b"}
     assert spec.on_disconnect == j.ON_DISCONNECT_STOP_AND_REQUEUE
     assert spec.working_directory == str(tmp_path)
 

@@ -51,7 +51,7 @@ def test_defaults_need_no_file(home: dict[str, str], tmp_path: Path) -> None:
 
 def test_root_uses_system_directories_and_requires_containment() -> None:
     assert places({}, 0) == (Path("/etc/gpushare"), Path("/var/lib/gpushare"), Path("/run/gpushare"))
-    agent = load_agent_config(environ={}, uid=0, flags={"node_name": "n1"})
+    agent = load_agent_config(environ={}, uid=0)
     assert agent.state_dir == Path("/var/lib/gpushare/agent")
     assert (agent.containment, agent.single_user) == ("require", False)
 
@@ -180,7 +180,15 @@ def test_unreadable_files_are_refused(tmp_path: Path, home: dict[str, str]) -> N
         ("managed_gpus = [1]", "managed_gpus", "a list of texts"),
         ("tiers = ['mig']", "tiers", "'mps-v2', 'timeslice'"),
         ("containment = 'none'", "containment", "'require'"),
-        ("node_name = 'Node_1'", "node_name", "a-z, 0-9"),
+        ("node_name = 'gpu-1'", "node_name", "no such key"),
+        ("labels = 'rack'", "labels", "K=V"),
+        ("labels = 'rack=1,rack=2'", "labels", "each name once"),
+        ("labels.rack = 1", "labels.rack", "a text"),
+        ("labels.rack = {row = 'x'}", "labels.rack", "a text"),
+        ('labels.rack = "a\\u0007"', "labels.rack", "U+0007"),
+        (f"labels.rack = '{'x' * 257}'", "labels.rack", "257 bytes"),
+        ("labels.'' = 'x'", "labels.", "empty"),
+        ("labels.'a=b' = 'x'", "labels.a=b", "has a ="),
         ("server = 'x:y'", "server", "HOST:PORT"),
         ("simulate_faults = 'f'", "simulate_faults", "only for simulated"),
         ("watchdog_interval_ms = -1", "watchdog_interval_ms", "below 50"),
@@ -194,15 +202,34 @@ def test_agent_refusals(tmp_path: Path, text: str, key: str, why: str) -> None:
     assert why in error.message
 
 
+def test_labels_are_a_table_or_pairs_and_the_later_source_wins_whole(tmp_path: Path, home: dict[str, str]) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text("[labels]\nrack = 'r1'\n'example.org/site' = 'north = 1'\n")
+    assert load_agent_config(path, environ=home, uid=1000).labels == {"rack": "r1", "example.org/site": "north = 1"}
+    environ = {**home, "GPUSHARE_AGENT_LABELS": "zone=z2,rack="}
+    assert load_agent_config(path, environ=environ, uid=1000).labels == {"zone": "z2", "rack": ""}
+    assert load_agent_config(path, environ={**home, "GPUSHARE_AGENT_LABELS": ""}, uid=1000).labels == {}
+    assert load_agent_config(environ=home, uid=1000).labels == {}
+    with pytest.raises(ConfigError, match="65 labels"):
+        load_agent_config(environ=home, flags={"labels": {f"l{number}": "" for number in range(65)}}, uid=1000)
+
+
+def test_a_host_whose_name_is_no_node_name_starts_an_agent(
+    home: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "gpu_01")
+    assert load_agent_config(environ=home, uid=1000).server == ""
+
+
 def test_a_root_agent_weakens_containment_for_a_single_user_only(tmp_path: Path) -> None:
     assert refused(tmp_path, "containment = 'weak'", agent=True, uid=0).key == "containment"
-    flags = {"containment": "weak", "single_user": True, "node_name": "n1"}
+    flags = {"containment": "weak", "single_user": True}
     assert load_agent_config(environ={}, flags=flags, uid=0).containment == "weak"
 
 
 def test_unknown_or_wrong_environment_and_flags_are_named(home: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match=r"GPUSHARE_AGENT_NODENAME.*did you mean GPUSHARE_AGENT_NODE_NAME"):
-        load_agent_config(environ={**home, "GPUSHARE_AGENT_NODENAME": "x"}, uid=1000)
+    with pytest.raises(ConfigError, match=r"GPUSHARE_AGENT_STATEDIR.*did you mean GPUSHARE_AGENT_STATE_DIR"):
+        load_agent_config(environ={**home, "GPUSHARE_AGENT_STATEDIR": "x"}, uid=1000)
     with pytest.raises(ConfigError, match="environment variable GPUSHARE_SCHEDULER_LEASE_TTL_S: lease_ttl_s: "):
         load_scheduler_config(environ={**home, "GPUSHARE_SCHEDULER_LEASE_TTL_S": "soon"}, uid=1000)
     with pytest.raises(ConfigError, match="flag --lease-ttl-s: lease_ttl_s: "):

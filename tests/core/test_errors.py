@@ -94,6 +94,16 @@ def test_a_refused_field_is_named_once() -> None:
     assert "[a: is 1; b: is 2]" in str(several)
 
 
+@pytest.mark.parametrize("sentence", ["8 GPUs never fit one node; the largest has 4", " ".join(map(str, range(150)))])
+@pytest.mark.parametrize("prefix", ["resources: ", ""])
+def test_a_refusal_says_each_sentence_once(sentence: str, prefix: str) -> None:
+    sent = error_of(Reason.NEVER_FITS, prefix + sentence, violations=[FieldViolation("resources", prefix + sentence)])
+    for error in (sent, over_the_wire(sent)):
+        assert str(error).count(sentence[:200]) == 1
+        assert str(error).count("resources") == 1
+        assert not error.violations[0].description.startswith("resources")
+
+
 def test_waits_and_ends_are_failed_preconditions_as_refusals() -> None:
     assert status_of(Reason.UNIX_USER_UNMAPPED) == "FAILED_PRECONDITION"
     assert status_of(Reason.OCCUPIED) == "FAILED_PRECONDITION"

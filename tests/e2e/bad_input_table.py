@@ -79,7 +79,9 @@ def name(number: int, what: str, text: str) -> list[Row]:
     """As the name of a job, of a tenant and of a user, who are all called by the same rule."""
     token = m.CreateTokenRequest(user=text, role=m.Role.ROLE_USER, tenant="team")
     return [
-        Row(number, f"job {what}", job(name=text), field="name", words=submit("--name", text), code=REFUSED, says="name"),
+        Row(
+            number, f"job {what}", job(name=text), field="name", words=submit("--name", text), code=REFUSED, says="name"
+        ),
         Row(
             number,
             f"tenant {what}",
@@ -227,10 +229,7 @@ TIMES = [
         Row(16, f"--time={text}", words=submit(f"--time={text}"), says="--time")
         for text in ("-1s", "0s", "1000000000000000000s", "1e18s", "60", "nan")
     ),
-    *(
-        Row(17, f"priority {value}", job(priority=value), field="priority")
-        for value in (INT64_MAX, INT64_MIN)
-    ),
+    *(Row(17, f"priority {value}", job(priority=value), field="priority") for value in (INT64_MAX, INT64_MIN)),
     Row(17, "--priority 2^63", words=submit("--priority", str(2**63)), says="--priority"),
     Row(
         18,
@@ -270,7 +269,9 @@ NAMES = [
 
 COMMANDS = [
     Row(27, "no command", job(argv=[]), field="argv", words=("submit", "--gpus", "0.1", "--"), says="nothing to run"),
-    Row(27, "an empty command", job(argv=[""]), field="argv", words=("submit", "--gpus", "0.1", "--", ""), code=REFUSED),
+    Row(
+        27, "an empty command", job(argv=[""]), field="argv", words=("submit", "--gpus", "0.1", "--", ""), code=REFUSED
+    ),
     Row(28, "NUL", job(argv=["\0"]), field="argv", words=("submit", "--gpus", "0.1", "--", "\0"), code=REFUSED),
     Row(
         29,
@@ -344,4 +345,9 @@ SHAPES = [
 ROWS = [*SHARES, *CARDS, *TIMES, *NAMES, *COMMANDS, *REQUEST_IDS, *QUOTAS, *SHAPES]
 
 # What the command line says in a process of its own is what it says in ours; these few show it.
-IN_A_PROCESS = ("1: --gpus nan", "13: 200 GiB where the largest card has 80", "22: job with a slash", "32: GPUSHARE_JOB_ID")
+IN_A_PROCESS = (
+    "1: --gpus nan",
+    "13: 200 GiB where the largest card has 80",
+    "22: job with a slash",
+    "32: GPUSHARE_JOB_ID",
+)

@@ -212,7 +212,6 @@ class LiveCluster:
             node,
             {
                 "join_file": join_file,
-                "node_name": node,
                 "state_dir": home / "state",
                 "run_dir": home / "run",
                 "simulate": simulate,

@@ -27,7 +27,7 @@ from live_cluster import TENANT, LiveCluster, clean_environment
 from gpushare import rpc
 from gpushare.cli import main as cli
 from gpushare.client.aio import AsyncClient
-from gpushare.client.messages import ENDED_JOB_STATES, Job, Role, TenantSettings
+from gpushare.client.messages import ENDED_JOB_STATES, Role, TenantSettings
 from gpushare.client.settings import CONFIG_ENV, ConnectionSettings, save_context
 from gpushare.errors import from_rpc_error
 
@@ -137,9 +137,13 @@ class World:
     def cli(self, *words: str, who: str = "ann") -> Outcome:
         """A command of this person, in this process."""
         out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
-        with _environment({CONFIG_ENV: str(self.contexts)}), contextlib.redirect_stdout(out):
-            with contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-                cli.main(["--context", who, "--timeout", f"{LIMIT_S:g}s", *words])
+        with (
+            _environment({CONFIG_ENV: str(self.contexts)}),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as ended,
+        ):
+            cli.main(["--context", who, "--timeout", f"{LIMIT_S:g}s", *words])
         assert isinstance(ended.value.code, int)
         return Outcome(ended.value.code, _text(out), _text(err))
 
@@ -188,10 +192,6 @@ class World:
                 if not came_back:
                     found.append(f"{event.sequence} {event.kind} {event.principal.user} {event.subject}")
         return found + (["what is listed has changed"] if now.seen != mark.seen else [])
-
-
-def job_ids(jobs: Iterable[Job]) -> list[str]:
-    return [job.id for job in jobs]
 
 
 def request_id() -> str:

@@ -1,5 +1,6 @@
-"""Daemons under strange conditions: configurations that are wrong, a restart in the middle of a call, a job that attacks its
-own shim, a cluster without nodes."""
+"""Daemons under strange conditions: wrong configurations, a restart in the middle of a call, a cluster without nodes, a
+job that attacks its own shim.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def test_an_agent_does_not_start_with_a_secret_that_others_can_read(tmp_path: Pa
     secret, config = tmp_path / "join", tmp_path / "agent.toml"
     secret.write_text("gpushare-join-very-secret")
     secret.chmod(0o644)
-    config.write_text(f'join_file = "{secret}"\nnode_name = "n1"\n')
+    config.write_text(f'join_file = "{secret}"\n')
     said = refused(tmp_path, "gpushare_agent.main", config, f"{secret}: join_file: ")
     assert "very-secret" not in said
 
@@ -151,7 +152,7 @@ def test_a_job_cannot_stop_its_shim_and_its_limit_holds_though_it_stops_itself(a
             name = (await mapped.create_job(spec)).jobs[0].name
             job = (await asyncio.wait_for(mapped.wait_jobs([name]), 60))[name]
             assert (state_of(job), job.reason, job.infra_retries) == ("FAILED", "TIME_LIMIT", 0)
-            output = {stream: b"" for stream in (1, 2)}
+            output = dict.fromkeys((1, 2), b"")
             for stream in output:
                 async for chunk in mapped.stream_logs(name, stream=stream):  # type: ignore[arg-type]
                     output[stream] += chunk.data

@@ -1,5 +1,5 @@
-"""What a connection can be made to carry: floods of frames, packed and oversized messages, the wrong protocol, the wrong
-certificate, calls that are given up. The scheduler is the one of the cluster, with TLS, and its memory is looked at.
+"""What a connection can be made to carry: floods of frames, packed and oversized messages, the wrong protocol, the
+wrong certificate, calls that are given up. The scheduler is the one of the cluster, with TLS; its memory is looked at.
 """
 
 from __future__ import annotations
@@ -255,6 +255,5 @@ def test_old_tls_is_refused(world: World, version: ssl.TLSVersion) -> None:
     context = ssl.create_default_context(cadata=settings.ca_pem)
     context.minimum_version = context.maximum_version = version
     context.set_ciphers("ALL:@SECLEVEL=0")
-    with socket.create_connection((host, int(port)), 20) as plain:
-        with pytest.raises((ssl.SSLError, ConnectionError)):
-            context.wrap_socket(plain, server_hostname=host)
+    with socket.create_connection((host, int(port)), 20) as plain, pytest.raises((ssl.SSLError, ConnectionError)):
+        context.wrap_socket(plain, server_hostname=host)

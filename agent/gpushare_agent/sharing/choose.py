@@ -2,9 +2,9 @@
 accepts.
 
 Imports the tiers. Invariants: a whole card is `exclusive`; a share gets `mps-v2` before `timeslice`; a tier
-that was chosen and then fails refuses the launch, it is never replaced by a weaker one. The one exception
-is known beforehand and said aloud: a job whose user cannot join another user's MPS server shares by time
-slices.
+that was chosen and then fails refuses the launch, it is never replaced by a weaker one. Where jobs of
+several Unix users may come and one MPS server cannot serve them together, `mps-v2` is not offered at all:
+they share by time slices, and no job finds out at its launch that another user was first.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ MULTIUSER_FROM_DRIVER = 555
 class CardFences:
     """`Fence` over all tiers.
 
-    `run_dir` is the agent's run directory, `allowed` the tiers the admin lets jobs use, `environ` what
-    daemons inherit (its PATH is where the MPS programs are looked for). Timeouts are those of
-    `MpsSettings`, by name.
+    `run_dir` is the agent's run directory, `allowed` the tiers the admin lets jobs use, `single_user`
+    whether all jobs run as one Unix user, `environ` what daemons inherit (its PATH is where the MPS programs
+    are looked for). Timeouts are those of `MpsSettings`, by name.
     """
 
     def __init__(
@@ -56,11 +56,13 @@ class CardFences:
         run_dir: Path,
         *,
         allowed: Collection[Tier] = BEST_FIRST,
+        single_user: bool = False,
         environ: Mapping[str, str] | None = None,
         timeouts: Mapping[str, float] | None = None,
     ) -> None:
         self._run_dir = run_dir
         self._allowed = frozenset(allowed)
+        self._single_user = single_user
         self._environ = clean_environ(os.environ if environ is None else environ)
         self._timeouts = dict(timeouts or {})
         self._exclusive = ExclusiveFence()
@@ -104,7 +106,7 @@ class CardFences:
                 folder=self._run_dir / "mps",
                 program=str(self._find(CONTROL_PROGRAM)),
                 environ=self._environ,
-                multiuser=os.geteuid() == 0 and driver_major(snapshot.driver_version) >= MULTIUSER_FROM_DRIVER,
+                multiuser=not why_one_user(snapshot.driver_version),
                 **self._timeouts,
             )
             self._mps = MpsFence(settings)
@@ -118,6 +120,9 @@ class CardFences:
         missing = [name for name in (CONTROL_PROGRAM, SERVER_PROGRAM) if self._find(name) is None]
         if missing:
             return f"{' and '.join(missing)} not found on PATH (they come with the NVIDIA driver's utilities)"
+        one_user = "" if self._single_user else why_one_user(snapshot.driver_version)
+        if one_user:
+            return f"this agent runs jobs of several Unix users, and {one_user}; they share by time slices"
         return ""
 
     def _find(self, program: str) -> str | None:
@@ -127,30 +132,23 @@ class CardFences:
 
     async def prepare(self, spec: SliceSpec) -> Fenced:
         """See `Fence.prepare`."""
-        fence, note = self._choose(spec)
+        fence = self._choose(spec)
         if spec.whole and self._mps is not None:
             await asyncio.gather(*(self._mps.vacate(uuid) for uuid in spec.gpu_uuids))
-        fenced = await fence.prepare(spec)
-        if not note:
-            return fenced
-        return Fenced(
-            env=fenced.env, tier=fenced.tier, enforcement=fenced.enforcement, detail=f"{fenced.detail}; {note}"
-        )
+        return await fence.prepare(spec)
 
-    def _choose(self, spec: SliceSpec) -> tuple[Fence, str]:
-        """The best fence for this slice, and what the job should know about the choice."""
+    def _choose(self, spec: SliceSpec) -> Fence:
+        """The best fence for this slice."""
         cards = [self._report.get(uuid) for uuid in spec.gpu_uuids]
         if not cards or None in cards:
             raise FenceRefused(Reason.FENCE_FAILED, f"this host has no card {', '.join(spec.gpu_uuids) or 'named'}")
-        causes, note = [], ""
+        causes = []
         for tier in (Tier.EXCLUSIVE,) if spec.whole else (Tier.MPS_V2, Tier.TIMESLICE):
             cause = next((why for card in cards if card and (why := _why_not_offered(card, tier))), "")
             if not cause and not ENFORCEMENT[tier].meets(spec.demanded):
                 cause = f"it is {ENFORCEMENT[tier]} and the job demands {spec.demanded}"
-            if not cause and tier is Tier.MPS_V2 and self._mps is not None:
-                cause = note = self._mps.other_user(spec)
             if not cause:
-                return self._fence(tier), f"not mps-v2: {note}" if note else ""
+                return self._fence(tier)
             causes.append(f"{tier}: {cause}")
         raise FenceRefused(Reason.FENCE_UNAVAILABLE, "; ".join(causes))
 
@@ -202,6 +200,16 @@ class CardFences:
 def clean_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """What a daemon may inherit: nothing that would set its cards, pipe or limits, and no secret of ours."""
     return {key: value for key, value in environ.items() if not key.startswith(("CUDA_", "NVIDIA_", "GPUSHARE_"))}
+
+
+def why_one_user(driver_version: str) -> str:
+    """Why one MPS server cannot serve jobs of several Unix users at once; "" if it can."""
+    if os.geteuid() != 0:
+        return "an MPS daemon that is not root's serves its own user only"
+    if driver_major(driver_version) < MULTIUSER_FROM_DRIVER:
+        shown = driver_version or "of unknown version"
+        return f"an MPS server of driver {shown} serves one at a time (from {MULTIUSER_FROM_DRIVER} on it serves all)"
+    return ""
 
 
 def driver_major(version: str) -> int:

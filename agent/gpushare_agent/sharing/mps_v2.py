@@ -150,7 +150,7 @@ class MpsFence:
 
     # -- one slice
 
-    def other_user(self, spec: SliceSpec) -> str:
+    def _other_user(self, spec: SliceSpec) -> str:
         """Why this job cannot join the card's server because of its user; "" if it can."""
         if self._settings.multiuser or not spec.gpu_uuids:
             return ""
@@ -206,7 +206,7 @@ class MpsFence:
             return f"{spec.gpu_memory_mib} MiB and {spec.gpu_milli} milli are no share of {card.info.total_mib} MiB"
         if len({*card.attempts, spec.attempt_id}) > self._client_slots:
             return f"its {self._client_slots} client slots are taken"
-        return self.other_user(spec)
+        return self._other_user(spec)
 
     async def _ready(self, card: _Card) -> None:
         """A daemon in good order. On an empty card everything in doubt is built anew first."""
