@@ -19,8 +19,9 @@ from pathlib import Path
 import psutil
 
 import gpushare
-from benchmarks.cluster import CAPS
+from benchmarks.cluster import CAPS, ClusterError
 from benchmarks.figures import Figure, render
+from gpushare.errors import GpushareError
 
 CORES = 2
 Measure = Callable[["Session"], list[Figure]]
@@ -55,13 +56,20 @@ def command(about: str | None, measures: Sequence[Measure]) -> None:
     with tempfile.TemporaryDirectory(prefix="gpushare-bench-", dir=arguments.dir) as base:
         for line in heading(cores, Path(base)):
             say(line)
+        failed = False
         for measure in measures:
             say("")
-            for figure in measure(Session(Path(base))):
-                say(render(figure))
+            try:
+                for figure in measure(Session(Path(base))):
+                    say(render(figure))
+            except (ClusterError, GpushareError, OSError, RuntimeError, TimeoutError) as err:
+                # The others are still worth measuring.
+                failed = True
+                say(f"error: {measure.__module__}: {str(err) or type(err).__name__}")
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text("\n".join(lines) + "\n")
+    sys.exit(1 if failed else 0)
 
 
 def pin() -> list[int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import gpushare
 from gpushare.core.model import GpuCondition, GpuState, OnDisconnect
 from gpushare.reasons import Reason
 from gpushare_agent import core as decisions
+from gpushare_agent.clientends import ClientEnds
 from gpushare_agent.core import AgentCore, Card, Effect, Holding, StartOrder
 from gpushare_agent.executor import AttemptStatus, Executor, LaunchRefused
 from gpushare_agent.facts import HelloFacts, SyncFacts
@@ -35,6 +36,7 @@ from gpushare_agent.logs import LogReads
 from gpushare_agent.monitor import slice_of
 from gpushare_agent.outbox import Outbox
 from gpushare_agent.sharing.port import Fence, Tier
+from gpushare_agent.sharing.watchdog import JobUse
 
 # Clients of an MPS server are ended this long before the kill, so that the kill harms no neighbour.
 TERMINATE_BEFORE_KILL_S = 1.5
@@ -94,6 +96,7 @@ class Agent:
         self._cards_known = asyncio.Event()
         self._nudge: Callable[[], None] = lambda: None
         self._doubts = FenceDoubts()
+        self._client_ends = ClientEnds()
         self._leased = asyncio.Event()
 
     # -- at start
@@ -195,6 +198,9 @@ class Agent:
 
     def on_status(self, status: AttemptStatus) -> None:
         """The executor's word on one attempt; its end is durable by then."""
+        holding = self.core.holding(status.attempt_id)
+        if holding is not None and holding.tier == Tier.MPS_V2 and self.core.is_live(status.attempt_id):
+            self._mind_neighbours(status, holding)
         self._apply(self.core.observe(status))
         self.reads.changed(status.attempt_id)
 
@@ -214,9 +220,13 @@ class Agent:
             if condition.state is GpuState.LOST:
                 self._apply(self.core.card_lost(uuid, f"card {uuid}: {condition.detail}"))
 
-    def on_samples(self, samples: Sequence[GpuSample], attempt_used_mib: Mapping[str, int]) -> None:
-        """What the cards do now."""
-        self.outbox.tell_samples(samples, attempt_used_mib)
+    def on_card_users(self, attempts: Collection[str]) -> None:
+        """The attempts that have a process on a card of theirs now."""
+        self._client_ends.seen(attempts)
+
+    def on_samples(self, samples: Sequence[GpuSample], uses: Sequence[JobUse]) -> None:
+        """What the cards do now, and what attempts take of them."""
+        self.outbox.tell_samples(samples, uses)
 
     def on_verdict(self, attempt_id: str, reason: Reason, detail: str, grace_ms: int) -> None:
         """The watchdog's verdict on one attempt."""
@@ -335,8 +345,7 @@ class Agent:
             launching = await self._when_ready(order)
             ready = await launching.ready(order)
             fenced = await launching.fence(order, ready)
-            enforcement = str(fenced.enforcement) if fenced else ""
-            holding = self.core.fenced(attempt_id, enforcement, ready.user.uid, ready.user.groups)
+            holding = self.core.fenced(attempt_id, ready.user.uid, ready.user.groups)
             if holding is not None:
                 self._book.write(holding)
             self._nudge()
@@ -392,15 +401,33 @@ class Agent:
         holding = self.core.holding(stop.attempt_id)
         in_mps = holding is not None and holding.tier == Tier.MPS_V2
         grace_s = stop.grace_ms / 1000
+        if in_mps:
+            self._client_ends.begin(stop.attempt_id)
         if in_mps and grace_s <= TERMINATE_BEFORE_KILL_S:
             await self._end_clients(stop.attempt_id, 0.0)
         await self._executor.stop(
             stop.attempt_id, stop.reason, stop.grace_ms, stop.detail, "FAILED" if stop.failed else "STOPPED"
         )
         if in_mps and grace_s > TERMINATE_BEFORE_KILL_S:
-            task = asyncio.create_task(self._end_clients(stop.attempt_id, grace_s - TERMINATE_BEFORE_KILL_S))
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._end_clients_soon(stop.attempt_id, grace_s - TERMINATE_BEFORE_KILL_S)
+
+    def _mind_neighbours(self, status: AttemptStatus, holding: Holding) -> None:
+        """An attempt behind an MPS server ends: its clients go before the kill, whoever decided on it (here a shim, at
+        a time limit or the end of a lease); where they died first, the server is suspect."""
+        if status.state == "STOPPING" and self._client_ends.begin(status.attempt_id):
+            self._end_clients_soon(status.attempt_id, max(0.0, holding.grace_ms / 1000 - TERMINATE_BEFORE_KILL_S))
+        cause = self._client_ends.over(status) if status.final else ""
+        if cause:
+            self._log.warning("the MPS server is suspect", attempt=status.attempt_id, why=cause)
+            self._fence.suspect(status.attempt_id, cause)
+            for uuid in holding.gpu_uuids:
+                self._doubts.refused(uuid, cause, time.monotonic())
+            self._nudge()
+
+    def _end_clients_soon(self, attempt_id: str, after_s: float) -> None:
+        task = asyncio.create_task(self._end_clients(attempt_id, after_s))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _end_clients(self, attempt_id: str, after_s: float) -> None:
         """Before the kill: the MPS server lets go of the attempt's processes, or is known to be suspect."""
@@ -414,7 +441,9 @@ class Agent:
         except TimeoutError:
             self._log.warning("the MPS server did not let go of an attempt in time", attempt=attempt_id)
             return
-        if ended.failed:
+        if not ended.failed:
+            self._client_ends.let_go(attempt_id)
+        else:
             self._log.warning("MPS clients are killed while active", attempt=attempt_id, detail=ended.detail)
 
     async def _seal(self, attempt_id: str) -> None:

@@ -154,7 +154,7 @@ class AttemptFiles:
                     shutil.rmtree(self.state_dir / name / entry, ignore_errors=True)
 
     def _intent(self, spec: LaunchSpec) -> Intent:
-        groups = cgroups.describe(self.layout, spec.attempt_id) if self.layout is not None else None
+        groups = cgroups.describe(self.layout, spec.attempt_id, spec) if self.layout is not None else None
         script = None
         if spec.script is not None:
             script = str(self.state_dir / "scripts" / spec.attempt_id / _script_name(spec.argv[0]))

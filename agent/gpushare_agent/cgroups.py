@@ -259,11 +259,14 @@ def release(layout: Layout) -> None:
 # -- one attempt's groups
 
 
-def describe(layout: Layout, attempt_id: str) -> Groups:
-    """The names of an attempt's groups, whether they exist or not."""
+def describe(layout: Layout, attempt_id: str, spec: LaunchSpec | None = None) -> Groups:
+    """The names of an attempt's groups, whether they exist or not; with `spec`, only the v1 groups that it needs: a
+    move into each costs a launch its time.
+    """
     attempt = layout.unified.below(attempt_id)
     task = attempt.below("task")
-    legacy = tuple(base.below(attempt_id) for base in layout.legacy)
+    needed = (base for base in layout.legacy if spec is None or _limits_something(base, spec))
+    legacy = tuple(base.below(attempt_id) for base in needed)
     memory = next((base.directory for base in legacy if "memory" in base.controllers), None)
     pids = next((base.directory for base in legacy if "pids" in base.controllers), task.directory)
     files = (
@@ -279,6 +282,10 @@ def describe(layout: Layout, attempt_id: str) -> Groups:
         memory_files=files,
         pids_events=f"{pids}/pids.events",
     )
+
+
+def _limits_something(base: Base, spec: LaunchSpec) -> bool:
+    return bool(settings(base, (), spec)) or ("devices" in base.controllers and bool(spec.denied_devices))
 
 
 def create(layout: Layout, groups: Groups, spec: LaunchSpec) -> None:
@@ -366,20 +373,23 @@ def remove(groups: Groups) -> bool:
     """
     task = [base.directory for base in groups.task]
     directories = (*task, groups.shim_dir, groups.attempt_dir)
-    if all([_removed(directory) for directory in directories]):
+    if _removed(directories):
         return True
-    made_by_job = [path for directory in task for path, _, _ in os.walk(directory, topdown=False)]
-    return all([_removed(directory) for directory in (*made_by_job, *directories)])
+    _removed([path for directory in task for path, _, _ in os.walk(directory, topdown=False)])
+    return _removed(directories)
 
 
-def _removed(directory: str) -> bool:
-    try:
-        os.rmdir(directory)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
+def _removed(directories: Iterable[str]) -> bool:
+    """Tries each of them; True if none is left."""
+    done = True
+    for directory in directories:
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            done = False
+    return done
 
 
 def attempts(layout: Layout) -> list[str]:

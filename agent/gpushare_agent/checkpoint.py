@@ -103,7 +103,9 @@ def read_exit(dirfd: int, attempt_id: str) -> AttemptStatus | None:
 
 
 def write_intent(dirfd: int, intent: Intent) -> None:
-    """Durable on return, the attempt's directory entry included."""
+    """On the disk on return, and so is the attempt's directory. The entries of intent and exec record get there with
+    the exit record at the latest: until then a power cut may take them, and another boot judges without them.
+    """
     records.create(dirfd, records.INTENT, msgspec.json.encode(intent), "agent.torn_intent")
     parent = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dirfd)
     try:
@@ -129,6 +131,7 @@ def seal(dirfd: int) -> bool:
     except FileExistsError:
         found = read_exec(dirfd)
         return found is not None and found.void
+    os.fsync(dirfd)
     return True
 
 

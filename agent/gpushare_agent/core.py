@@ -36,8 +36,6 @@ class StartOrder(msgspec.Struct, frozen=True, kw_only=True):
 
     attempt_id: str
     term: int
-    tenant: str
-    user: str
     job_id: str
     task_index: int
     task_count: int
@@ -59,7 +57,6 @@ class StartOrder(msgspec.Struct, frozen=True, kw_only=True):
     grace_ms: int = 0
     on_disconnect: OnDisconnect = OnDisconnect.KEEP
     tier: str = ""
-    job_name: str = ""
 
 
 class Holding(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +73,6 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
     grace_ms: int = 0
     uid: int = 0
     gids: tuple[int, ...] = ()
-    enforcement: str = ""
 
     @property
     def is_share(self) -> bool:
@@ -102,9 +98,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     signal: int | None = None
     started_ms: int | None = None
-    ended_ms: int | None = None
-    tier: str = ""
-    enforcement: str = ""
 
     @property
     def is_final(self) -> bool:
@@ -244,7 +237,7 @@ class AgentCore:
         """At start: what the executor found on disk, and what was noted of each. Tells nobody: Sync will."""
         for status in statuses:
             holding = holdings.get(status.attempt_id)
-            report = _report(status, holding)
+            report = _report(status)
             self._entries[status.attempt_id] = _Entry(holding, report)
 
     def begin_term(self, term: int) -> list[Effect]:
@@ -269,14 +262,10 @@ class AgentCore:
             return [*effects, Tell(known.report)]
         misfit = self._misfit(order)
         holding = None if misfit else _holding(order)
-        report = Report(attempt_id=order.attempt_id, state=AttemptState.LAUNCHING, tier=order.tier)
+        report = Report(attempt_id=order.attempt_id, state=AttemptState.LAUNCHING)
         if misfit:
             report = Report(
-                attempt_id=order.attempt_id,
-                state=AttemptState.STOPPED,
-                reason=Reason.NOT_STARTED,
-                detail=misfit,
-                tier=order.tier,
+                attempt_id=order.attempt_id, state=AttemptState.STOPPED, reason=Reason.NOT_STARTED, detail=misfit
             )
         self._entries[order.attempt_id] = _Entry(holding, report)
         return [*effects, Tell(report) if misfit else Launch(order)]
@@ -325,20 +314,19 @@ class AgentCore:
         entry = self._entries.get(status.attempt_id)
         if entry is None or entry.report.is_final:
             return []
-        report = _report(status, entry.holding)
+        report = _report(status)
         if report == entry.report:
             return []
         entry.report = report
         told: list[Effect] = [Tell(report)]
         return [*told, Release(status.attempt_id)] if report.is_final else told
 
-    def fenced(self, attempt_id: str, enforcement: str, uid: int, gids: tuple[int, ...]) -> Holding | None:
+    def fenced(self, attempt_id: str, uid: int, gids: tuple[int, ...]) -> Holding | None:
         """The attempt's user is resolved and its fence stands; returns what to note on disk."""
         entry = self._entries.get(attempt_id)
         if entry is None or entry.holding is None:
             return None
-        entry.holding = msgspec.structs.replace(entry.holding, enforcement=enforcement, uid=uid, gids=gids)
-        entry.report = msgspec.structs.replace(entry.report, enforcement=enforcement)
+        entry.holding = msgspec.structs.replace(entry.holding, uid=uid, gids=gids)
         return entry.holding
 
     def launch_refused(self, attempt_id: str, reason: Reason, detail: str) -> list[Effect]:
@@ -355,8 +343,6 @@ class AgentCore:
             state=AttemptState.STOPPED if free else AttemptState.FAILED,
             reason=reason,
             detail=detail,
-            tier=entry.report.tier,
-            enforcement=entry.report.enforcement,
         )
         return [Tell(entry.report), Release(attempt_id)]
 
@@ -436,7 +422,7 @@ def _holding(order: StartOrder) -> Holding:
     )
 
 
-def _report(status: AttemptStatus, holding: Holding | None) -> Report:
+def _report(status: AttemptStatus) -> Report:
     return Report(
         attempt_id=status.attempt_id,
         state=AttemptState(status.state),
@@ -445,7 +431,4 @@ def _report(status: AttemptStatus, holding: Holding | None) -> Report:
         exit_code=status.exit_code,
         signal=status.signal,
         started_ms=status.started_ms,
-        ended_ms=status.ended_ms,
-        tier=holding.tier if holding else "",
-        enforcement=holding.enforcement if holding else "",
     )

@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import signal
+import threading
 import time
-from collections.abc import Awaitable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -39,6 +42,24 @@ FIRST_LOOK_FRESH_S = 120.0
 CLOSE_TIMEOUT_S = 1.2
 SWEEP_EVERY_S = 600.0
 SWEEP_AGAIN_S = 5.0
+
+
+_T = TypeVar("_T")
+
+
+async def _in_passing(work: Callable[[], _T]) -> _T:
+    """In a thread of its own, for which no end of the agent waits: a dead disk may hold it for ever."""
+    answer: Future[_T] = Future()
+    answer.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            answer.set_result(work())
+        except BaseException as err:
+            answer.set_exception(err)
+
+    threading.Thread(target=run, name="in-passing", daemon=True).start()
+    return await asyncio.wrap_future(answer)
 
 
 class Daemon:
@@ -202,7 +223,9 @@ class Daemon:
         """Removes output that is older than it is kept."""
         root = self._state.path / "logs"
         while True:
-            removed = logs.sweep(root, self._config.log_keep_s, agent.core.known(), time.time())
+            known = agent.core.known()
+            # Thousands of directories on a disk that may be slow: not on the loop that renews the leases.
+            removed = await _in_passing(partial(logs.sweep, root, self._config.log_keep_s, known, time.time()))
             if removed:
                 self._log.info("old output removed", attempts=len(removed))
             await asyncio.sleep(SWEEP_AGAIN_S if len(removed) == logs.SWEEP_MOST else SWEEP_EVERY_S)

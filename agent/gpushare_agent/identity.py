@@ -21,7 +21,6 @@ LOCK = "lock"
 IDENTITY = "identity"
 TERM = "term"
 CREDENTIALS = "credentials"
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class IdentityError(Exception):
@@ -143,8 +142,3 @@ def place_logs(state_dir: Path, log_dir: Path) -> None:
         raise IdentityError(f"log_dir is {log_dir}, but {usual} holds output already; move it to {log_dir}") from None
     except OSError as err:
         raise IdentityError(f"log_dir {log_dir} cannot be used: {err.strerror}") from err
-
-
-def boot_id() -> str:
-    """This boot of the host."""
-    return BOOT_ID.read_text(encoding="ascii").strip()

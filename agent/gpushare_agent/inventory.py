@@ -1,6 +1,6 @@
 """What this node offers: CPU, RAM and cards with the memory that slices may have together.
 
-Imports msgspec, the records, the nouns and the ports; reads /proc and control files. Invariant: a card's
+Imports msgspec, psutil, the records, the nouns and the ports; reads control files. Invariant: a card's
 `usable_mib` is fixed when the card is first seen and changed only while nothing of ours is on it, because slices
 already given count on it.
 """
@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from gpushare.core.model import Enforcement, GpuInventory, TierOffer
 from gpushare_agent import records
@@ -120,11 +121,8 @@ def fence_lines(cards: Iterable[GpuInventory]) -> list[str]:
 
 def host_size() -> HostSize:
     """What this host, or the container that the agent runs in, may use."""
-    cpus = len(os.sched_getaffinity(0))
-    total_mib = 0
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemTotal:"):
-            total_mib = int(line.split()[1]) // 1024
+    cpus = len(psutil.Process().cpu_affinity())
+    total_mib = psutil.virtual_memory().total >> 20
     caps_mib = [cap for cap in map(_cap_mib, _MEMORY_CAPS) if cap is not None]
     return HostSize(cpu_milli=cpus * 1000, memory_mib=min([total_mib, *caps_mib]))
 

@@ -35,9 +35,10 @@ def main() -> None:
     signals.ignore(
         (signals.SIGINT, signals.SIGTERM, signals.SIGHUP)
     )  # its life is the agent's socket, not the terminal
-    # the shims share these pages for as long as nobody writes to them
+    # the shims share these pages for as long as nobody writes to them; what a shim allocates dies with it
     gc.collect()
     gc.freeze()
+    gc.disable()
     poll = select.poll()
     poll.register(agent.fileno(), select.POLLIN)
     while True:

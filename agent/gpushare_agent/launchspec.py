@@ -17,7 +17,6 @@ OnDisconnect = Literal["keep", "stop_and_requeue"]
 AttemptState = Literal["LAUNCHING", "RUNNING", "STOPPING", "SUCCEEDED", "FAILED", "STOPPED"]
 Containment = Literal["cgroup-v2", "hybrid", "weak"]
 
-LIVE_STATES = frozenset({"LAUNCHING", "RUNNING", "STOPPING"})
 FINAL_STATES = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 

@@ -55,11 +55,6 @@ def segments(log_dir: Path, stream: str) -> list[Segment]:
     return sorted(found, key=lambda segment: segment.start)
 
 
-def end_offset(log_dir: Path, stream: str) -> int:
-    """One past the last byte that is on disk."""
-    return max((segment.end for segment in segments(log_dir, stream)), default=0)
-
-
 def read_slice(log_dir: Path, stream: str, offset: int, limit_bytes: int) -> LogSlice:
     """Up to `limit_bytes` from the first byte at or behind `offset` that is still kept.
 

@@ -22,7 +22,7 @@ from gpushare_agent.health import Assessor
 from gpushare_agent.inventory import managed
 from gpushare_agent.launchspec import AttemptStatus
 from gpushare_agent.sharing.port import SliceSpec, Tier
-from gpushare_agent.sharing.watchdog import CardUse, Held, WatchSettings, WatchState, launch_obstacle, watch
+from gpushare_agent.sharing.watchdog import CardUse, Held, JobUse, WatchSettings, WatchState, launch_obstacle, watch
 
 IDLE_INTERVAL_S = 2.0
 SAMPLES_EVERY_S = 5.0
@@ -55,7 +55,10 @@ class Watched(Protocol):
 
     def on_conditions(self, conditions: Mapping[str, GpuCondition]) -> None: ...
 
-    def on_samples(self, samples: Sequence[GpuSample], attempt_used_mib: Mapping[str, int]) -> None: ...
+    def on_card_users(self, attempts: Collection[str]) -> None:
+        """The attempts that have a process on a card of theirs now."""
+
+    def on_samples(self, samples: Sequence[GpuSample], uses: Sequence[JobUse]) -> None: ...
 
     def on_verdict(self, attempt_id: str, reason: Reason, detail: str, grace_ms: int) -> None: ...
 
@@ -171,6 +174,7 @@ class Monitor:
         own_pids = self._own_pids()
         self._watch_state, findings = watch(self._watch_state, snapshot, owner_of, held, own_pids, self._watch_settings)
         self._uses = {use.uuid: use for use in findings.cards}
+        self._agent.on_card_users([use.attempt_id for use in findings.jobs if use.pids])
         for verdict in findings.verdicts:
             self._agent.on_verdict(verdict.attempt_id, verdict.reason, verdict.detail, VERDICT_GRACE_MS)
         cards_held = {uuid for holding in holdings for uuid in holding.gpu_uuids}
@@ -182,8 +186,7 @@ class Monitor:
         if snapshot.state is DriverState.OK and now_s - self._sampled_s >= SAMPLES_EVERY_S and self._cards:
             self._sampled_s = now_s
             mine = [sample for sample in snapshot.samples if sample.uuid in self._cards]
-            used_mib = {job.attempt_id: job.used_mib for job in findings.jobs if held[job.attempt_id].spec.gpu_uuids}
-            self._agent.on_samples(mine, used_mib)
+            self._agent.on_samples(mine, [use for use in findings.jobs if held[use.attempt_id].spec.gpu_uuids])
 
     def _owners(self, snapshot: GpuSnapshot, holdings: Sequence[Holding]) -> dict[int, str]:
         """Which attempt each process belongs to; nobody is asked when no process is on any card."""

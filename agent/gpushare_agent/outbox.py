@@ -8,13 +8,14 @@ one carries everything; `clear` is called when that is built.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import msgspec
 
 from gpushare.core.model import GpuCondition
 from gpushare_agent.core import Report
 from gpushare_agent.gpus.port import GpuSample
+from gpushare_agent.sharing.watchdog import JobUse
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -23,7 +24,7 @@ class Batch(msgspec.Struct, frozen=True):
     reports: tuple[Report, ...]
     conditions: tuple[GpuCondition, ...]
     samples: tuple[GpuSample, ...] | None
-    attempt_used_mib: Mapping[str, int]
+    uses: tuple[JobUse, ...]
 
 
 class Outbox:
@@ -33,7 +34,7 @@ class Outbox:
         self._reports: dict[str, Report] = {}
         self._conditions: dict[str, GpuCondition] = {}
         self._samples: tuple[GpuSample, ...] | None = None
-        self._used_mib: Mapping[str, int] = {}
+        self._uses: tuple[JobUse, ...] = ()
         self._filled = asyncio.Event()
 
     def tell(self, report: Report) -> None:
@@ -47,21 +48,21 @@ class Outbox:
             self._conditions[condition.uuid] = condition
             self._filled.set()
 
-    def tell_samples(self, samples: Iterable[GpuSample], attempt_used_mib: Mapping[str, int]) -> None:
-        """What the cards do now; the last samples alone are kept."""
-        self._samples, self._used_mib = tuple(samples), attempt_used_mib
+    def tell_samples(self, samples: Iterable[GpuSample], uses: Iterable[JobUse]) -> None:
+        """What the cards do now and what attempts take of them; the last look alone is kept."""
+        self._samples, self._uses = tuple(samples), tuple(uses)
         self._filled.set()
 
     def clear(self) -> None:
         """A Sync says all of it."""
         self._reports.clear()
         self._conditions.clear()
-        self._samples, self._used_mib = None, {}
+        self._samples, self._uses = None, ()
         self._filled.clear()
 
     def take(self) -> Batch:
         """Everything, which is then no longer here."""
-        batch = Batch(tuple(self._reports.values()), tuple(self._conditions.values()), self._samples, self._used_mib)
+        batch = Batch(tuple(self._reports.values()), tuple(self._conditions.values()), self._samples, self._uses)
         self.clear()
         return batch
 

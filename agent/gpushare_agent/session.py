@@ -28,6 +28,7 @@ from gpushare_agent.facts import HelloFacts, SyncFacts
 from gpushare_agent.gpus.port import GpuSample
 from gpushare_agent.logs import LogOrder, LogPiece, LogReads, Window
 from gpushare_agent.outbox import Outbox
+from gpushare_agent.sharing.watchdog import JobUse
 
 HANDSHAKE_TIMEOUT_S = 10.0
 ENROLL_TIMEOUT_S = 10.0
@@ -51,7 +52,6 @@ _PATIENT = frozenset(
 _STREAMS = {job_pb2.OUTPUT_STREAM_STDOUT: "stdout", job_pb2.OUTPUT_STREAM_STDERR: "stderr"}
 _STREAM_NUMBERS = {name: number for number, name in _STREAMS.items()}
 _ENFORCEMENT = {
-    "": job_pb2.ENFORCEMENT_UNSPECIFIED,
     "NONE": job_pb2.ENFORCEMENT_UNSPECIFIED,
     "SOFT": job_pb2.ENFORCEMENT_SOFT,
     "SERVER": job_pb2.ENFORCEMENT_SERVER,
@@ -289,7 +289,7 @@ class SessionLoop:
                 told = agent_pb2.GpuReport(
                     conditions=[_condition(each) for each in batch.conditions],
                     samples={each.uuid: _sample(each) for each in batch.samples or () if not each.error},
-                    attempt_used_mib=dict(batch.attempt_used_mib),
+                    attempt_use={each.attempt_id: _use(each) for each in batch.uses},
                 )
                 await _write(call, agent_pb2.AgentMessage(gpu_report=told))
             await self._node.outbox.wait(max(0.0, due_s - time.monotonic()))
@@ -465,14 +465,10 @@ def _report(report: Report, containment: str) -> agent_pb2.AttemptReport:
         detail=_text(report.detail),
         exit_code=report.exit_code,
         signal=report.signal,
-        tier=report.tier,
-        enforcement=_ENFORCEMENT[report.enforcement.upper()],
         containment=containment,
     )
     if report.started_ms is not None:
         message.start_time.FromMilliseconds(report.started_ms)
-    if report.ended_ms is not None:
-        message.end_time.FromMilliseconds(report.ended_ms)
     return message
 
 
@@ -502,12 +498,14 @@ def _sample(sample: GpuSample) -> node_pb2.GpuSample:
     return message
 
 
+def _use(use: JobUse) -> agent_pb2.AttemptUse:
+    return agent_pb2.AttemptUse(used_mib=use.used_mib, sm_percent=use.sm_percent)
+
+
 def _start_order(message: agent_pb2.StartAttempt) -> StartOrder:
     return StartOrder(
         attempt_id=message.attempt_id,
         term=message.term,
-        tenant=message.tenant,
-        user=message.user,
         job_id=message.job_id,
         task_index=message.task_index,
         task_count=message.task_count,
@@ -529,7 +527,6 @@ def _start_order(message: agent_pb2.StartAttempt) -> StartOrder:
         grace_ms=message.grace_ms,
         on_disconnect=_ON_DISCONNECT.get(message.on_disconnect, OnDisconnect.KEEP),
         tier=message.tier,
-        job_name=message.job_name,
     )
 
 

@@ -152,9 +152,10 @@ def _verdict(dirfd: int, attempt_id: str, boot_id: str) -> AttemptStatus:
     taken = checkpoint.read_exec(dirfd)
     stop = checkpoint.read_stop(dirfd)
     lived_in = _boot_of(intent, taken) or boot_id
-    if checkpoint.seal(dirfd):
-        return _ended(attempt_id, lived_in, Reason.NOT_STARTED, "no shim had taken it; it never ran", "STOPPED")
     rebooted = lived_in != boot_id
+    # after a power cut a missing exec record proves nothing: it may have been on its way to the disk
+    if checkpoint.seal(dirfd) and not rebooted:
+        return _ended(attempt_id, lived_in, Reason.NOT_STARTED, "no shim had taken it; it never ran", "STOPPED")
     if stop is not None:
         how = "the node rebooted" if rebooted else "its shim died and what was left was ended by SIGKILL"
         detail = "; ".join(part for part in (stop.detail, how) if part)
@@ -162,7 +163,7 @@ def _verdict(dirfd: int, attempt_id: str, boot_id: str) -> AttemptStatus:
         sent = None if rebooted else int(signal.SIGKILL)
         return _ended(attempt_id, lived_in, stop.reason, detail, final, sent)
     if rebooted:
-        return _ended(attempt_id, lived_in, Reason.NODE_REBOOTED, "the node rebooted while it ran")
+        return _ended(attempt_id, lived_in, Reason.NODE_REBOOTED, "the node rebooted before it ended")
     detail = "its shim died and left no exit record; what was left was ended by SIGKILL, the exit code is unknown"
     return _ended(attempt_id, lived_in, Reason.INFRA, detail)
 

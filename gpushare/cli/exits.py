@@ -1,6 +1,5 @@
 """The exit codes of the command line. Imports nothing."""
 
-EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3

@@ -26,6 +26,10 @@ _WIDE_COLUMNS = (
     "CREATED", "TIME", "REASON",
 )  # fmt: skip
 
+_TASK_COLUMNS = (
+    "TASK", "ATTEMPT", "STATE", "NODE", "GPU", "MILLI", "MIB", "USED", "SM", "TIER", "ENFORCEMENT", "EXIT", "REASON",
+)  # fmt: skip
+
 
 @click.command()
 @click.option("-a", "--all", "show_ended", is_flag=True, help="Ended jobs, too.")
@@ -219,8 +223,7 @@ def _print_job(job: Job, own_tenant: str, *, wide: bool) -> None:
     )
     if job.tasks:
         print()
-        columns = ("TASK", "ATTEMPT", "STATE", "NODE", "GPU", "MILLI", "MIB", "TIER", "ENFORCEMENT", "EXIT", "REASON")
-        print_table(columns, [row for task in job.tasks for row in _task_rows(task)])
+        print_table(_TASK_COLUMNS, [row for task in job.tasks for row in _task_rows(task)])
 
 
 def _pairs_text(pairs: Mapping[str, str]) -> str:
@@ -254,7 +257,10 @@ def _task_rows(task: TaskAttempt) -> Iterable[tuple[object, ...]]:
     from gpushare.cli import output as o
     from gpushare.client.messages import AttemptState
 
-    for uuid in task.gpu_uuids or [""]:
+    for place, uuid in enumerate(task.gpu_uuids or [""]):
+        # Measured over all cards of the task, so it stands once.
+        used = f"{task.used_mib}MiB" if place == 0 and task.HasField("used_mib") else ""
+        sm = f"{task.sm_percent}%" if place == 0 and task.HasField("sm_percent") else ""
         yield (
             task.task_index,
             task.number,
@@ -263,6 +269,8 @@ def _task_rows(task: TaskAttempt) -> Iterable[tuple[object, ...]]:
             uuid,
             task.gpu_milli if uuid else "",
             task.gpu_memory_mib if uuid else "",
+            used,
+            sm,
             task.tier,
             o.fence(task.enforcement),
             task.exit_code if task.HasField("exit_code") else "",

@@ -153,8 +153,16 @@ def _node_row(node: Node) -> tuple[object, ...]:
         f"{o.cpus_text(node.allocated_cpu_milli)}/{o.cpus_text(node.cpu_milli)}",
         f"{o.memory_text(node.allocated_memory_mib) or '0'}/{o.memory_text(node.memory_mib) or '0'}",
         node.containment,
-        node.reason,
+        "; ".join(filter(None, (node.reason, _clock_sentence(node.clock_skew_ms)))),
     )
+
+
+def _clock_sentence(skew_ms: int) -> str:
+    from gpushare.cli.output import short_duration
+
+    if not skew_ms:
+        return ""
+    return f"its clock is {short_duration(abs(skew_ms) // 1000)} {'ahead' if skew_ms > 0 else 'behind'}"
 
 
 def _node_wide_cells(node: Node) -> tuple[object, ...]:

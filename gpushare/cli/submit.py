@@ -113,10 +113,13 @@ def submit(tenant: str, dry_run: bool, parsable: bool, **options: Any) -> int | 
 
 @click.command(cls=JobCommand, context_settings=_COMMAND_SETTINGS, epilog=_EPILOG)
 @_job_options
-@click.option("--pty", is_flag=True, help="Give the job a terminal; its stderr then joins stdout.")
+@click.option("--pty", is_flag=True, help="Give the job a terminal without input; its stderr then joins stdout.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def run(tenant: str, dry_run: bool, parsable: bool, pty: bool, **options: Any) -> int | None:
-    """Run a job: follow its output, return its code. Ctrl-C cancels it, losing the terminal does not."""
+    """Run a job: follow its output, return its code. Ctrl-C cancels it, losing the terminal does not.
+
+    What is typed here does not reach the job: its standard input is empty.
+    """
     from gpushare.cli.follow import run_to_end
     from gpushare.cli.interrupts import Interrupts
 
@@ -136,6 +139,8 @@ def run(tenant: str, dry_run: bool, parsable: bool, pty: bool, **options: Any) -
             reference = _reference(client, answer)
             _print_way_back(reference, parsable=parsable)
             _print_notices(answer, options["export"])
+            if pty:
+                _note("the job gets a terminal but no input: what is typed here does not reach it")
             return await run_to_end(client, answer.jobs, reference, interrupts)
 
     return run_with_client(work)

@@ -139,10 +139,10 @@ __all__ = [
     "Token",
     "UncordonNodeRequest",
     "UpdateTenantRequest",
-    "WhoAmIRequest",
     "UsageGroup",
     "UsageRow",
     "Wait",
     "WatchJobsRequest",
     "WatchJobsResponse",
+    "WhoAmIRequest",
 ]

@@ -6,7 +6,7 @@ Imports the client's own modules. Invariant: a job that ended at any moment, bef
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import TYPE_CHECKING
 
 from gpushare.client.messages import ENDED_JOB_STATES, Job
@@ -61,14 +61,6 @@ async def follow_jobs(
                 return
     finally:
         await changes.aclose()
-
-
-def _common_id(names: Collection[str]) -> str:
-    """The id of the one job, or of the array that they are all children of; "" where there is no such."""
-    ids = {name.rsplit("/", 1)[1] for name in names}
-    arrays = {job_id.partition("_")[0] for job_id in ids}
-    common = ids if len(ids) == 1 else arrays
-    return next(iter(common)) if len(common) == 1 else ""
 
 
 async def wait_jobs(

@@ -153,7 +153,6 @@ class AttemptReport(msgspec.Struct, frozen=True):
     exit_code: int | None = None
     signal: int | None = None
     started_ms: int | None = None
-    ended_ms: int | None = None
     containment: str = ""
 
 

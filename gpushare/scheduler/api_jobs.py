@@ -1,8 +1,8 @@
 """JobService: the servicer. Thin: a message becomes a command, an outcome becomes a message.
 
-Imports the gate, the watches, the log reads and the converters. Invariants: a job of a tenant that the caller does not
-see answers NOT_FOUND without being looked up; what a job's reader may not see was left out by `auth.view_of`; answers
-are bounded in bytes whatever the jobs hold.
+Imports the gate, the sessions (live figures), the watches, the log reads and the converters. Invariants: a job of a
+tenant that the caller does not see answers NOT_FOUND without being looked up; what a job's reader may not see was left
+out by `auth.view_of`; answers are bounded in bytes whatever the jobs hold.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from gpushare.scheduler.auth import Caller, JobView, Reach, view_of
 from gpushare.scheduler.engine import Engine
 from gpushare.scheduler.journal import job_from_history
 from gpushare.scheduler.logs import LogReads
+from gpushare.scheduler.sessions import Sessions
 from gpushare.scheduler.watch import Watches
 from gpushare.store.port import HistoryCursor, HistoryRow
 from gpushare.v1 import agent_pb2, job_pb2
@@ -60,8 +61,9 @@ class _Listing(NamedTuple):
 
 
 class JobApi:
-    def __init__(self, engine: Engine, watches: Watches, logs: LogReads, page_max: int) -> None:
+    def __init__(self, engine: Engine, sessions: Sessions, watches: Watches, logs: LogReads, page_max: int) -> None:
         self._engine = engine
+        self._sessions = sessions
         self._watches = watches
         self._logs = logs
         self._page_max = page_max
@@ -115,7 +117,16 @@ class JobApi:
 
     def _look(self, state: ClusterState, key: str, caller: Caller) -> job_pb2.Job | None:
         job = state.jobs.get(key)
-        return None if job is None else self._shown(job, view_of(caller, job))
+        if job is None:
+            return None
+        shown = self._shown(job, view_of(caller, job))
+        for attempt, task in zip(job.current(), shown.tasks, strict=True):
+            use = self._sessions.use_of(attempt)
+            if use is not None:
+                task.used_mib = use.used_mib
+                if use.HasField("sm_percent"):
+                    task.sm_percent = use.sm_percent
+        return shown
 
     async def list_jobs(self, request: job_pb2.ListJobsRequest, caller: Caller) -> job_pb2.ListJobsResponse:
         listing = self._listing(request, caller)

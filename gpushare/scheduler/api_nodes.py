@@ -102,6 +102,7 @@ class NodeApi:
         return convert_nodes.node(
             node,
             last_seen_ms=max(live.seen_ms, node.last_seen_ms),
+            clock_skew_ms=live.clock_skew_ms,
             samples=live.samples,
             visible_attempts=own,
             full=full,

@@ -35,6 +35,7 @@ _GPU_STATES_IN: Final = {node_pb2.GpuState.Value(name): state for state, name in
 
 _WALL_MS_MAX = 253_402_300_799_999
 _DETAIL_MAX_CHARS = 2000
+CLOCK_SKEW_SHOWN_MS = 60_000
 
 
 # -- from agents
@@ -107,9 +108,14 @@ def attempt_report(told: agent_pb2.AttemptReport) -> AttemptReport:
         exit_code=told.exit_code if told.HasField("exit_code") else None,
         signal=told.signal if told.HasField("signal") else None,
         started_ms=_wall_ms(told.start_time) if told.HasField("start_time") else None,
-        ended_ms=_wall_ms(told.end_time) if told.HasField("end_time") else None,
         containment=told.containment,
     )
+
+
+def clock_skew_ms(hello: agent_pb2.Hello, now_ms: int) -> int:
+    """How far the agent's wall clock is ahead of `now_ms`, where that is worth a word; else 0."""
+    skew_ms = _wall_ms(hello.wall_time) - now_ms if hello.HasField("wall_time") else 0
+    return skew_ms if abs(skew_ms) > CLOCK_SKEW_SHOWN_MS else 0
 
 
 def _wall_ms(stamp: Timestamp) -> int:
@@ -147,8 +153,6 @@ def _start(order: StartOrder, term: int) -> agent_pb2.StartAttempt:
     return agent_pb2.StartAttempt(
         attempt_id=attempt.id,
         term=term,
-        tenant=job.tenant,
-        user=job.created_by.user,
         job_id=job.id,
         task_index=attempt.task,
         task_count=spec.tasks,
@@ -171,7 +175,6 @@ def _start(order: StartOrder, term: int) -> agent_pb2.StartAttempt:
         grace_ms=spec.grace_ms,
         on_disconnect=convert.ON_DISCONNECT[spec.on_disconnect],
         tier=held.tier,
-        job_name=spec.name,
     )
 
 
@@ -182,6 +185,7 @@ def node(
     found: Node,
     *,
     last_seen_ms: int,
+    clock_skew_ms: int,
     samples: Mapping[str, node_pb2.GpuSample],
     visible_attempts: Collection[str],
     full: bool,
@@ -209,6 +213,7 @@ def node(
         driver_version=found.driver_version,
         last_seen_time=convert.timestamp(last_seen_ms or None),
         ready=found.ready,
+        clock_skew_ms=clock_skew_ms,
     )
 
 

@@ -100,7 +100,7 @@ class ApiServer:
         page_max = config.caps.page_max
         fresh = TenantSettings(max_queued_jobs=config.caps.queued_per_tenant)
         servicers: dict[str, object] = {
-            "JobService": JobApi(self._engine, self._watches, self._logs, page_max),
+            "JobService": JobApi(self._engine, self.sessions, self._watches, self._logs, page_max),
             "TenantService": TenantApi(self._engine, self.join_line, fresh, page_max),
             "NodeService": NodeApi(self._engine, self.sessions, self.join_line, page_max),
             "UsageService": UsageApi(self._engine, self._denials, page_max),

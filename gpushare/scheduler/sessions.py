@@ -1,15 +1,16 @@
 """The agents' sessions: who is connected, what goes to whom and in which order, and who has fallen silent.
 
-Imports the core's orders, the engine and the leases. One session a node, by the rule that keeps two agents with one
-identity apart. Invariants: an order reaches a session only after the entry it follows from is durable, and in the order
-of the journal; what was decided before a session's Sync is in the orders that follow it and never sent twice ahead of
-them; a session that cannot take more ends, and its agent's next Sync makes good what it missed. Samples are kept in
-memory alone.
+Imports the core's orders, the engine, the leases and the converters. One session a node, by the rule that keeps two
+agents with one identity apart. Invariants: an order reaches a session only after the entry it follows from is durable,
+and in the order of the journal; what was decided before a session's Sync is in the orders that follow it and never
+sent twice ahead of them; a session that cannot take more ends, and its agent's next Sync makes good what it missed.
+Samples are kept in memory alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
@@ -17,11 +18,12 @@ import structlog
 
 from gpushare.core.commands import Call, NodeLeaseExpired, NodeLeaseLapsed, NodeSessionClosed
 from gpushare.core.events import Entry, NodeDeclaredDead, NodeSilent
-from gpushare.core.model import SYSTEM, Principal, Role
+from gpushare.core.model import SYSTEM, Attempt, Principal, Role
 from gpushare.core.orders import Order, orders_for
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of
 from gpushare.reasons import Reason
+from gpushare.scheduler import convert_nodes
 from gpushare.scheduler.api_gate import StreamEnd
 from gpushare.scheduler.engine import Engine
 from gpushare.scheduler.leases import Leases, Overdue, Silence
@@ -93,8 +95,9 @@ class NodeLive:
 
     def __init__(self) -> None:
         self.samples: dict[str, node_pb2.GpuSample] = {}
-        self.attempt_used_mib: dict[str, int] = {}
+        self.attempt_use: dict[str, agent_pb2.AttemptUse] = {}
         self.seen_ms = 0
+        self.clock_skew_ms = 0
 
 
 class Sessions:
@@ -132,7 +135,15 @@ class Sessions:
         session = Session(node, hello, self._engine.term, end)
         self._sessions[node] = session
         self.heard(session)
+        self._compare_clocks(node, hello)
         return session
+
+    def _compare_clocks(self, node: str, hello: agent_pb2.Hello) -> None:
+        """For people alone: no lease, limit or charge counts by an agent's wall clock."""
+        skew_ms = convert_nodes.clock_skew_ms(hello, time.time_ns() // 1_000_000)
+        self._live[node].clock_skew_ms = skew_ms
+        if skew_ms:
+            _log.warning("a node's clock is wrong, or this host's", node=node, ahead_ms=skew_ms)
 
     def close(self, session: Session) -> None:
         session.closed = True
@@ -162,7 +173,12 @@ class Sessions:
         live = self._live.setdefault(node, NodeLive())
         if report.samples:
             live.samples = {uuid: sample for uuid, sample in report.samples.items() if uuid in known.gpus}
-            live.attempt_used_mib = {a: mib for a, mib in report.attempt_used_mib.items() if a in known.attempts}
+            live.attempt_use = {a: use for a, use in report.attempt_use.items() if a in known.attempts}
+
+    def use_of(self, attempt: Attempt) -> agent_pb2.AttemptUse | None:
+        """What a live attempt takes now; None while its node is away or has not measured it yet."""
+        node = attempt.slice.node
+        return self.live(node).attempt_use.get(attempt.id) if attempt.is_live and self.of(node) is not None else None
 
     def project(self, entries: Sequence[Entry], state: ClusterState) -> Callable[[], None] | None:
         """For the engine: the orders that follow from `entries`, sent once these are durable."""

@@ -147,7 +147,7 @@ class LeaseGrant(_message.Message):
     def __init__(self, sequence: _Optional[int] = ...) -> None: ...
 
 class AttemptReport(_message.Message):
-    __slots__ = ("attempt_id", "state", "reason", "detail", "exit_code", "signal", "start_time", "end_time", "tier", "enforcement", "containment")
+    __slots__ = ("attempt_id", "state", "reason", "detail", "exit_code", "signal", "start_time", "containment")
     ATTEMPT_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -155,9 +155,6 @@ class AttemptReport(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     SIGNAL_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
-    END_TIME_FIELD_NUMBER: _ClassVar[int]
-    TIER_FIELD_NUMBER: _ClassVar[int]
-    ENFORCEMENT_FIELD_NUMBER: _ClassVar[int]
     CONTAINMENT_FIELD_NUMBER: _ClassVar[int]
     attempt_id: str
     state: _job_pb2.AttemptState
@@ -166,11 +163,8 @@ class AttemptReport(_message.Message):
     exit_code: int
     signal: int
     start_time: _timestamp_pb2.Timestamp
-    end_time: _timestamp_pb2.Timestamp
-    tier: str
-    enforcement: _job_pb2.Enforcement
     containment: str
-    def __init__(self, attempt_id: _Optional[str] = ..., state: _Optional[_Union[_job_pb2.AttemptState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tier: _Optional[str] = ..., enforcement: _Optional[_Union[_job_pb2.Enforcement, str]] = ..., containment: _Optional[str] = ...) -> None: ...
+    def __init__(self, attempt_id: _Optional[str] = ..., state: _Optional[_Union[_job_pb2.AttemptState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., containment: _Optional[str] = ...) -> None: ...
 
 class GpuCondition(_message.Message):
     __slots__ = ("uuid", "state", "reason", "detail", "strangers")
@@ -186,8 +180,16 @@ class GpuCondition(_message.Message):
     strangers: _containers.RepeatedCompositeFieldContainer[_node_pb2.Stranger]
     def __init__(self, uuid: _Optional[str] = ..., state: _Optional[_Union[_node_pb2.GpuState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., strangers: _Optional[_Iterable[_Union[_node_pb2.Stranger, _Mapping]]] = ...) -> None: ...
 
+class AttemptUse(_message.Message):
+    __slots__ = ("used_mib", "sm_percent")
+    USED_MIB_FIELD_NUMBER: _ClassVar[int]
+    SM_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    used_mib: int
+    sm_percent: int
+    def __init__(self, used_mib: _Optional[int] = ..., sm_percent: _Optional[int] = ...) -> None: ...
+
 class GpuReport(_message.Message):
-    __slots__ = ("conditions", "samples", "attempt_used_mib")
+    __slots__ = ("conditions", "samples", "attempt_use")
     class SamplesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -195,23 +197,23 @@ class GpuReport(_message.Message):
         key: str
         value: _node_pb2.GpuSample
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_node_pb2.GpuSample, _Mapping]] = ...) -> None: ...
-    class AttemptUsedMibEntry(_message.Message):
+    class AttemptUseEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
         key: str
-        value: int
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+        value: AttemptUse
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[AttemptUse, _Mapping]] = ...) -> None: ...
     CONDITIONS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
-    ATTEMPT_USED_MIB_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_USE_FIELD_NUMBER: _ClassVar[int]
     conditions: _containers.RepeatedCompositeFieldContainer[GpuCondition]
     samples: _containers.MessageMap[str, _node_pb2.GpuSample]
-    attempt_used_mib: _containers.ScalarMap[str, int]
-    def __init__(self, conditions: _Optional[_Iterable[_Union[GpuCondition, _Mapping]]] = ..., samples: _Optional[_Mapping[str, _node_pb2.GpuSample]] = ..., attempt_used_mib: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    attempt_use: _containers.MessageMap[str, AttemptUse]
+    def __init__(self, conditions: _Optional[_Iterable[_Union[GpuCondition, _Mapping]]] = ..., samples: _Optional[_Mapping[str, _node_pb2.GpuSample]] = ..., attempt_use: _Optional[_Mapping[str, AttemptUse]] = ...) -> None: ...
 
 class StartAttempt(_message.Message):
-    __slots__ = ("attempt_id", "term", "tenant", "user", "job_id", "task_index", "task_count", "array_index", "number", "unix_user", "argv", "script", "env", "working_directory", "pty", "gpu_uuids", "whole", "gpu_milli", "gpu_memory_mib", "cpu_milli", "memory_mib", "max_run_ms", "grace_ms", "on_disconnect", "tier", "job_name")
+    __slots__ = ("attempt_id", "term", "job_id", "task_index", "task_count", "array_index", "number", "unix_user", "argv", "script", "env", "working_directory", "pty", "gpu_uuids", "whole", "gpu_milli", "gpu_memory_mib", "cpu_milli", "memory_mib", "max_run_ms", "grace_ms", "on_disconnect", "tier")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -221,8 +223,6 @@ class StartAttempt(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     ATTEMPT_ID_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
-    TENANT_FIELD_NUMBER: _ClassVar[int]
-    USER_FIELD_NUMBER: _ClassVar[int]
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_INDEX_FIELD_NUMBER: _ClassVar[int]
     TASK_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -244,11 +244,8 @@ class StartAttempt(_message.Message):
     GRACE_MS_FIELD_NUMBER: _ClassVar[int]
     ON_DISCONNECT_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
-    JOB_NAME_FIELD_NUMBER: _ClassVar[int]
     attempt_id: str
     term: int
-    tenant: str
-    user: str
     job_id: str
     task_index: int
     task_count: int
@@ -270,8 +267,7 @@ class StartAttempt(_message.Message):
     grace_ms: int
     on_disconnect: _job_pb2.OnDisconnect
     tier: str
-    job_name: str
-    def __init__(self, attempt_id: _Optional[str] = ..., term: _Optional[int] = ..., tenant: _Optional[str] = ..., user: _Optional[str] = ..., job_id: _Optional[str] = ..., task_index: _Optional[int] = ..., task_count: _Optional[int] = ..., array_index: _Optional[int] = ..., number: _Optional[int] = ..., unix_user: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., script: _Optional[bytes] = ..., env: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., pty: _Optional[bool] = ..., gpu_uuids: _Optional[_Iterable[str]] = ..., whole: _Optional[bool] = ..., gpu_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., max_run_ms: _Optional[int] = ..., grace_ms: _Optional[int] = ..., on_disconnect: _Optional[_Union[_job_pb2.OnDisconnect, str]] = ..., tier: _Optional[str] = ..., job_name: _Optional[str] = ...) -> None: ...
+    def __init__(self, attempt_id: _Optional[str] = ..., term: _Optional[int] = ..., job_id: _Optional[str] = ..., task_index: _Optional[int] = ..., task_count: _Optional[int] = ..., array_index: _Optional[int] = ..., number: _Optional[int] = ..., unix_user: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., script: _Optional[bytes] = ..., env: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., pty: _Optional[bool] = ..., gpu_uuids: _Optional[_Iterable[str]] = ..., whole: _Optional[bool] = ..., gpu_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., max_run_ms: _Optional[int] = ..., grace_ms: _Optional[int] = ..., on_disconnect: _Optional[_Union[_job_pb2.OnDisconnect, str]] = ..., tier: _Optional[str] = ...) -> None: ...
 
 class StopAttempt(_message.Message):
     __slots__ = ("attempt_id", "term", "reason", "grace_ms", "detail")

@@ -191,7 +191,7 @@ class Wait(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class TaskAttempt(_message.Message):
-    __slots__ = ("attempt_id", "task_index", "number", "state", "reason", "detail", "node", "gpu_uuids", "gpu_milli", "gpu_memory_mib", "cpu_milli", "memory_mib", "charge_milli", "tier", "enforcement", "containment", "exit_code", "signal", "allocate_time", "start_time", "end_time")
+    __slots__ = ("attempt_id", "task_index", "number", "state", "reason", "detail", "node", "gpu_uuids", "gpu_milli", "gpu_memory_mib", "cpu_milli", "memory_mib", "charge_milli", "tier", "enforcement", "containment", "exit_code", "signal", "allocate_time", "start_time", "end_time", "used_mib", "sm_percent")
     ATTEMPT_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_INDEX_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -213,6 +213,8 @@ class TaskAttempt(_message.Message):
     ALLOCATE_TIME_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
     END_TIME_FIELD_NUMBER: _ClassVar[int]
+    USED_MIB_FIELD_NUMBER: _ClassVar[int]
+    SM_PERCENT_FIELD_NUMBER: _ClassVar[int]
     attempt_id: str
     task_index: int
     number: int
@@ -234,7 +236,9 @@ class TaskAttempt(_message.Message):
     allocate_time: _timestamp_pb2.Timestamp
     start_time: _timestamp_pb2.Timestamp
     end_time: _timestamp_pb2.Timestamp
-    def __init__(self, attempt_id: _Optional[str] = ..., task_index: _Optional[int] = ..., number: _Optional[int] = ..., state: _Optional[_Union[AttemptState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., node: _Optional[str] = ..., gpu_uuids: _Optional[_Iterable[str]] = ..., gpu_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., charge_milli: _Optional[int] = ..., tier: _Optional[str] = ..., enforcement: _Optional[_Union[Enforcement, str]] = ..., containment: _Optional[str] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., allocate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    used_mib: int
+    sm_percent: int
+    def __init__(self, attempt_id: _Optional[str] = ..., task_index: _Optional[int] = ..., number: _Optional[int] = ..., state: _Optional[_Union[AttemptState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., node: _Optional[str] = ..., gpu_uuids: _Optional[_Iterable[str]] = ..., gpu_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., charge_milli: _Optional[int] = ..., tier: _Optional[str] = ..., enforcement: _Optional[_Union[Enforcement, str]] = ..., containment: _Optional[str] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., allocate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used_mib: _Optional[int] = ..., sm_percent: _Optional[int] = ...) -> None: ...
 
 class Job(_message.Message):
     __slots__ = ("name", "tenant", "id", "spec", "state", "reason", "detail", "wait", "exit_code", "signal", "created_by", "cancelled_by", "create_time", "start_time", "end_time", "tasks", "infra_retries", "retries", "array_id", "array_index", "redacted", "charge_milli_seconds")

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from gpushare.v1 import job_pb2 as gpushare_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16gpushare/v1/node.proto\x12\x0bgpushare.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15gpushare/v1/job.proto\"9\n\x08Stranger\x12\x0b\n\x03pid\x18\x01 \x01(\x03\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x12\n\nmemory_mib\x18\x03 \x01(\x03\"`\n\tTierOffer\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12-\n\x0b\x65nforcement\x18\x02 \x01(\x0e\x32\x18.gpushare.v1.Enforcement\x12\x16\n\x0e\x61\x62sent_because\x18\x03 \x01(\t\"\x80\x02\n\tGpuSample\x12\x10\n\x08used_mib\x18\x01 \x01(\x03\x12\x10\n\x08\x66ree_mib\x18\x02 \x01(\x03\x12\x17\n\nsm_percent\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\x08power_mw\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x16\n\tenergy_mj\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x1a\n\rtemperature_c\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12/\n\x0bsample_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\r\n\x0b_sm_percentB\x0b\n\t_power_mwB\x0c\n\n_energy_mjB\x10\n\x0e_temperature_c\"\xef\x02\n\x03Gpu\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\t\x12\x11\n\ttotal_mib\x18\x04 \x01(\x03\x12\x12\n\nusable_mib\x18\x05 \x01(\x03\x12$\n\x05state\x18\x06 \x01(\x0e\x32\x15.gpushare.v1.GpuState\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\x12\x17\n\x0f\x61llocated_milli\x18\t \x01(\x03\x12\x15\n\rallocated_mib\x18\n \x01(\x03\x12%\n\x05tiers\x18\x0b \x03(\x0b\x32\x16.gpushare.v1.TierOffer\x12(\n\tstrangers\x18\x0c \x03(\x0b\x32\x15.gpushare.v1.Stranger\x12&\n\x06sample\x18\r \x01(\x0b\x32\x16.gpushare.v1.GpuSample\x12\x11\n\tsimulated\x18\x0e \x01(\x08\x12\x13\n\x0b\x61ttempt_ids\x18\x0f \x03(\t\"\xe5\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.gpushare.v1.NodeState\x12\x10\n\x08\x63ordoned\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x0f\n\x07\x64rained\x18\x06 \x01(\x08\x12\x11\n\tcpu_milli\x18\x07 \x01(\x03\x12\x12\n\nmemory_mib\x18\x08 \x01(\x03\x12\x1b\n\x13\x61llocated_cpu_milli\x18\t \x01(\x03\x12\x1c\n\x14\x61llocated_memory_mib\x18\n \x01(\x03\x12-\n\x06labels\x18\x0b \x03(\x0b\x32\x1d.gpushare.v1.Node.LabelsEntry\x12\x1e\n\x04gpus\x18\x0c \x03(\x0b\x32\x10.gpushare.v1.Gpu\x12\x13\n\x0b\x63ontainment\x18\r \x01(\t\x12\x15\n\ragent_version\x18\x0e \x01(\t\x12\x16\n\x0e\x64river_version\x18\x0f \x01(\t\x12\x32\n\x0elast_seen_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05ready\x18\x11 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListNodesResponse\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.gpushare.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"E\n\x11\x43ordonNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"7\n\x13UncordonNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"D\n\x10\x44rainNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\":\n\x16\x44\x65\x63lareNodeDeadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"b\n\x16\x43reateJoinTokenRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"X\n\x17\x43reateJoinTokenResponse\x12\x0c\n\x04join\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x88\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11NODE_STATE_ACTIVE\x10\x01\x12\x17\n\x13NODE_STATE_DRAINING\x10\x02\x12\x1a\n\x16NODE_STATE_UNREACHABLE\x10\x03\x12\x13\n\x0fNODE_STATE_LOST\x10\x04*\xaf\x01\n\x08GpuState\x12\x19\n\x15GPU_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11GPU_STATE_HEALTHY\x10\x01\x12\x16\n\x12GPU_STATE_DEGRADED\x10\x02\x12\x13\n\x0fGPU_STATE_DIRTY\x10\x03\x12\x15\n\x11GPU_STATE_DRAINED\x10\x04\x12\x19\n\x15GPU_STATE_QUARANTINED\x10\x05\x12\x12\n\x0eGPU_STATE_LOST\x10\x06\x32\x82\x04\n\x0bNodeService\x12\x39\n\x07GetNode\x12\x1b.gpushare.v1.GetNodeRequest\x1a\x11.gpushare.v1.Node\x12J\n\tListNodes\x12\x1d.gpushare.v1.ListNodesRequest\x1a\x1e.gpushare.v1.ListNodesResponse\x12?\n\nCordonNode\x12\x1e.gpushare.v1.CordonNodeRequest\x1a\x11.gpushare.v1.Node\x12\x43\n\x0cUncordonNode\x12 .gpushare.v1.UncordonNodeRequest\x1a\x11.gpushare.v1.Node\x12=\n\tDrainNode\x12\x1d.gpushare.v1.DrainNodeRequest\x1a\x11.gpushare.v1.Node\x12I\n\x0f\x44\x65\x63lareNodeDead\x12#.gpushare.v1.DeclareNodeDeadRequest\x1a\x11.gpushare.v1.Node\x12\\\n\x0f\x43reateJoinToken\x12#.gpushare.v1.CreateJoinTokenRequest\x1a$.gpushare.v1.CreateJoinTokenResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16gpushare/v1/node.proto\x12\x0bgpushare.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15gpushare/v1/job.proto\"9\n\x08Stranger\x12\x0b\n\x03pid\x18\x01 \x01(\x03\x12\x0c\n\x04user\x18\x02 \x01(\t\x12\x12\n\nmemory_mib\x18\x03 \x01(\x03\"`\n\tTierOffer\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12-\n\x0b\x65nforcement\x18\x02 \x01(\x0e\x32\x18.gpushare.v1.Enforcement\x12\x16\n\x0e\x61\x62sent_because\x18\x03 \x01(\t\"\x80\x02\n\tGpuSample\x12\x10\n\x08used_mib\x18\x01 \x01(\x03\x12\x10\n\x08\x66ree_mib\x18\x02 \x01(\x03\x12\x17\n\nsm_percent\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x15\n\x08power_mw\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x16\n\tenergy_mj\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x1a\n\rtemperature_c\x18\x06 \x01(\x05H\x03\x88\x01\x01\x12/\n\x0bsample_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\r\n\x0b_sm_percentB\x0b\n\t_power_mwB\x0c\n\n_energy_mjB\x10\n\x0e_temperature_c\"\xef\x02\n\x03Gpu\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x05\x12\r\n\x05model\x18\x03 \x01(\t\x12\x11\n\ttotal_mib\x18\x04 \x01(\x03\x12\x12\n\nusable_mib\x18\x05 \x01(\x03\x12$\n\x05state\x18\x06 \x01(\x0e\x32\x15.gpushare.v1.GpuState\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\x12\x17\n\x0f\x61llocated_milli\x18\t \x01(\x03\x12\x15\n\rallocated_mib\x18\n \x01(\x03\x12%\n\x05tiers\x18\x0b \x03(\x0b\x32\x16.gpushare.v1.TierOffer\x12(\n\tstrangers\x18\x0c \x03(\x0b\x32\x15.gpushare.v1.Stranger\x12&\n\x06sample\x18\r \x01(\x0b\x32\x16.gpushare.v1.GpuSample\x12\x11\n\tsimulated\x18\x0e \x01(\x08\x12\x13\n\x0b\x61ttempt_ids\x18\x0f \x03(\t\"\xfc\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05state\x18\x02 \x01(\x0e\x32\x16.gpushare.v1.NodeState\x12\x10\n\x08\x63ordoned\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\x12\x0f\n\x07\x64rained\x18\x06 \x01(\x08\x12\x11\n\tcpu_milli\x18\x07 \x01(\x03\x12\x12\n\nmemory_mib\x18\x08 \x01(\x03\x12\x1b\n\x13\x61llocated_cpu_milli\x18\t \x01(\x03\x12\x1c\n\x14\x61llocated_memory_mib\x18\n \x01(\x03\x12-\n\x06labels\x18\x0b \x03(\x0b\x32\x1d.gpushare.v1.Node.LabelsEntry\x12\x1e\n\x04gpus\x18\x0c \x03(\x0b\x32\x10.gpushare.v1.Gpu\x12\x13\n\x0b\x63ontainment\x18\r \x01(\t\x12\x15\n\ragent_version\x18\x0e \x01(\t\x12\x16\n\x0e\x64river_version\x18\x0f \x01(\t\x12\x32\n\x0elast_seen_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05ready\x18\x11 \x01(\x08\x12\x15\n\rclock_skew_ms\x18\x12 \x01(\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1e\n\x0eGetNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x11ListNodesResponse\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.gpushare.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"E\n\x11\x43ordonNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"7\n\x13UncordonNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"D\n\x10\x44rainNodeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\":\n\x16\x44\x65\x63lareNodeDeadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"b\n\x16\x43reateJoinTokenRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"X\n\x17\x43reateJoinTokenResponse\x12\x0c\n\x04join\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\x88\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11NODE_STATE_ACTIVE\x10\x01\x12\x17\n\x13NODE_STATE_DRAINING\x10\x02\x12\x1a\n\x16NODE_STATE_UNREACHABLE\x10\x03\x12\x13\n\x0fNODE_STATE_LOST\x10\x04*\xaf\x01\n\x08GpuState\x12\x19\n\x15GPU_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11GPU_STATE_HEALTHY\x10\x01\x12\x16\n\x12GPU_STATE_DEGRADED\x10\x02\x12\x13\n\x0fGPU_STATE_DIRTY\x10\x03\x12\x15\n\x11GPU_STATE_DRAINED\x10\x04\x12\x19\n\x15GPU_STATE_QUARANTINED\x10\x05\x12\x12\n\x0eGPU_STATE_LOST\x10\x06\x32\x82\x04\n\x0bNodeService\x12\x39\n\x07GetNode\x12\x1b.gpushare.v1.GetNodeRequest\x1a\x11.gpushare.v1.Node\x12J\n\tListNodes\x12\x1d.gpushare.v1.ListNodesRequest\x1a\x1e.gpushare.v1.ListNodesResponse\x12?\n\nCordonNode\x12\x1e.gpushare.v1.CordonNodeRequest\x1a\x11.gpushare.v1.Node\x12\x43\n\x0cUncordonNode\x12 .gpushare.v1.UncordonNodeRequest\x1a\x11.gpushare.v1.Node\x12=\n\tDrainNode\x12\x1d.gpushare.v1.DrainNodeRequest\x1a\x11.gpushare.v1.Node\x12I\n\x0f\x44\x65\x63lareNodeDead\x12#.gpushare.v1.DeclareNodeDeadRequest\x1a\x11.gpushare.v1.Node\x12\\\n\x0f\x43reateJoinToken\x12#.gpushare.v1.CreateJoinTokenRequest\x1a$.gpushare.v1.CreateJoinTokenResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODE_LABELSENTRY']._loaded_options = None
   _globals['_NODE_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_NODESTATE']._serialized_start=2021
-  _globals['_NODESTATE']._serialized_end=2157
-  _globals['_GPUSTATE']._serialized_start=2160
-  _globals['_GPUSTATE']._serialized_end=2335
+  _globals['_NODESTATE']._serialized_start=2044
+  _globals['_NODESTATE']._serialized_end=2180
+  _globals['_GPUSTATE']._serialized_start=2183
+  _globals['_GPUSTATE']._serialized_end=2358
   _globals['_STRANGER']._serialized_start=127
   _globals['_STRANGER']._serialized_end=184
   _globals['_TIEROFFER']._serialized_start=186
@@ -49,27 +49,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GPU']._serialized_start=544
   _globals['_GPU']._serialized_end=911
   _globals['_NODE']._serialized_start=914
-  _globals['_NODE']._serialized_end=1399
-  _globals['_NODE_LABELSENTRY']._serialized_start=1354
-  _globals['_NODE_LABELSENTRY']._serialized_end=1399
-  _globals['_GETNODEREQUEST']._serialized_start=1401
-  _globals['_GETNODEREQUEST']._serialized_end=1431
-  _globals['_LISTNODESREQUEST']._serialized_start=1433
-  _globals['_LISTNODESREQUEST']._serialized_end=1490
-  _globals['_LISTNODESRESPONSE']._serialized_start=1492
-  _globals['_LISTNODESRESPONSE']._serialized_end=1570
-  _globals['_CORDONNODEREQUEST']._serialized_start=1572
-  _globals['_CORDONNODEREQUEST']._serialized_end=1641
-  _globals['_UNCORDONNODEREQUEST']._serialized_start=1643
-  _globals['_UNCORDONNODEREQUEST']._serialized_end=1698
-  _globals['_DRAINNODEREQUEST']._serialized_start=1700
-  _globals['_DRAINNODEREQUEST']._serialized_end=1768
-  _globals['_DECLARENODEDEADREQUEST']._serialized_start=1770
-  _globals['_DECLARENODEDEADREQUEST']._serialized_end=1828
-  _globals['_CREATEJOINTOKENREQUEST']._serialized_start=1830
-  _globals['_CREATEJOINTOKENREQUEST']._serialized_end=1928
-  _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=1930
-  _globals['_CREATEJOINTOKENRESPONSE']._serialized_end=2018
-  _globals['_NODESERVICE']._serialized_start=2338
-  _globals['_NODESERVICE']._serialized_end=2852
+  _globals['_NODE']._serialized_end=1422
+  _globals['_NODE_LABELSENTRY']._serialized_start=1377
+  _globals['_NODE_LABELSENTRY']._serialized_end=1422
+  _globals['_GETNODEREQUEST']._serialized_start=1424
+  _globals['_GETNODEREQUEST']._serialized_end=1454
+  _globals['_LISTNODESREQUEST']._serialized_start=1456
+  _globals['_LISTNODESREQUEST']._serialized_end=1513
+  _globals['_LISTNODESRESPONSE']._serialized_start=1515
+  _globals['_LISTNODESRESPONSE']._serialized_end=1593
+  _globals['_CORDONNODEREQUEST']._serialized_start=1595
+  _globals['_CORDONNODEREQUEST']._serialized_end=1664
+  _globals['_UNCORDONNODEREQUEST']._serialized_start=1666
+  _globals['_UNCORDONNODEREQUEST']._serialized_end=1721
+  _globals['_DRAINNODEREQUEST']._serialized_start=1723
+  _globals['_DRAINNODEREQUEST']._serialized_end=1791
+  _globals['_DECLARENODEDEADREQUEST']._serialized_start=1793
+  _globals['_DECLARENODEDEADREQUEST']._serialized_end=1851
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_start=1853
+  _globals['_CREATEJOINTOKENREQUEST']._serialized_end=1951
+  _globals['_CREATEJOINTOKENRESPONSE']._serialized_start=1953
+  _globals['_CREATEJOINTOKENRESPONSE']._serialized_end=2041
+  _globals['_NODESERVICE']._serialized_start=2361
+  _globals['_NODESERVICE']._serialized_end=2875
 # @@protoc_insertion_point(module_scope)

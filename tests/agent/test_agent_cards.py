@@ -134,7 +134,7 @@ class TestMps:
             share = {"gpu_uuids": [uuid_of(0)], "tier": "mps-v2"}
             await scene.share("v.1.0.1", "sh", "-c", script, **share)
             report = await scheduler.state("v.1.0.1", "SUCCEEDED", "FAILED", "STOPPED")
-            assert (report.tier, report.enforcement) == ("mps-v2", job_pb2.ENFORCEMENT_SERVER), report
+            assert report.state == job_pb2.ATTEMPT_STATE_SUCCEEDED, report
             said = (await scheduler.read_logs("v.1.0.1")).decode().split()
             assert said[:3] == [uuid_of(0), "25", "0=20000M"]
             assert said[3] == str(folder / "run" / "mps" / short_name(uuid_of(0)))

@@ -36,8 +36,6 @@ def order(attempt_id: str = "vision.1.0.1", **fields: Any) -> StartOrder:
     settings: dict[str, Any] = {
         "attempt_id": attempt_id,
         "term": 1,
-        "tenant": "vision",
-        "user": "ann",
         "job_id": "1",
         "task_index": 0,
         "task_count": 1,
@@ -292,14 +290,12 @@ class TestEnds:
         assert len(core.observe(status("j.1.0.1", "RUNNING", started_ms=1))) == 1
         assert core.observe(status("j.1.0.1", "RUNNING", started_ms=1)) == []
 
-    def test_reports_name_the_tier_and_the_strength_of_the_fence(self) -> None:
+    def test_the_user_of_a_fenced_attempt_is_noted(self) -> None:
         core = two_cards()
         core.start(share("j.1.0.1", 1, 1))
-        noted = core.fenced("j.1.0.1", "soft", 1000, (1000,))
+        noted = core.fenced("j.1.0.1", 1000, (1000, 27))
         assert noted is not None
-        assert (noted.uid, noted.enforcement) == (1000, "soft")
-        report = told(core.observe(status("j.1.0.1", "RUNNING")))
-        assert (report.tier, report.enforcement) == ("timeslice", "soft")
+        assert (noted.tier, noted.uid, noted.gids) == ("timeslice", 1000, (1000, 27))
 
     @pytest.mark.parametrize(
         ("reason", "state", "said"),

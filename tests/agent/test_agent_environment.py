@@ -18,8 +18,6 @@ def order(**fields: Any) -> StartOrder:
     settings: dict[str, Any] = {
         "attempt_id": "vision.42_3.1.2",
         "term": 1,
-        "tenant": "vision",
-        "user": "ann",
         "job_id": "42_3",
         "task_index": 1,
         "task_count": 4,

@@ -25,7 +25,7 @@ def snapshot(at_s: float = 0, infos: dict[str, dict[str, Any]] | None = None, **
             GpuInfo(
                 **{
                     "uuid": uuid, "index": i, "minor": i, "model": "M", "total_mib": 80_000, "reserved_mib": 500,
-                    "pci_bus_id": "0", **(infos or {}).get(uuid, {}),
+                    **(infos or {}).get(uuid, {}),
                 }
             )
             for i, uuid in enumerate(CARDS)

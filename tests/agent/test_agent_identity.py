@@ -107,7 +107,6 @@ class TestHoldings:
 def card(uuid: str = "GPU-a", **fields: object) -> GpuInfo:
     settings: dict[str, object] = {
         "uuid": uuid, "index": 0, "minor": 0, "model": "H200", "total_mib": 143_771, "reserved_mib": 600,
-        "pci_bus_id": "0",
     }  # fmt: skip
     return GpuInfo(**{**settings, **fields})  # type: ignore[arg-type]
 

@@ -25,7 +25,7 @@ ANN = UnixUser(1001, 1001, (1001, 27), "ann", "/home/ann", "/bin/sh")
 
 def order(**fields: Any) -> StartOrder:
     settings: dict[str, Any] = {
-        "attempt_id": "v.1.0.1", "term": 1, "tenant": "v", "user": "ann", "job_id": "1", "task_index": 0,
+        "attempt_id": "v.1.0.1", "term": 1, "job_id": "1", "task_index": 0,
         "task_count": 1, "number": 1, "unix_user": "ann", "argv": ("prog", "x"), "script": b"", "env": {},
         "working_directory": "/w", "gpu_uuids": ("GPU-a",), "gpu_milli": 250, "gpu_memory_mib": 1000,
         "cpu_milli": 2000, "memory_mib": 4096, "max_run_ms": 60_000, "grace_ms": 5000, "tier": "timeslice",
@@ -146,9 +146,7 @@ class Node:
         self.found: tuple[Reason, str] | None = None
         self.stop: Reason | None = None
         values: dict[str, Any] = {"node": "n1", "single_user": False, "log_cap_bytes": 9, "simulated": True}
-        info = GpuInfo(
-            uuid="GPU-a", index=0, minor=0, model="M", total_mib=80_000, reserved_mib=0, pci_bus_id="0", simulated=True
-        )
+        info = GpuInfo(uuid="GPU-a", index=0, minor=0, model="M", total_mib=80_000, reserved_mib=0, simulated=True)
 
         async def obstacle(_: SliceSpec) -> tuple[Reason, str] | None:
             return self.found
@@ -254,7 +252,7 @@ class TestLaunch:
 
 class TestDevices:
     def card(self, minor: int | None) -> GpuInfo:
-        return GpuInfo(uuid="GPU-a", index=0, minor=minor, model="M", total_mib=1, reserved_mib=0, pci_bus_id="0")
+        return GpuInfo(uuid="GPU-a", index=0, minor=minor, model="M", total_mib=1, reserved_mib=0)
 
     @pytest.fixture
     def devices(self, tmp_path: Path) -> Path:

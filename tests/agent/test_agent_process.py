@@ -137,7 +137,7 @@ def test_a_job_over_its_slice_is_ended_within_two_seconds_with_both_figures(tmp_
         assert last is not None
         assert last.state == job_pb2.ATTEMPT_STATE_RUNNING
         await scene.scheduler.until(
-            lambda: any(dict(r.attempt_used_mib).get("v.1.0.1") == 10240 for r in scene.scheduler.session.gpu_reports)
+            lambda: any(r.attempt_use["v.1.0.1"].used_mib == 10240 for r in scene.scheduler.session.gpu_reports)
         )
 
     play(tmp_path, act)

@@ -31,6 +31,7 @@ from gpushare_agent.session import (
     SessionLoop,
     enroll,
 )
+from gpushare_agent.sharing.watchdog import JobUse
 from gpushare_agent.streams import StreamLog
 
 
@@ -246,11 +247,15 @@ def test_reports_conditions_and_samples_are_told_as_they_come(tmp_path: Path) ->
     async def act(scene: Scene) -> None:
         session = await scene.scheduler.synced()
         box = scene.node.outbox
-        box.tell(Report(attempt_id="v.1.0.1", state=AttemptState.RUNNING, tier="timeslice", enforcement="soft"))
+        box.tell(Report(attempt_id="v.1.0.1", state=AttemptState.RUNNING))
         box.tell(Report(attempt_id="v.1.0.1", state=AttemptState.SUCCEEDED, exit_code=0))
         stranger = Stranger(pid=7, user="eve", memory_mib=99)
         box.tell_conditions([GpuCondition("GPU-a", GpuState.DRAINED, "OCCUPIED", "x", (stranger,))])
-        box.tell_samples([GpuSample(uuid="GPU-a", used_mib=5), GpuSample(uuid="GPU-b", error="x")], {"v.1.0.1": 5})
+        uses = [
+            JobUse(attempt_id="v.1.0.1", used_mib=5, sm_percent=40, pids=(7,)),
+            JobUse(attempt_id="v.2.0.1", used_mib=0, sm_percent=None, pids=()),
+        ]
+        box.tell_samples([GpuSample(uuid="GPU-a", used_mib=5), GpuSample(uuid="GPU-b", error="x")], uses)
         await scene.scheduler.state("v.1.0.1", "SUCCEEDED")
         await scene.scheduler.until(lambda: session.gpu_reports)
         assert [report.exit_code for report in session.reports] == [0]  # the newest word alone
@@ -259,7 +264,9 @@ def test_reports_conditions_and_samples_are_told_as_they_come(tmp_path: Path) ->
         assert told.conditions[0].strangers[0].user == "eve"
         assert list(told.samples) == ["GPU-a"]
         assert not told.samples["GPU-a"].HasField("sm_percent")
-        assert dict(told.attempt_used_mib) == {"v.1.0.1": 5}
+        assert {name: use.used_mib for name, use in told.attempt_use.items()} == {"v.1.0.1": 5, "v.2.0.1": 0}
+        assert told.attempt_use["v.1.0.1"].sm_percent == 40
+        assert not told.attempt_use["v.2.0.1"].HasField("sm_percent")
 
     play(tmp_path, act)
 

@@ -88,6 +88,12 @@ def test_one_set_of_names_for_each_kind_of_host() -> None:
     hybrid = cgroups.describe(cgroups.Layout(unified, (legacy,), ()), "t.1.0.1")
     assert [base.directory for base in hybrid.task][1] == "/cg/memory/own/gpushare/i/t.1.0.1"
     assert hybrid.memory_files.events == "/cg/memory/own/gpushare/i/t.1.0.1/memory.oom_control"
+    devices_base = Base("/cg/devices/gpushare/i", "/gpushare/i", ("devices",))
+    both = cgroups.Layout(unified, (legacy, devices_base), ())
+    for wanted, count in ((spec("t.1.0.1", "true"), 1), (LIMITED, 2)):
+        assert len(cgroups.describe(both, "t.1.0.1", wanted).task) == count
+    fenced = spec("t.1.0.1", "true", host_memory_mib=1, denied_devices=((195, 0),))
+    assert len(cgroups.describe(both, "t.1.0.1", fenced).task) == 3
     assert cgroups.Layout(unified, (legacy,), ()).containment == "hybrid"
     assert cgroups.Layout(unified, (), ("memory", "pids")).containment == "cgroup-v2"
 

@@ -112,8 +112,8 @@ def test_agent_and_shim_both_dead(tmp_path: Path, weak: bool) -> None:
 
 
 def test_another_boot(tmp_path: Path) -> None:
-    """An exit record is read whatever the boot; what had none was ended by the reboot; what never ran may run
-    again.
+    """An exit record is read whatever the boot; what had none was ended by the reboot, also where a power cut may
+    have taken the exec record with it.
     """
 
     async def body() -> None:
@@ -140,7 +140,7 @@ def test_another_boot(tmp_path: Path) -> None:
             assert (found["t.1.0.1"].reason, found["t.1.0.1"].exit_code) == (Reason.EXIT_CODE, 4)
             assert (found["t.2.0.1"].state, found["t.2.0.1"].reason) == ("FAILED", Reason.NODE_REBOOTED)
             assert found["t.2.0.1"].boot_id == "the-boot-before"
-            assert (found["t.3.0.1"].state, found["t.3.0.1"].reason) == ("STOPPED", Reason.NOT_STARTED)
+            assert (found["t.3.0.1"].state, found["t.3.0.1"].reason) == ("FAILED", Reason.NODE_REBOOTED)
             assert (found["t.4.0.1"].state, found["t.4.0.1"].reason) == ("STOPPED", Reason.CANCELLED)
             assert found["t.5.0.1"].reason is Reason.NODE_REBOOTED
             assert innocent.returncode is None

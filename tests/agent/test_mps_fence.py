@@ -520,6 +520,22 @@ def test_a_client_that_cannot_be_terminated_makes_its_server_suspect_until_it_is
     host.run(body)
 
 
+def test_a_server_under_which_a_client_died_takes_no_other_until_it_was_rebuilt(host: Host) -> None:
+    async def body(fence: MpsFence) -> None:
+        await fence.prepare(SPEC)
+        await fence.prepare(another(2))
+        fence.suspect("t.9.0.1", "of no concern")
+        fence.suspect(SPEC.attempt_id, "a process died")
+        await fence.release(SPEC.attempt_id)
+        old = host.daemon()
+        assert "a process died" in await freshly_refused(host, fence, another(3))
+        await fence.release("t.2.0.1")
+        await fence.prepare(another(4))
+        assert host.daemon() != old
+
+    host.run(body)
+
+
 def test_a_client_that_left_by_itself_needs_no_termination(host: Host) -> None:
     async def body(fence: MpsFence) -> None:
         await fence.prepare(SPEC)

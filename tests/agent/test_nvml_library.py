@@ -56,9 +56,8 @@ def test_identity_comes_from_the_driver_and_not_from_the_order(tmp_path: Path) -
     assert (first.uuid, first.index, first.minor) == (uuid_of(1), 0, 7)
     assert first.mig_enabled
     assert second.compute_mode == "exclusive_process"
-    assert (snapshot.driver_version, snapshot.cuda_version) == ("580.159.03", "13.0")
+    assert snapshot.driver_version == "580.159.03"
     assert first.model == "NVIDIA H200"
-    assert first.pci_bus_id == "00000000:02:00.0"
 
 
 def test_reserved_memory_is_neither_used_nor_free(one_card: FakeNvml) -> None:
@@ -150,7 +149,6 @@ def test_no_samples_is_idle_and_no_error(one_card: FakeNvml, answer: int) -> Non
 
 
 OPTIONAL_CALLS = {
-    "nvmlDeviceGetPciInfo_v3",
     "nvmlDeviceGetMigMode",
     "nvmlDeviceGetComputeMode",
     "nvmlDeviceGetMinorNumber",
@@ -160,7 +158,6 @@ OPTIONAL_CALLS = {
     "nvmlDeviceGetPowerUsage",
     "nvmlDeviceGetTotalEnergyConsumption",
     "nvmlDeviceGetTemperatureV",
-    "nvmlDeviceGetTotalEccErrors",
     "nvmlDeviceGetFieldValues",
     "nvmlDeviceGetComputeRunningProcesses_v3",
     "nvmlDeviceGetGraphicsRunningProcesses_v3",

@@ -17,7 +17,7 @@ from standins.fence_conformance import TOTAL_MIB, FenceConformance, host_snapsho
 from gpushare.reasons import Reason
 from gpushare_agent.inventory import inventory_of
 from gpushare_agent.sharing.choose import CardFences, clean_environ, driver_major
-from gpushare_agent.sharing.environment import hints, percentage
+from gpushare_agent.sharing.environment import percentage
 from gpushare_agent.sharing.exclusive import ExclusiveFence
 from gpushare_agent.sharing.mps_daemon import find_daemon
 from gpushare_agent.sharing.port import (
@@ -373,12 +373,6 @@ def test_clients_of_an_attempt_are_ended_through_its_server_alone(mps: FakeMps) 
 )
 def test_thousandths_become_the_percentage_that_mps_reads(milli: int, text: str) -> None:
     assert percentage(milli) == text
-
-
-def test_hints_never_promise_more_than_the_slice() -> None:
-    fraction = hints(SHARE, TOTAL_MIB)["XLA_PYTHON_CLIENT_MEM_FRACTION"]
-    assert fraction == "0.085"
-    assert float(fraction) * TOTAL_MIB <= SHARE.gpu_memory_mib
 
 
 def test_daemons_inherit_nothing_that_would_set_limits_or_tell_secrets() -> None:

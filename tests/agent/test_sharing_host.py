@@ -20,7 +20,7 @@ from gpushare_agent.gpus.nvml_client import NvmlLibrary
 from gpushare_agent.gpus.port import GpuSnapshot
 from gpushare_agent.sharing.choose import CardFences
 from gpushare_agent.sharing.mps_daemon import find_daemon, short_name
-from gpushare_agent.sharing.port import SliceSpec, Tier
+from gpushare_agent.sharing.port import CardTiers, SliceSpec, Tier
 from gpushare_agent.sharing.watchdog import Findings, Held, WatchSettings, WatchState, launch_obstacle, watch
 
 ME = pwd.getpwuid(os.getuid()).pw_name
@@ -78,11 +78,16 @@ def test_at_start_every_card_is_listed_with_what_it_can_fence(host: Host) -> Non
     snapshot = host.snapshot()
     timeouts = {"control_timeout_s": 5.0, "server_timeout_s": 5.0}
 
+    def sentence(card: CardTiers) -> str:
+        can = ", ".join(f"{offer.tier} ({offer.enforcement})" for offer in card.offers if offer.available)
+        not_so = "; ".join(f"no {offer.tier}: {offer.detail}" for offer in card.offers if not offer.available)
+        return f"{card.uuid} can fence {can or 'nothing'}{f'; {not_so}' if not_so else ''}"
+
     async def probe() -> list[str]:
         fences = CardFences(host.folder / "run", single_user=True, environ=host.mps.environ(), timeouts=timeouts)
         report = await fences.probe(snapshot)
         await fences.close()
-        return [card.sentence() for card in report.cards]
+        return [sentence(card) for card in report.cards]
 
     lines = asyncio.run(probe())
     assert len(lines) == 8

@@ -125,8 +125,13 @@ class Daemon:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def send(self, number: int) -> None:
-        assert self.running, f"{self.name} has ended:\n{self.log()[-3000:]}"
+        self.check()
         os.kill(self.pid, number)
+
+    def check(self) -> None:
+        """It runs; otherwise what it said last."""
+        code = self._process.poll() if self._process is not None else None
+        assert self.running, f"{self.name} has ended with {code}:\n{self.log()[-3000:]}"
 
     def kill(self) -> None:
         """kill -9, and the process is gone on return."""
@@ -231,7 +236,7 @@ class LiveCluster:
 
         async def all_ready() -> bool:
             for name in wanted:
-                assert self.agents[name].running, f"{name} has ended:\n{self.agents[name].log()[-3000:]}"
+                self.agents[name].check()
             found = [node async for node in self.admin.list_nodes()]
             return wanted <= {n.name.removeprefix("nodes/") for n in found if n.ready and (n.gpus or not gpus)}
 
@@ -383,6 +388,8 @@ class LiveCluster:
             await asyncio.sleep(POLL_S)
 
     async def _synced(self, node: str) -> bool:
+        self.scheduler.check()
+        self.agents[node].check()
         leading = self.scheduler.events("leading")
         met = {line["term"] for line in self.agents[node].events("in session with the scheduler")}
         if not leading or leading[-1]["term"] not in met:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -433,7 +434,7 @@ def test_live_figures_are_of_the_nodes_own_cards_alone(tmp_path: Path) -> None:
             report = agent_pb2.GpuReport()
             report.samples["GPU-n1-0"].used_mib = 1234
             report.samples["GPU-elsewhere"].used_mib = 99
-            report.attempt_used_mib["vision.5.0.1"] = 7
+            report.attempt_use["vision.5.0.1"].used_mib = 7
             await agent.call.write(agent_pb2.AgentMessage(gpu_report=report))
 
             async def shown() -> bool:
@@ -441,7 +442,68 @@ def test_live_figures_are_of_the_nodes_own_cards_alone(tmp_path: Path) -> None:
 
             await until(shown, "the sample is shown")
             live = cluster.server.sessions.live("n1")
-            assert (list(live.samples), live.attempt_used_mib) == (["GPU-n1-0"], {})
+            assert (list(live.samples), live.attempt_use) == (["GPU-n1-0"], {})
+
+    run(test)
+
+
+def test_what_a_live_attempt_takes_is_shown_with_its_job_until_it_ends(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with api_cluster(tmp_path) as cluster:
+            agent = await cluster.agent("n1")
+            job = await cluster.submit()
+            start = await agent.order("start_attempt")
+            await agent.run(start.attempt_id)
+
+            async def task() -> job_pb2.TaskAttempt:
+                return (await cluster.jobs("ann").GetJob(job_pb2.GetJobRequest(name=job.name))).tasks[0]
+
+            assert not (await task()).HasField("used_mib")
+            report = agent_pb2.GpuReport()
+            report.samples["GPU-n1-0"].used_mib = 1234
+            report.attempt_use[start.attempt_id].used_mib = 700
+            await agent.call.write(agent_pb2.AgentMessage(gpu_report=report))
+
+            async def measured() -> bool:
+                return (await task()).HasField("used_mib")
+
+            await until(measured, "the use is shown")
+            assert (await task()).used_mib == 700
+            assert not (await task()).HasField("sm_percent")
+            report.attempt_use[start.attempt_id].sm_percent = 35
+            await agent.call.write(agent_pb2.AgentMessage(gpu_report=report))
+
+            async def estimated() -> bool:
+                return (await task()).sm_percent == 35
+
+            await until(estimated, "the estimate is shown")
+            await agent.finish(start.attempt_id)
+            await agent.order("forget_attempt")
+            ended = await task()
+            assert ended.state == job_pb2.ATTEMPT_STATE_SUCCEEDED
+            assert not ended.HasField("used_mib")
+
+    run(test)
+
+
+@pytest.mark.parametrize(("ahead_s", "shown"), [(7200, True), (-7200, True), (20, False), (None, False)])
+def test_a_wrong_clock_of_a_node_is_shown_and_ends_no_lease(tmp_path: Path, ahead_s: int | None, shown: bool) -> None:
+    async def test() -> None:
+        async with api_cluster(tmp_path, lease_ttl_ms=1_000) as cluster:
+            await cluster.enroll("n1")
+            agent = WireAgent(cluster, "n1")
+            if ahead_s is not None:
+                agent.hello.wall_time.FromMilliseconds((int(time.time()) + ahead_s) * 1000)
+            await agent.connect()
+            await agent.sync()
+            await until(lambda: is_ready(cluster), "ready")
+            skew_ms = (await node_of(cluster)).clock_skew_ms
+            assert abs(skew_ms - (ahead_s or 0) * 1000) < 60_000 if shown else skew_ms == 0
+            for sequence in range(6):
+                await agent.renew(sequence)
+                await agent.order("lease_grant")
+                await asyncio.sleep(0.3)
+            assert cluster.engine.state.nodes["n1"].state is NodeState.ACTIVE
 
     run(test)
 

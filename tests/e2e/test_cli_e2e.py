@@ -123,6 +123,7 @@ def test_a_job_with_a_terminal_of_its_own(up_cluster: UpCluster) -> None:
     done = up_cluster.cli("run", "--gpus", "0", "--pty", "--", "sh", "-c", script)
     assert done.code == 0
     assert done.out.replace("\r", "") == "out\nerr\n"
+    assert done.err.count("gets a terminal but no input") == 1
 
 
 def test_a_gang_starts_together_and_its_lines_carry_their_task(up_cluster: UpCluster) -> None:

@@ -233,12 +233,10 @@ class FakeScheduler(agent_pb2_grpc.AgentServiceServicer):
 
 def start_order(attempt_id: str, *argv: str, **fields: Any) -> agent_pb2.StartAttempt:
     """An order for one CPU task; `fields` override."""
-    tenant, job_id, task, number = attempt_id.split(".")
+    _, job_id, task, number = attempt_id.split(".")
     settings: dict[str, Any] = {
         "attempt_id": attempt_id,
         "term": 1,
-        "tenant": tenant,
-        "user": "ann",
         "job_id": job_id,
         "task_index": int(task),
         "task_count": 1,

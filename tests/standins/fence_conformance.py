@@ -36,7 +36,6 @@ def host_snapshot(
             model="NVIDIA H200",
             total_mib=TOTAL_MIB,
             reserved_mib=600,
-            pci_bus_id=f"00000000:{index + 1:02X}:00.0",
         )
         infos.append(msgspec.structs.replace(info, **changes))
         samples.append(GpuSample(uuid=uuid_of(index), free_mib=TOTAL_MIB - 600, processes=processes))

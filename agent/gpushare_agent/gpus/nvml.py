@@ -127,7 +127,6 @@ class Card:
         if self.last_info and now_s - self._identified_at < IDENTIFY_EVERY_S:
             return self.last_info
         nvml, handle = self._nvml, self._handle
-        pci = self._may("pci", nvml.nvmlDeviceGetPciInfo_v3, handle)
         mig = self._may("mig", nvml.nvmlDeviceGetMigMode, handle)
         mode = self._may("compute_mode", nvml.nvmlDeviceGetComputeMode, handle)
         total, reserved, _, _ = self._memory()
@@ -138,7 +137,6 @@ class Card:
             "model": text_of(self._may("name", nvml.nvmlDeviceGetName, handle) or "unknown"),
             "total_mib": total // MIB,
             "reserved_mib": -(-reserved // MIB),
-            "pci_bus_id": text_of(pci.busId) if pci is not None else "",
             "compute_mode": COMPUTE_MODES.get(mode, "default"),
             "mig_enabled": bool(mig and mig[0]),
         }
@@ -169,11 +167,9 @@ class Card:
             "used_mib": -(-used // MIB),
             "free_mib": free // MIB,
             "sm_percent": rates.gpu if rates is not None else None,
-            "memory_percent": rates.memory if rates is not None else None,
             "power_mw": self._may("power", nvml.nvmlDeviceGetPowerUsage, handle),
             "energy_mj": self._may("energy", nvml.nvmlDeviceGetTotalEnergyConsumption, handle),
             "temperature_c": self._temperature(),
-            "ecc_uncorrected": self._may("ecc", nvml.nvmlDeviceGetTotalEccErrors, handle, 1, 0),
             "recovery_action": self._recovery_action(),
             **self._listed,
         }
@@ -334,11 +330,7 @@ class Driver:
         try:
             nvml.nvmlInit()
             self._open = True
-            cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()
-            self._versions = {
-                "driver_version": text_of(nvml.nvmlSystemGetDriverVersion()),
-                "cuda_version": f"{cuda // 1000}.{cuda % 1000 // 10}",
-            }
+            self._versions = {"driver_version": text_of(nvml.nvmlSystemGetDriverVersion())}
             count = nvml.nvmlDeviceGetCount()
         except nvml.NVMLError as err:
             raise self._library_trouble(err) from err

@@ -28,7 +28,6 @@ class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     total_mib: int
     reserved_mib: int
-    pci_bus_id: str
     compute_mode: ComputeMode = "default"
     mig_enabled: bool = False
     simulated: bool = False
@@ -65,11 +64,9 @@ class GpuSample(msgspec.Struct, frozen=True, kw_only=True):
     used_mib: int = 0
     free_mib: int = 0
     sm_percent: int | None = None
-    memory_percent: int | None = None
     power_mw: int | None = None
     energy_mj: int | None = None
     temperature_c: int | None = None
-    ecc_uncorrected: int | None = None
     recovery_action: RecoveryAction | None = None
     error: str = ""
     lost: bool = False
@@ -102,7 +99,6 @@ class GpuSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     state: DriverState
     detail: str = ""
     driver_version: str = ""
-    cuda_version: str = ""
     taken_boot_ns: int = 0
     infos: tuple[GpuInfo, ...] = ()
     samples: tuple[GpuSample, ...] = ()

@@ -125,7 +125,6 @@ class SimulatedLibrary:
                 model=shape.model.name,
                 total_mib=shape.model.memory_mib,
                 reserved_mib=0,
-                pci_bus_id=f"00000000:{index:02X}:00.0",
                 simulated=True,
             )
             for index in range(shape.count)

@@ -183,6 +183,11 @@ class CardFences:
             return await self._mps.terminate_clients(attempt_id, pids)
         return Termination(ended=tuple(pids))
 
+    def suspect(self, attempt_id: str, cause: str) -> None:
+        """See `Fence.suspect`."""
+        if self._mps is not None:
+            self._mps.suspect(attempt_id, cause)
+
     def own_pids(self) -> frozenset[int]:
         """Pids of processes of ours that hold memory of the cards: no strangers."""
         return self._mps.own_pids() if self._mps is not None else frozenset()

@@ -39,15 +39,3 @@ def through_mps(spec: SliceSpec, pipe: Path) -> dict[str, str]:
 def percentage(gpu_milli: int) -> str:
     """Thousandths as the percentage that MPS reads: 125 -> "12.5", 250 -> "25"."""
     return f"{gpu_milli / 10:g}"
-
-
-def hints(spec: SliceSpec, total_mib: int) -> dict[str, str]:
-    """For frameworks that size their pools from the whole card: advice, not a limit. Rounded down to three
-    digits.
-    """
-    fraction = f"{spec.gpu_memory_mib * 1000 // total_mib / 1000:.3f}"
-    return {
-        "GPUSHARE_GPU_MEMORY_FRACTION": fraction,
-        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": fraction,
-    }

@@ -78,6 +78,9 @@ class ExclusiveFence:
         """Nobody else is on the card, so nothing must happen before a SIGKILL."""
         return Termination(ended=tuple(pids))
 
+    def suspect(self, attempt_id: str, cause: str) -> None:
+        """No process here shares a server with another."""
+
     async def close(self) -> None:
         """See `Fence.close`."""
 

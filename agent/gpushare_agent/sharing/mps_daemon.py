@@ -56,10 +56,6 @@ class DaemonError(Exception):
         self.detail = detail
 
 
-class OtherUserError(DaemonError):
-    """The running server belongs to another user and has clients."""
-
-
 class ServerGoneError(DaemonError):
     """The server ended while it was looked at."""
 
@@ -173,7 +169,7 @@ class CardDaemon:
     async def server_for(self, uid: int) -> tuple[int, bool]:
         """(pid of an ACTIVE server for this user, whether it was just started).
 
-        OtherUserError if another user's server is in use; DaemonError if the server does not come up.
+        DaemonError if another user's server is in use, or the server does not come up.
         """
         uid = 0 if self._settings.multiuser else uid
         for pid in await self.servers():
@@ -181,7 +177,7 @@ class CardDaemon:
                 await self._until_active(pid)
                 return pid, False
             if await self.clients(pid):
-                raise OtherUserError(f"its MPS server (pid {pid}) serves another user")
+                raise DaemonError(f"its MPS server (pid {pid}) serves another user")
             await self.control.ask(f"shutdown_server {pid}")
             await self._until(partial(self._not_listed, pid), f"the idle server {pid} does not end")
         await self.control.ask(f"start_server -uid {uid}")

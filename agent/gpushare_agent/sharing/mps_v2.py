@@ -18,7 +18,7 @@ import msgspec
 from gpushare.reasons import Reason
 from gpushare_agent.gpus.port import GpuInfo, GpuSnapshot
 from gpushare_agent.sharing.access import admit, why_deaf, why_unreachable
-from gpushare_agent.sharing.environment import hints, percentage, through_mps
+from gpushare_agent.sharing.environment import percentage, through_mps
 from gpushare_agent.sharing.exclusive import why_no_jobs
 from gpushare_agent.sharing.mps_control import ControlError, ceiling_mib, shown_limit
 from gpushare_agent.sharing.mps_daemon import (
@@ -195,7 +195,7 @@ class MpsFence:
         limit = f"{spec.gpu_memory_mib} MiB and {percentage(spec.gpu_milli)} % for each process"
         wall = f", under the server's ceiling of {ceiling} MiB"
         return Fenced(
-            env=through_mps(spec, card.daemon.pipe) | hints(spec, card.info.total_mib),
+            env=through_mps(spec, card.daemon.pipe),
             tier=self.tier,
             enforcement=Enforcement.SERVER,
             detail=f"{limit}{wall}{everybody}",
@@ -385,6 +385,12 @@ class MpsFence:
             if printed[-1:] == ["0"] or pid not in await card.daemon.clients(server):
                 return True
         return False
+
+    def suspect(self, attempt_id: str, cause: str) -> None:
+        """See `Fence.suspect`: no further client until its jobs have ended and the server was rebuilt."""
+        for card in self._cards.values():
+            if attempt_id in card.attempts:
+                card.suspect = card.suspect or cause
 
     async def close(self) -> None:
         """See `Fence.close`. Daemons go on: running jobs are their clients."""

@@ -105,12 +105,6 @@ class CardTiers(msgspec.Struct, frozen=True, kw_only=True):
         """The tiers a job may get here, in the order of the offers."""
         return tuple(offer.tier for offer in self.offers if offer.available)
 
-    def sentence(self) -> str:
-        """For a person: what this card can fence, and why not the rest."""
-        can = ", ".join(f"{offer.tier} ({offer.enforcement})" for offer in self.offers if offer.available)
-        not_so = "; ".join(f"no {offer.tier}: {offer.detail}" for offer in self.offers if not offer.available)
-        return f"{self.uuid} can fence {can or 'nothing'}{f'; {not_so}' if not_so else ''}"
-
 
 class TierReport(msgspec.Struct, frozen=True, kw_only=True):
     """What every card of this host can fence, in the order of the snapshot."""
@@ -155,6 +149,9 @@ class Fence(Protocol):
 
     async def terminate_clients(self, attempt_id: str, pids: Sequence[int]) -> Termination:
         """Before a SIGKILL: end the GPU contexts of these processes in the order the tier demands."""
+
+    def suspect(self, attempt_id: str, cause: str) -> None:
+        """Processes of this attempt died where they may have harmed their neighbours. Unknown ones are ignored."""
 
     async def close(self) -> None:
         """The agent stops; fences of running jobs stay."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from gpushare.reasons import Reason
 from gpushare_agent.gpus.port import GpuInfo, GpuSnapshot
-from gpushare_agent.sharing.environment import hints, without_mps
+from gpushare_agent.sharing.environment import without_mps
 from gpushare_agent.sharing.exclusive import why_no_jobs
 from gpushare_agent.sharing.port import (
     CardTiers,
@@ -62,7 +62,7 @@ class TimesliceFence:
             )
         self._held[spec.attempt_id] = spec
         return Fenced(
-            env=without_mps(spec) | hints(spec, info.total_mib),
+            env=without_mps(spec),
             tier=self.tier,
             enforcement=Enforcement.SOFT,
             detail=f"the job is stopped when it holds more than {spec.gpu_memory_mib} MiB",
@@ -79,6 +79,9 @@ class TimesliceFence:
     async def terminate_clients(self, attempt_id: str, pids: Sequence[int]) -> Termination:
         """Each process has contexts of its own: a SIGKILL harms no other."""
         return Termination(ended=tuple(pids))
+
+    def suspect(self, attempt_id: str, cause: str) -> None:
+        """No process here shares a server with another."""
 
     async def close(self) -> None:
         """See `Fence.close`."""

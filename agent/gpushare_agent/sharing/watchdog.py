@@ -44,7 +44,6 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     reason: Reason
     detail: str
     used_mib: int = 0
-    limit_mib: int = 0
     pids: tuple[int, ...] = ()
 
 
@@ -205,7 +204,6 @@ def _over_memory(
                 reason=Reason.MEMORY_LIMIT,
                 detail=f"the job held {used_mib} MiB of {sample.uuid}, its limit is {limit_mib} MiB",
                 used_mib=used_mib,
-                limit_mib=limit_mib,
                 pids=uses[name].pids,
             )
             found.append((f"{name}|memory", verdict, claims_mib > sample.free_mib))
