@@ -28,6 +28,7 @@ REQUIRED = ("memory", "pids")
 AGENT_LEAF = "gpushare-agent"
 MIB = 1024 * 1024
 MAKE_TRIES = 10
+PROBE = ".probe"
 
 # the locks that this process holds, by the instance's v2 directory
 _claimed: dict[str, int] = {}
@@ -149,8 +150,8 @@ def probe(instance_id: str) -> Layout:
     layout = Layout(_instance(unified, instance_id), tuple(_instance(base, instance_id) for base in legacy), in_v2)
     try:
         _prepare(layout, unified)
-        _try(layout)
         _claim(layout, instance_id)
+        _try(layout)
     except OSError as error:
         release(layout)
         raise CgroupsUnavailable(f"control groups cannot be made here: {error}") from None
@@ -219,6 +220,8 @@ def _claim(layout: Layout, instance_id: str) -> None:
     directory = layout.unified.directory
     if directory in _claimed:
         return
+    if not os.path.exists(f"{directory}/cgroup.kill"):
+        raise OSError(errno.ENOSYS, "cgroup.kill is missing (it needs Linux 5.14)")
     # the one file here that no job can open, and so none can hold the lock
     fd = os.open(f"{directory}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -233,12 +236,11 @@ def _claim(layout: Layout, instance_id: str) -> None:
 
 
 def _try(layout: Layout) -> None:
-    """A pair like an attempt's, made and removed; with the kill file that Linux has since 5.14."""
-    groups = describe(layout, f".probe-{os.getpid()}")
+    """A pair like an attempt's, made and removed. The instance is claimed, so what is there is of one killed here."""
+    groups = describe(layout, PROBE)
+    remove(groups)
     try:
         _make(layout, groups)
-        if not os.path.exists(f"{groups.task_dir}/cgroup.kill"):
-            raise OSError(errno.ENOSYS, "cgroup.kill is missing (it needs Linux 5.14)")
         if not os.access(f"{groups.task_dir}/cgroup.procs", os.W_OK):
             raise OSError(errno.EACCES, f"{groups.task_dir} may not be joined")
     finally:

@@ -57,7 +57,10 @@ Decision = Outcome | Rejection
 
 _MIB_MAX = 2**31 - 1
 _TEXT_MAX_BYTES = 256
-_STRANGERS_MAX = 4096
+_DETAIL_MAX_BYTES = 8192
+_STRANGERS_MAX = 1024
+_TIERS_MAX = 16
+_INDEX_MAX = 1024
 _JOIN_TTL_MAX_MS = 30 * 24 * 3600 * 1000
 
 
@@ -145,7 +148,8 @@ def _bad_inventory(state: ClusterState, command: SyncNode, settings: CoreSetting
                     "that node dead first"
                 )
     try:
-        for text in (*command.labels, *command.labels.values(), command.driver_version, command.agent_version):
+        said = (command.driver_version, command.agent_version, command.containment)
+        for text in (*command.labels, *command.labels.values(), *said):
             names.check_text(text, "text", max_bytes=_TEXT_MAX_BYTES)
         return next((bad for card in command.gpus if (bad := _bad_card(card))), "")
     except names.TextError as err:
@@ -157,6 +161,11 @@ def _bad_card(card: GpuInventory) -> str:
         names.check_text(text, "card", max_bytes=_TEXT_MAX_BYTES)
         if not text:
             return "a card without UUID or model"
+    if len(card.tiers) > _TIERS_MAX or not 0 <= card.index < _INDEX_MAX:
+        return f"card {names.shown(card.uuid)}: index {card.index} with {len(card.tiers)} tiers cannot be"
+    for offer in card.tiers:
+        names.check_text(offer.tier, "tier", max_bytes=_TEXT_MAX_BYTES)
+        names.check_text(offer.absent_because, "tier", max_bytes=_DETAIL_MAX_BYTES, controls=True)
     if not 0 <= card.usable_mib <= card.total_mib <= _MIB_MAX:
         return f"card {names.shown(card.uuid)}: {card.usable_mib} of {card.total_mib} MiB cannot be"
     return ""
@@ -186,14 +195,27 @@ def report_conditions(
     if node is None:
         return _no_node(command.node)
     for condition in command.conditions:
-        if len(condition.strangers) > _STRANGERS_MAX or any(s.memory_mib < 0 for s in condition.strangers):
-            return Rejection(Reason.BAD_REPORT, f"card {names.shown(condition.uuid)}: strangers that cannot be")
+        bad = _bad_condition(condition)
+        if bad:
+            return Rejection(Reason.BAD_REPORT, f"card {names.shown(condition.uuid)}: {bad}")
     news = tuple(c for c in command.conditions if c.uuid in node.gpus and node.gpus[c.uuid].condition != c)
     if not news:
         return Outcome()
     events: list[Event] = [GpuConditionsChanged(node=node.name, conditions=news)]
     events += _stops_on_lost_cards(state, node, news)
     return Outcome(events=tuple(events), names=(node.name,))
+
+
+def _bad_condition(condition: GpuCondition) -> str:
+    if len(condition.strangers) > _STRANGERS_MAX or any(s.memory_mib < 0 or s.pid < 0 for s in condition.strangers):
+        return "strangers that cannot be"
+    try:
+        for text in (condition.reason, *(s.user for s in condition.strangers)):
+            names.check_text(text, "text", max_bytes=_TEXT_MAX_BYTES)
+        names.check_text(condition.detail, "detail", max_bytes=_DETAIL_MAX_BYTES, controls=True)
+    except names.TextError as err:
+        return str(err)
+    return ""
 
 
 def _stops_on_lost_cards(state: ClusterState, node: Node, news: tuple[GpuCondition, ...]) -> list[Event]:

@@ -58,10 +58,14 @@ def create_tenant(
         names.check_name(command.tenant, "tenant_id")
     except names.TextError as err:
         return Rejection(Reason.INVALID_FIELD, str(err), field="tenant_id")
-    if state.tenant(command.tenant) is not None:
-        return Rejection(
-            Reason.ALREADY_EXISTS, f"tenant {command.tenant} exists; use `gpushare tenant set` to change it"
+    known = state.tenants.get(command.tenant)
+    if known is not None:
+        why = (
+            "was deleted; its jobs and audit keep the name, so choose another"
+            if known.deleted
+            else ("exists; use `gpushare tenant set` to change it")
         )
+        return Rejection(Reason.ALREADY_EXISTS, f"tenant {command.tenant} {why}")
     bad = _bad_settings(command.settings, settings)
     if bad is not None:
         return bad

@@ -232,15 +232,9 @@ def _term_started(state: ClusterState, event: TermStarted, entry: Entry) -> None
 
 
 def _tenant_created(state: ClusterState, event: TenantCreated, entry: Entry) -> None:
-    old = state.tenants.get(event.tenant)
-    fresh = Tenant(name=event.tenant, created_ms=entry.at_ms, settings=event.settings)
-    if old is not None:
-        if not old.deleted:
-            raise BrokenInvariant(f"tenant {event.tenant} exists")
-        # A name may come back, its job numbers never do.
-        fresh.next_number = old.next_number
-        fresh.usage = old.usage
-    state.tenants[event.tenant] = fresh
+    if event.tenant in state.tenants:
+        raise BrokenInvariant(f"tenant {event.tenant} exists, or is a tombstone")
+    state.tenants[event.tenant] = Tenant(name=event.tenant, created_ms=entry.at_ms, settings=event.settings)
 
 
 def _tenant_updated(state: ClusterState, event: TenantUpdated, entry: Entry) -> None:

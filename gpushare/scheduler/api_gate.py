@@ -51,6 +51,10 @@ _ENDS_TOKENS = (TokenRevoked, NodeEnrolled, TenantDeleted)
 _log = structlog.get_logger(__name__)
 
 
+# Watches and logs that one token may have open at once.
+STREAMS_PER_TOKEN_MAX = 256
+
+
 class StreamEnd:
     """The switch by which a stream is ended from outside, with an error for its caller."""
 
@@ -76,7 +80,13 @@ class OpenStreams:
         self._by_token: dict[str, set[StreamEnd]] = {}
 
     def add(self, token_id: str, end: StreamEnd) -> None:
-        self._by_token.setdefault(token_id, set()).add(end)
+        """Raises BUSY for a token that has too many open: nobody may use up what all share."""
+        ends = self._by_token.setdefault(token_id, set())
+        if len(ends) >= STREAMS_PER_TOKEN_MAX:
+            raise error_of(
+                Reason.BUSY, f"{STREAMS_PER_TOKEN_MAX} streams of this token are open; end some of them first."
+            )
+        ends.add(end)
 
     def remove(self, token_id: str, end: StreamEnd) -> None:
         ends = self._by_token.get(token_id, set())

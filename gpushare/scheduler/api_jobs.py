@@ -244,7 +244,7 @@ class JobApi:
             return
         stream = request.stream or job_pb2.OUTPUT_STREAM_STDOUT
         order = agent_pb2.ReadLogs(attempt_id=attempt.id, stream=stream, offset=request.offset, follow=request.follow)
-        async for piece in self._logs.read(attempt.slice.node, order, end):
+        async for piece in self._logs.read(attempt.slice.node, order, caller.principal, end):
             yield piece
 
     async def _attempt_to_read(

@@ -61,7 +61,10 @@ class Place:
         digest, body = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
         if digest != self._digest(body):
             raise error_of(self._invalid)
-        cursor = json.loads(body)
+        try:
+            cursor = json.loads(body)
+        except (ValueError, RecursionError) as err:
+            raise error_of(self._invalid) from err
         if not isinstance(cursor, list) or tuple(type(part) for part in cursor) != kinds:
             raise error_of(self._invalid)
         return cursor

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 
 import grpc
 
+from gpushare.core.model import Principal
 from gpushare.errors import GpushareError, error_of, invalid_field
 from gpushare.reasons import Reason
 from gpushare.scheduler.api_gate import StreamEnd
@@ -29,16 +30,19 @@ STALL_S = 30.0
 #: How long an agent may take to begin what it can answer at once.
 FIRST_CHUNK_S = 15.0
 LOOK_EVERY_S = 1.0
-#: What an agent serves at once; one more would hang there instead of hearing why.
-READS_PER_NODE_MAX = 48
+#: What an agent serves at once; one more would hang there instead of hearing why. A connection carries 100 streams.
+READS_PER_NODE_MAX = 90
+#: Of these, what one person may have: `gpushare run` follows up to 32 tasks at once, two streams each.
+READS_PER_USER_MAX = 64
 
 
 class _Read:
     """One reader and, once it came, the agent's stream for it."""
 
-    def __init__(self, node: str, session: Session, reader: StreamEnd) -> None:
+    def __init__(self, node: str, person: str, session: Session, reader: StreamEnd) -> None:
         self.id = secrets.token_hex(8)
         self.node = node
+        self.person = person
         self.session = session
         self.joined = False
         self.over = False
@@ -110,15 +114,19 @@ class LogReads:
         self._reads: dict[str, _Read] = {}
 
     async def read(
-        self, node: str, order: agent_pb2.ReadLogs, end: StreamEnd
+        self, node: str, order: agent_pb2.ReadLogs, who: Principal, end: StreamEnd
     ) -> AsyncGenerator[job_pb2.StreamLogsResponse, None]:
         """The bytes of one stream of one attempt. Raises NODE_UNREACHABLE, LOGS_GONE, BUSY, LOG_READER_STALLED."""
         session = self._sessions.of(node)
         if session is None or not session.synced:
             raise self._unreachable(node)
-        if sum(1 for each in self._reads.values() if each.node == node) >= READS_PER_NODE_MAX:
+        person = f"{who.tenant}/{who.user}"
+        there = [each.person for each in self._reads.values() if each.node == node]
+        if len(there) >= READS_PER_NODE_MAX:
             raise error_of(Reason.BUSY, f"{READS_PER_NODE_MAX} logs of node {node} are being read; try again later.")
-        read = _Read(node, session, end)
+        if there.count(person) >= READS_PER_USER_MAX:
+            raise error_of(Reason.BUSY, f"You read {READS_PER_USER_MAX} logs of node {node}; end some of them first.")
+        read = _Read(node, person, session, end)
         self._reads[read.id] = read
         order.read_id = read.id
         session.send(agent_pb2.SchedulerMessage(read_logs=order))

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
+import grpc
+import grpc.aio
 import structlog
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -21,7 +23,7 @@ from gpushare.config import SchedulerConfig
 from gpushare.core.events import Entry
 from gpushare.core.model import TenantSettings
 from gpushare.core.state import ClusterState
-from gpushare.errors import error_of
+from gpushare.errors import abort, error_of
 from gpushare.join import encode_join
 from gpushare.reasons import Reason
 from gpushare.scheduler.api_agents import AgentApi
@@ -45,6 +47,7 @@ SERVICES: Final[tuple[ServiceDescriptor, ...]] = tuple(
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 HEALTH_EVERY_S = 0.25
+HEALTH_WATCHES_MAX = 64
 _RESTART_S = 1.0
 
 _log = structlog.get_logger(__name__)
@@ -64,7 +67,7 @@ class ApiServer:
         self.sessions = Sessions(engine, Leases(engine.settings.lease_ttl_ms, config.recovery_grace_s * 1000))
         self._watches = Watches(engine)
         self._logs = LogReads(self.sessions)
-        self._health = health.HealthServicer()
+        self._health = _Health()
         self.server = rpc.aio_server(message_max_bytes=config.caps.message_max_bytes)
         self._serve(Gate(engine, authenticator, self._denials, self._streams), config)
         self._tasks: list[asyncio.Task[None]] = []
@@ -134,6 +137,25 @@ class ApiServer:
         now = status.SERVING if self._engine.leading else status.NOT_SERVING
         for name in ("", *(service.full_name for service in SERVICES)):
             await self._health.set(name, now)
+
+
+class _Health(health.HealthServicer):  # type: ignore[misc]  # the package has no types
+    """Health for everybody, but only so many watches of it: they need no token and have no end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watches = 0
+
+    async def Watch(  # noqa: N802 - the name is the protocol's
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        if self._watches >= HEALTH_WATCHES_MAX:
+            await abort(context, error_of(Reason.BUSY, "Too many watches of the health; ask with Check instead."))
+        self._watches += 1
+        try:
+            await super().Watch(request, context)
+        finally:
+            self._watches -= 1
 
 
 def _careful(projector: Projector, begin_anew: Thunk) -> Projector:

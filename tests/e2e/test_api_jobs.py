@@ -518,5 +518,8 @@ def test_only_the_named_settings_of_a_tenant_change(tmp_path: Path) -> None:
             await tenants.DeleteTenant(gone)
             error = await refusal(tenants.GetTenant(tenant_pb2.GetTenantRequest(name="tenants/lab")))
             assert error.status == "NOT_FOUND"
+            # Else its jobs, and what they hold, would be the newcomer's.
+            again = tenant_pb2.CreateTenantRequest(tenant_id="lab", request_id="t14")
+            assert (await refusal(tenants.CreateTenant(again))).status == "ALREADY_EXISTS"
 
     run(test)

@@ -30,8 +30,8 @@ def chunk(read_id: str, offset: int, data: bytes = b"", **fields: Any) -> agent_
     return agent_pb2.LogChunk(read_id=read_id, offset=offset, data=data, **fields)
 
 
-def follow(cluster: ApiCluster, job: job_pb2.Job, **fields: Any) -> Any:
-    return cluster.jobs("ann").StreamLogs(job_pb2.StreamLogsRequest(name=job.name, **{"follow": True, **fields}))
+def follow(cluster: ApiCluster, job: job_pb2.Job, who: str = "ann", **fields: Any) -> Any:
+    return cluster.jobs(who).StreamLogs(job_pb2.StreamLogsRequest(name=job.name, **{"follow": True, **fields}))
 
 
 def test_bytes_arrive_at_their_offsets_with_gaps_and_end(tmp_path: Path) -> None:
@@ -234,6 +234,24 @@ def test_more_readers_than_an_agent_serves_hear_so(tmp_path: Path, monkeypatch: 
             again = follow(cluster, job)
             await agent.order("read_logs")
             again.cancel()
+
+    run(test)
+
+
+def test_one_person_leaves_room_for_the_logs_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_reads, "READS_PER_USER_MAX", 1)
+
+    async def test() -> None:
+        async with api_cluster(tmp_path) as cluster:
+            agent, job = await running_job(cluster)
+            first = follow(cluster, job)
+            await agent.order("read_logs")
+            error = await refusal(follow(cluster, job))
+            assert (error.status, error.reason) == ("RESOURCE_EXHAUSTED", "BUSY")
+            other = follow(cluster, job, who="root")
+            await agent.order("read_logs")
+            other.cancel()
+            first.cancel()
 
     run(test)
 

@@ -9,9 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import leaks
 import pytest
 from live_cluster import Daemon, attempt_of, clean_environment, live_cluster, run, state_of, states, until
 from witness import MARK, boot_s, hold
@@ -174,12 +177,35 @@ while time.monotonic() < until_s:
 """
 
 
-@pytest.mark.skipif(not os.access("/sys/fs/cgroup", os.W_OK), reason="needs control groups of its own")
+needs_groups = pytest.mark.skipif(not os.access("/sys/fs/cgroup", os.W_OK), reason="needs control groups of its own")
+
+
+def probing(instance: str, **options: Any) -> subprocess.Popen[str]:
+    """The first thing that an agent does, again and again for a while."""
+    return subprocess.Popen([sys.executable, "-c", PROBE_AND_RELEASE, instance], text=True, **options)
+
+
+@needs_groups
 def test_agents_that_start_and_end_at_the_same_moment_keep_their_control_groups(tmp_path: Path) -> None:
-    commands = [[sys.executable, "-c", PROBE_AND_RELEASE, f"{tmp_path.name}-{n}"] for n in range(2)]
-    agents = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    agents = [probing(f"{tmp_path.name}-{n}", stderr=subprocess.PIPE) for n in range(2)]
     said = [agent.communicate(timeout=30)[1] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], said
+
+
+@needs_groups
+def test_agents_killed_while_they_look_at_their_host_leave_nothing_behind(tmp_path: Path) -> None:
+    instance = tmp_path.name
+    for number in range(5):
+        agent = probing(instance)
+        until_s = time.monotonic() + 10
+        while not leaks.groups_of([instance]) and time.monotonic() < until_s:
+            time.sleep(0.001)
+        time.sleep(0.002 * number)
+        agent.kill()
+        agent.wait()
+    agent = probing(instance)
+    assert agent.wait(30) == 0
+    assert leaks.groups_of([instance]) == []
 
 
 async def shims_keep_time(home: Path) -> None:
