@@ -24,7 +24,7 @@ from gpushare.reasons import Reason
 from gpushare_agent import core as decisions
 from gpushare_agent.clientends import ClientEnds
 from gpushare_agent.core import AgentCore, Card, Effect, Holding, StartOrder
-from gpushare_agent.executor import AttemptStatus, Executor, LaunchRefused
+from gpushare_agent.executor import AttemptStatus, Executor, LaunchRefused, lease_needed_ms
 from gpushare_agent.facts import HelloFacts, SyncFacts
 from gpushare_agent.gpus.port import GpuSample
 from gpushare_agent.health import FenceDoubts
@@ -44,6 +44,8 @@ TERMINATE_TIMEOUT_S = 5.0
 # How long an order may wait for an agent that has just started to know what its cards can fence.
 READY_TIMEOUT_S = 60.0
 LEASE_TIMEOUT_S = 10.0
+LEASE_LOOK_EVERY_S = 0.05
+RENEW_AT_LEAST_EVERY_S = 0.2
 SEAL_AGAIN_S = 2.0
 
 
@@ -175,6 +177,15 @@ class Agent:
     def start(self, order: StartOrder) -> None:
         """Launch it, once."""
         self._apply(self.core.start(order))
+        if order.on_disconnect is OnDisconnect.STOP_AND_REQUEUE:
+            self.outbox.wake()
+
+    def renew_every_s(self, ttl_s: float) -> float:
+        """A third of the ttl; or of what the longest grace leaves of it, where something stops itself that long before
+        the lease ends: else it would stop between two renewals."""
+        grace_ms = self.core.lease_grace_ms()
+        left_s = ttl_s if grace_ms is None else ttl_s - lease_needed_ms(grace_ms) / 1000
+        return max(RENEW_AT_LEAST_EVERY_S, left_s / 3)
 
     def stop(self, attempt_id: str, term: int, reason: str, grace_ms: int, detail: str) -> None:
         """End it. A reason this version does not know counts as a cancel."""
@@ -383,7 +394,14 @@ class Agent:
         if order.on_disconnect is OnDisconnect.STOP_AND_REQUEUE:
             # An order may overtake the first grant; a job that ends with the lease cannot start before it.
             await _within(self._leased, LEASE_TIMEOUT_S, "the scheduler has granted this node no lease")
+            await self._lease_for(order.grace_ms)
         return self._launching
+
+    async def _lease_for(self, grace_ms: int) -> None:
+        """Until a renewal leaves enough of the lease for a job with that grace; the executor refuses it without."""
+        deadline_s = time.monotonic() + LEASE_TIMEOUT_S
+        while self._executor.lease_left_ms() <= lease_needed_ms(grace_ms) and time.monotonic() < deadline_s:
+            await asyncio.sleep(LEASE_LOOK_EVERY_S)
 
     def _refuse_if_unwanted(self, attempt_id: str) -> None:
         reason = self.core.stop_wanted(attempt_id)

@@ -71,6 +71,8 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
     gpu_memory_mib: int = 0
     cpu_milli: int = 0
     grace_ms: int = 0
+    # It stops itself when the node's lease ends.
+    ends_with_lease: bool = False
     uid: int = 0
     gids: tuple[int, ...] = ()
 
@@ -207,6 +209,10 @@ class AgentCore:
         """True for an end that is known, let go of or not; False for what never was here, or too long ago."""
         entry = self._entries.get(attempt_id)
         return entry.report.is_final if entry is not None else attempt_id in self._forgotten
+
+    def lease_grace_ms(self) -> int | None:
+        """The longest grace of what stops itself at the end of the lease; None where nothing here does."""
+        return max((h.grace_ms for h in self.live() if h.ends_with_lease), default=None)
 
     def on_card(self, uuid: str) -> list[Holding]:
         """The live attempts that hold a part of this card."""
@@ -419,6 +425,7 @@ def _holding(order: StartOrder) -> Holding:
         gpu_memory_mib=order.gpu_memory_mib,
         cpu_milli=order.cpu_milli,
         grace_ms=order.grace_ms,
+        ends_with_lease=order.on_disconnect is OnDisconnect.STOP_AND_REQUEUE,
     )
 
 

@@ -145,6 +145,10 @@ class Executor:
         if self._lease is not None:
             self._lease.renew(deadline_boot_ns)
 
+    def lease_left_ms(self) -> int:
+        """How much of the node's lease is left."""
+        return self._lease.left_ms() if self._lease is not None else 0
+
     # -- launch
 
     async def launch(self, spec: LaunchSpec, fence: Callable[[], Awaitable[None]] | None = None) -> None:

@@ -66,6 +66,10 @@ class Outbox:
         self.clear()
         return batch
 
+    def wake(self) -> None:
+        """Let the session look again at when it is due."""
+        self._filled.set()
+
     async def wait(self, timeout_s: float) -> None:
         """Until there is something to say, or that long."""
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -82,6 +83,8 @@ class Node(Protocol):
     def forget(self, attempt_id: str, term: int) -> None: ...
 
     def lease_granted(self, deadline_boot_ns: int) -> None: ...
+
+    def renew_every_s(self, ttl_s: float) -> float: ...
 
 
 class SessionEnd(Exception):
@@ -273,15 +276,15 @@ class SessionLoop:
     async def _write_all(self, call: Any, ttl_s: float, renewals: dict[int, int]) -> None:
         """Renewals when they are due, reports as they come; the one writer of the stream."""
         sequence = 0
-        due_s = time.monotonic()
+        renewed_s = -math.inf
         while True:
             now_s = time.monotonic()
-            if now_s >= due_s:
+            if now_s >= renewed_s + self._node.renew_every_s(ttl_s):
                 sequence += 1
                 renewals[sequence] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
                 renewals.pop(sequence - RENEWALS_REMEMBERED, None)
                 await _write(call, agent_pb2.AgentMessage(renewal=agent_pb2.Renewal(sequence=sequence)))
-                due_s = now_s + ttl_s / 3
+                renewed_s = now_s
             batch = self._node.outbox.take()
             for report in batch.reports:
                 await _write(call, agent_pb2.AgentMessage(attempt_report=_report(report, self._containment)))
@@ -292,7 +295,7 @@ class SessionLoop:
                     attempt_use={each.attempt_id: _use(each) for each in batch.uses},
                 )
                 await _write(call, agent_pb2.AgentMessage(gpu_report=told))
-            await self._node.outbox.wait(max(0.0, due_s - time.monotonic()))
+            await self._node.outbox.wait(max(0.0, renewed_s + self._node.renew_every_s(ttl_s) - time.monotonic()))
 
     async def _read_all(self, call: Any, ttl_s: float, renewals: dict[int, int], reads: _LogStreams) -> None:
         """Grants and orders, until the stream ends or no grant has come for a whole lease."""

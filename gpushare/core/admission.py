@@ -24,6 +24,8 @@ from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason
 
 _INT32_MAX = 2**31 - 1
+# Of the lease, what a grace must leave for renewals.
+_LEASE_SPARE_MS = 1000
 
 
 class Refused(Exception):
@@ -94,11 +96,11 @@ def check_job(raw: RawJob, tenant: Tenant, who: Principal, settings: CoreSetting
     grace_ms = DEFAULT_GRACE_MS if raw.grace_ms is None else raw.grace_ms
     _in_range("grace_duration", grace_ms, 0, settings.grace_ms_max, " ms")
     on_disconnect = raw.on_disconnect or OnDisconnect.KEEP
-    if on_disconnect is OnDisconnect.STOP_AND_REQUEUE and grace_ms >= settings.lease_ttl_ms:
+    if on_disconnect is OnDisconnect.STOP_AND_REQUEUE and grace_ms > settings.lease_ttl_ms - _LEASE_SPARE_MS:
         raise _refuse(
             "grace_duration",
-            f"stop_and_requeue needs a grace below the lease of {settings.lease_ttl_ms // 1000} s, so that the job "
-            "is dead when it ends",
+            f"stop_and_requeue needs a grace at least 1 s below the lease of {settings.lease_ttl_ms // 1000} s, so that "
+            "the job is dead when it ends and has time to hear of its renewals",
         )
     return JobSpec(
         argv=raw.argv,

@@ -261,6 +261,18 @@ def test_a_lease_keeps_a_job_alive_as_long_as_it_is_renewed_and_ends_it_before_i
     play(tmp_path, act, switches=Switches(lease_ttl_ms=LEASE_S * 1000))
 
 
+def test_a_grace_that_leaves_little_of_the_lease_is_renewed_for_in_time(tmp_path: Path) -> None:
+    """With renewals every third of the ttl alone, the job would stop itself between two of them."""
+
+    async def act(scene: Scene) -> None:
+        wish = job_pb2.ON_DISCONNECT_STOP_AND_REQUEUE
+        await scene.start("v.1.0.1", "sleep", "6", on_disconnect=wish, grace_ms=4500)
+        report = await scene.scheduler.state("v.1.0.1", "SUCCEEDED", "FAILED", "STOPPED", within_s=30)
+        assert report.reason == "COMPLETED", report
+
+    play(tmp_path, act, switches=Switches(lease_ttl_ms=6000))
+
+
 def test_an_agent_that_waits_to_enrol_can_be_stopped(tmp_path: Path) -> None:
     async def run() -> None:
         async with FakeScheduler() as scheduler:

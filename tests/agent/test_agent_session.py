@@ -86,6 +86,9 @@ class StubNode:
     def lease_granted(self, deadline_boot_ns: int) -> None:
         self.deadlines_ns.append(deadline_boot_ns)
 
+    def renew_every_s(self, ttl_s: float) -> float:
+        return ttl_s / 3
+
     def log_dir(self, attempt_id: str) -> Path:
         return self.root / attempt_id
 

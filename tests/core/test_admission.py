@@ -72,7 +72,7 @@ REFUSED = {
     "tasks 2^31": ({"tasks": 2**31}, Reason.INVALID_FIELD, "tasks"),
     "retries -1": ({"max_retries": -1}, Reason.INVALID_FIELD, "max_retries"),
     "grace as long as the lease": (
-        {"on_disconnect": OnDisconnect.STOP_AND_REQUEUE, "grace_ms": 15_000},
+        {"on_disconnect": OnDisconnect.STOP_AND_REQUEUE, "grace_ms": 14_001},
         Reason.INVALID_FIELD,
         "below the lease",
     ),
@@ -98,7 +98,7 @@ ACCEPTED = {
     "array of 1000": {"array_indexes": tuple(range(1000))},
     "run limit 1 ms": {"max_run_ms": 1},
     "script without arguments": {"script": b"#!/bin/sh\n", "argv": ()},
-    "stop_and_requeue with a short grace": {"on_disconnect": OnDisconnect.STOP_AND_REQUEUE, "grace_ms": 14_999},
+    "stop_and_requeue with a short grace": {"on_disconnect": OnDisconnect.STOP_AND_REQUEUE, "grace_ms": 14_000},
 }
 
 

@@ -142,6 +142,17 @@ def test_a_read_only_file_is_refused_even_to_root(path: Path) -> None:
     assert contents(path.parent) == before
 
 
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644])
+def test_a_journal_that_others_may_read_is_refused_with_the_command_that_mends_it(path: Path, mode: int) -> None:
+    filled(path)
+    path.chmod(mode)
+    refused = refusal(path)
+    assert refused.why is Refusal.UNSAFE_SETTINGS
+    assert f"chmod 600 {path}" in str(refused)
+    path.chmod(0o600)
+    SqliteStore(path, ballast_mib=1).open()
+
+
 def test_a_directory_that_takes_no_files_is_refused() -> None:
     refused = refusal(Path("/proc/j.db"))
     assert refused.why is Refusal.READ_ONLY
