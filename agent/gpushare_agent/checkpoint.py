@@ -11,7 +11,7 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -140,11 +140,18 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+# Made while this module is imported: msgspec looks into a type at its first use, and crashes the process when two
+# threads are the first at once, as after a restart that finds many attempts.
+_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (Intent, ExecRecord, StopRecord, TaskRecord, AttemptStatus)
+}
+
+
 def _decode(dirfd: int, name: str, kind: type[T]) -> T | None:
     data = records.read(dirfd, name)
     if data is None:
         return None
     try:
-        return msgspec.json.decode(data, type=kind)
+        return cast(T, _DECODERS[kind].decode(data))
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None

@@ -103,11 +103,6 @@ def refuse_file(path: Path) -> bool:
             Refusal.READ_ONLY,
             f"the journal {path} is read-only; make it writable (chmod u+rw), or choose another path",
         )
-    if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise StoreRefused(
-            Refusal.UNSAFE_SETTINGS,
-            f"the journal {path} holds the environments of jobs and others may open it; run: chmod 600 {path}",
-        )
     with path.open("rb") as file:
         magic = file.read(len(_SQLITE_MAGIC))
     if magic and magic != _SQLITE_MAGIC:
@@ -116,6 +111,15 @@ def refuse_file(path: Path) -> bool:
             f"{path} is not a journal (no SQLite database); move it away, or choose another path",
         )
     return True
+
+
+def refuse_open_to_others(path: Path) -> None:
+    """Raise `StoreRefused` for a journal, with jobs in it, that other users may open (a copy made without its mode)."""
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise StoreRefused(
+            Refusal.UNSAFE_SETTINGS,
+            f"the journal {path} holds the environments of jobs, and others may open it; run: chmod 600 {path}",
+        )
 
 
 class LockFile:

@@ -28,6 +28,7 @@ from gpushare.store.disk import (
     refuse_directory,
     refuse_file,
     refuse_network,
+    refuse_open_to_others,
     sync_directory,
 )
 from gpushare.store.port import (
@@ -123,6 +124,8 @@ class SqliteDatabase:
                 f"the journal {self.path} has schema version {version}, this program writes version {SCHEMA_VERSION}; "
                 "run the version of gpushare that made it, or choose another state directory",
             )
+        if version is not None:
+            refuse_open_to_others(self.path)
         if not self._ballast.hold():
             raise StoreRefused(
                 Refusal.DISK_FULL,

@@ -369,7 +369,7 @@ def test_a_task_that_stops_itself_runs_elsewhere_only_after_it_surely_has(
     monkeypatch.setattr(leases, "LAPSE_EXTRA_MS", 1_500)
 
     async def test() -> None:
-        async with api_cluster(tmp_path, lease_ttl_ms=1_000) as cluster:
+        async with api_cluster(tmp_path, lease_ttl_ms=1_600) as cluster:
             agent = await cluster.agent("n1")
             await cluster.submit(
                 on_disconnect=job_pb2.ON_DISCONNECT_STOP_AND_REQUEUE, grace_duration={"nanos": 500_000_000}

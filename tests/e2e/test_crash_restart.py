@@ -208,6 +208,50 @@ def test_agents_killed_while_they_look_at_their_host_leave_nothing_behind(tmp_pa
     assert leaks.groups_of([instance]) == []
 
 
+READ_AT_ONCE = """
+import sys, threading
+from pathlib import Path
+from gpushare.reasons import Reason
+from gpushare_agent import checkpoint, records, settle
+from gpushare_agent.launchspec import AttemptStatus, LaunchSpec
+
+def written(folder):
+    spec = LaunchSpec(attempt_id=folder.name, argv=("x",), env={}, cwd="/", log_cap_bytes=1)
+    intent = checkpoint.Intent(
+        boot_id="b", containment="weak", tag="t", log_dir="/l", script=None, groups=None, spec=spec
+    )
+    folder.mkdir()
+    dirfd = records.open_directory(str(folder))
+    checkpoint.write_intent(dirfd, intent)
+    end = AttemptStatus(attempt_id=folder.name, state="FAILED", boot_id="b", reason=Reason.INFRA)
+    checkpoint.write_exit(dirfd, end)
+    return folder
+
+def read(folder):
+    barrier.wait()
+    found = settle.look(folder, folder.name)
+    assert found.intent is not None and found.finished is not None
+
+folders = [written(Path(sys.argv[1], f"t.{n}.0.1")) for n in range(8)]
+barrier = threading.Barrier(len(folders))
+sys.setswitchinterval(1e-6)
+threads = [threading.Thread(target=read, args=(folder,)) for folder in folders]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+@pytest.mark.parametrize("time", range(8))
+def test_a_restarted_agent_reads_many_attempts_at_once(tmp_path: Path, time: int) -> None:
+    """Each time in a new process: what is read first, by several threads, is where a decoder may crash."""
+    done = subprocess.run(
+        [sys.executable, "-c", READ_AT_ONCE, str(tmp_path)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 async def shims_keep_time(home: Path) -> None:
     async with live_cluster(home, {"n1": "4xH100-80GB"}) as cluster:
         forever = hold(home / "never")
