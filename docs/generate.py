@@ -1,13 +1,16 @@
-"""Writes the pages that are generated from code: docs/reasons.md and docs/lifecycle.md.
+"""Writes the pages that are generated from code: docs/reasons.md, lifecycle.md and configuration.md.
 
 `python docs/generate.py` writes them; a test compares them with what would be written.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from gpushare import config
 from gpushare.core.lifecycle import ATTEMPT_MOVES, INFRA_REASONS, JOB_MOVES, RETRYABLE_REASONS
 from gpushare.reasons import SENTENCES
 
@@ -37,7 +40,44 @@ def _diagram(moves: Mapping[str, frozenset[str]]) -> list[str]:
     return ["```mermaid", "stateDiagram-v2", f"    [*] --> {first}", *arrows, *ends, "```"]
 
 
-PAGES = {"reasons.md": reasons_page, "lifecycle.md": lifecycle_page}
+def configuration_page() -> str:
+    """Keys, defaults and comments, read from the source of the structs themselves."""
+    lines = [
+        "# Configuration",
+        "",
+        "TOML; each key may also come from the environment (`GPUSHARE_SCHEDULER_LISTEN`, ...). An",
+    ]
+    lines[-1] += " unknown key, a wrong unit or a secret that others can read is refused with file, line and key."
+    for name, title in (
+        ("SchedulerConfig", "scheduler.toml"),
+        ("Caps", "scheduler.toml, table [caps]"),
+        ("AgentConfig", "agent.toml"),
+    ):
+        lines += ["", f"## {title}", "", "| key | default | what |", "|---|---|---|", *_keys(name)]
+    lines += [
+        "",
+        "Paths by default: `/var/lib/gpushare`, `/run/gpushare`, `/etc/gpushare` for root, else the XDG directories.",
+    ]
+    return HEADER + "\n".join(lines) + "\n"
+
+
+def _keys(struct: str) -> list[str]:
+    source = inspect.getsource(getattr(config, struct)).splitlines()
+    rows: list[str] = []
+    said: list[str] = []
+    for line in source:
+        text = line.strip()
+        field = re.match(r"    ([a-z_]+): (.+)$", line)
+        if text.startswith("#"):
+            said.append(text.lstrip("# "))
+        elif field:
+            default = field[2].partition(" = ")[2] or "(set at start)"
+            rows.append(f"| `{field[1]}` | `{default}` | {' '.join(said).replace('|', chr(92) + '|')} |")
+            said = []
+    return rows
+
+
+PAGES = {"reasons.md": reasons_page, "lifecycle.md": lifecycle_page, "configuration.md": configuration_page}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

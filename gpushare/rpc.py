@@ -65,7 +65,7 @@ _SERVER_OPTIONS: Final[Options] = [
     ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     ("grpc.http2.max_pings_without_data", 0),  # a quiet watch is kept alive for as long as it lasts
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", PING_FLOOR_MS),
+    ("grpc.http2.min_ping_interval_without_data_ms", PING_FLOOR_MS),
     ("grpc.http2.max_ping_strikes", PING_STRIKES_MAX),
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
 ]

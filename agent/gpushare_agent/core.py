@@ -100,6 +100,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     signal: int | None = None
     started_ms: int | None = None
+    ended_ms: int | None = None
 
     @property
     def is_final(self) -> bool:
@@ -438,4 +439,5 @@ def _report(status: AttemptStatus) -> Report:
         exit_code=status.exit_code,
         signal=status.signal,
         started_ms=status.started_ms,
+        ended_ms=status.ended_ms,
     )

@@ -472,6 +472,8 @@ def _report(report: Report, containment: str) -> agent_pb2.AttemptReport:
     )
     if report.started_ms is not None:
         message.start_time.FromMilliseconds(report.started_ms)
+    if report.ended_ms is not None:
+        message.end_time.FromMilliseconds(report.ended_ms)
     return message
 
 

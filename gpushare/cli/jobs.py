@@ -123,13 +123,23 @@ async def cancel(client: AsyncClient, jobs: tuple[str, ...], output: str) -> Non
     from gpushare.cli.follow import cancel_jobs
     from gpushare.cli.output import print_json_list
     from gpushare.cli.refs import find_all
+    from gpushare.errors import NotFoundError
 
-    names = [job.name for job in await find_all(client, jobs)]
-    cancelled = await cancel_jobs(client, names)
+    found: list[Job] = []
+    missing: NotFoundError | None = None
+    for each in jobs:
+        # One that is not there keeps nobody else running; it is said at the end.
+        try:
+            found += await find_all(client, [each])
+        except NotFoundError as err:
+            missing = missing or err
+    cancelled = await cancel_jobs(client, list(dict.fromkeys(job.name for job in found)))
     if output == JSON:
         print_json_list("jobs", cancelled)
-    else:
+    elif cancelled or missing is None:
         print_ends(cancelled, client.settings.tenant, wide=output == WIDE)
+    if missing is not None:
+        raise missing
 
 
 def print_ends(jobs: Sequence[Job], own_tenant: str, *, wide: bool) -> None:

@@ -103,6 +103,9 @@ def _run(arguments: list[str]) -> int:
     try:
         outcome = root.main(args=arguments, prog_name="gpushare", standalone_mode=False)
         sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as err:
+        print(err.format_message(), file=sys.stderr)
+        return EXIT_USAGE
     except click.UsageError as err:
         return _fail(_usage_sentence(err), EXIT_USAGE)
     except click.ClickException as err:

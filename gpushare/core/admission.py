@@ -99,8 +99,8 @@ def check_job(raw: RawJob, tenant: Tenant, who: Principal, settings: CoreSetting
     if on_disconnect is OnDisconnect.STOP_AND_REQUEUE and grace_ms > settings.lease_ttl_ms - _LEASE_SPARE_MS:
         raise _refuse(
             "grace_duration",
-            f"stop_and_requeue needs a grace at least 1 s below the lease of {settings.lease_ttl_ms // 1000} s, so that "
-            "the job is dead when it ends and has time to hear of its renewals",
+            f"stop_and_requeue needs a grace at least 1 s below the lease of {settings.lease_ttl_ms // 1000} s, so "
+            "that the job is dead when it ends and has time to hear of its renewals",
         )
     return JobSpec(
         argv=raw.argv,

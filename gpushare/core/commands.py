@@ -153,6 +153,7 @@ class AttemptReport(msgspec.Struct, frozen=True):
     exit_code: int | None = None
     signal: int | None = None
     started_ms: int | None = None
+    ended_ms: int | None = None
     containment: str = ""
 
 

@@ -84,8 +84,16 @@ def _ended(state: ClusterState, attempt: Attempt, said: AttemptReport, now_ms: i
         exit_code=said.exit_code,
         signal=said.signal,
         started_ms=said.started_ms,
+        ended_ms=_end_ms(attempt, said, now_ms),
     )
     return _with_consequences(state, attempt, event, now_ms, settings)
+
+
+def _end_ms(attempt: Attempt, said: AttemptReport, now_ms: int) -> int | None:
+    """The agent's word on when it ended, if it can be: nobody pays for the time in which nobody could report."""
+    if said.ended_ms is None or not attempt.allocated_ms <= said.ended_ms <= now_ms:
+        return None
+    return said.ended_ms
 
 
 def _with_consequences(

@@ -192,6 +192,8 @@ class AttemptEnded(Event, frozen=True):
     exit_code: int | None = None
     signal: int | None = None
     started_ms: int | None = None
+    # When it ended, where its agent told of that later; None is the time of the entry.
+    ended_ms: int | None = None
 
 
 class JobRequeued(Event, frozen=True):

@@ -98,7 +98,9 @@ class ClusterState:
             _queue_entry(j) for j in self.jobs.values() if j.state is JobState.QUEUED
         )
         self.arrays: dict[str, list[str]] = {}
-        self.ended: dict[str, int] = {j.key: j.ended_ms or 0 for j in self.jobs.values() if j.is_ended}
+        # Ended jobs, first end first.
+        over = sorted((j.ended_ms or 0, j.submit_seq, j.key) for j in self.jobs.values() if j.is_ended)
+        self.ended: dict[str, int] = {key: ended_ms for ended_ms, _, key in over}
         for job in self.jobs.values():
             self._index_array(job)
 
@@ -458,14 +460,15 @@ def _attempt_ended(state: ClusterState, event: AttemptEnded, entry: Entry) -> No
     attempt = state.must_attempt(event.attempt)
     check_attempt_move(attempt, event.state)
     attempt.state, attempt.reason, attempt.detail = event.state, event.reason, event.detail
-    attempt.exit_code, attempt.signal, attempt.ended_ms = event.exit_code, event.signal, entry.at_ms
+    attempt.exit_code, attempt.signal = event.exit_code, event.signal
+    attempt.ended_ms = entry.at_ms if event.ended_ms is None else event.ended_ms
     if event.started_ms is not None:
         attempt.started_ms = event.started_ms
     job, tenant = state.jobs[attempt.job_key], state.tenants[attempt.tenant]
     if job.started_ms is None and attempt.started_ms is not None:
         job.started_ms = min(entry.at_ms, max(attempt.started_ms, job.created_ms))
     ledger.release(state.nodes[attempt.slice.node], tenant, attempt)
-    ledger.meter(tenant, job.created_by.user, attempt, entry.at_ms)
+    ledger.meter(tenant, job.created_by.user, attempt, attempt.ended_ms)
 
 
 def _job_requeued(state: ClusterState, event: JobRequeued, entry: Entry) -> None:
@@ -485,7 +488,10 @@ def _job_ended(state: ClusterState, event: JobEnded, entry: Entry) -> None:
     if job.live():
         raise BrokenInvariant(f"job {job.key} ended while an attempt lives")
     state.set_job_state(job, event.state)
-    job.reason, job.detail, job.ended_ms = event.reason, event.detail, entry.at_ms
+    job.reason, job.detail = event.reason, event.detail
+    # Cancelled is when somebody said so, maybe long after the last try; else it ended with its last task.
+    told = [] if event.state is JobState.CANCELLED else [a.ended_ms for a in job.current() if a.ended_ms is not None]
+    job.ended_ms = max(told, default=entry.at_ms)
     job.exit_code, job.signal = event.exit_code, event.signal
     state.ended[job.key] = entry.at_ms
     record = state.requests.get(job.request_key)

@@ -108,6 +108,7 @@ def attempt_report(told: agent_pb2.AttemptReport) -> AttemptReport:
         exit_code=told.exit_code if told.HasField("exit_code") else None,
         signal=told.signal if told.HasField("signal") else None,
         started_ms=_wall_ms(told.start_time) if told.HasField("start_time") else None,
+        ended_ms=_wall_ms(told.end_time) if told.HasField("end_time") else None,
         containment=told.containment,
     )
 

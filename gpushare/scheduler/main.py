@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load_scheduler_config(args.config)
     except ConfigError as err:
-        return _cannot_start("CONFIG_INVALID", str(err))
+        return _cannot_start(err.reason, str(err).removeprefix(f"{err.reason}: "))
     _configure_log()
     os.umask(0o077)
     try:

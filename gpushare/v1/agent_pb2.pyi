@@ -147,7 +147,7 @@ class LeaseGrant(_message.Message):
     def __init__(self, sequence: _Optional[int] = ...) -> None: ...
 
 class AttemptReport(_message.Message):
-    __slots__ = ("attempt_id", "state", "reason", "detail", "exit_code", "signal", "start_time", "containment")
+    __slots__ = ("attempt_id", "state", "reason", "detail", "exit_code", "signal", "start_time", "end_time", "containment")
     ATTEMPT_ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +155,7 @@ class AttemptReport(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     SIGNAL_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
     CONTAINMENT_FIELD_NUMBER: _ClassVar[int]
     attempt_id: str
     state: _job_pb2.AttemptState
@@ -163,8 +164,9 @@ class AttemptReport(_message.Message):
     exit_code: int
     signal: int
     start_time: _timestamp_pb2.Timestamp
+    end_time: _timestamp_pb2.Timestamp
     containment: str
-    def __init__(self, attempt_id: _Optional[str] = ..., state: _Optional[_Union[_job_pb2.AttemptState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., containment: _Optional[str] = ...) -> None: ...
+    def __init__(self, attempt_id: _Optional[str] = ..., state: _Optional[_Union[_job_pb2.AttemptState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., containment: _Optional[str] = ...) -> None: ...
 
 class GpuCondition(_message.Message):
     __slots__ = ("uuid", "state", "reason", "detail", "strangers")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cluster import raw_job, user_of
 
-from gpushare.core.commands import Call, CancelJob, CoreSettings, CreateTenant, Outcome, SubmitJobs
+from gpushare.core.commands import Call, CancelJob, CoreSettings, CreateTenant, Outcome, RawResources, SubmitJobs
 from gpushare.core.events import Entry
 from gpushare.core.model import SYSTEM, TenantSettings
 from gpushare.core.state import ClusterState
@@ -282,6 +282,34 @@ def test_snapshots_shorten_replay_and_change_nothing() -> None:
         await second.stop()
 
     run(test)
+
+
+def test_usage_counts_to_the_end_of_the_task_and_not_to_its_report() -> None:
+    from cluster import Cluster
+
+    from gpushare.core.model import AttemptState
+
+    cluster = Cluster()
+    cluster.node("n1", 1)
+    ends = {"told late": 8_000, "a clock far behind": -(10**12), "a clock far ahead": 10**12, "not told": None}
+    charged: dict[str, int] = {}
+    for name, after_ms in ends.items():
+        job = cluster.submit(resources=RawResources(gpus=1))[0]
+        cluster.cycle()
+        began_ms = cluster.now_ms
+        cluster.run(job)
+        cluster.tick(60_000)
+        ended_ms = None if after_ms is None else began_ms + after_ms
+        cluster.report(job.current()[0], AttemptState.SUCCEEDED, "COMPLETED", exit_code=0, ended_ms=ended_ms)
+        before = sum(charged.values())
+        charged[name] = cluster.state.tenants["vision"].usage["ann"].charge_milli_ms // 1000 - before
+        assert job.ended_ms == began_ms + charged[name]
+    assert charged == {
+        "told late": 8_000,
+        "a clock far behind": 60_000,
+        "a clock far ahead": 60_000,
+        "not told": 60_000,
+    }
 
 
 def test_a_command_that_breaks_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import grpc
 import grpc.aio
 import psutil
+import pytest
 
+from gpushare import rpc
 from gpushare.rpc import STREAMS_PER_CONNECTION_MAX, aio_channel, aio_server, bind
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
@@ -135,6 +137,28 @@ def test_a_ping_flood_ends_the_connection() -> None:
             answers = await asyncio.to_thread(attack, pings, port)
             (goaway,) = answers.of(GOAWAY)
             assert int.from_bytes(goaway[4:8], "big") == ENHANCE_YOUR_CALM
+
+    asyncio.run(body())
+
+
+def test_a_quiet_stream_may_be_kept_alive_for_as_long_as_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pings no closer than the floor are never strikes; the floor is a hundredth of the real one here."""
+    hundredth = [
+        (k, v // 100 if v == rpc.PING_FLOOR_MS and "ping_interval" in k else v) for k, v in rpc._SERVER_OPTIONS
+    ]
+    monkeypatch.setattr(rpc, "_SERVER_OPTIONS", hundredth)
+
+    def pings(connection: socket.socket) -> None:
+        connection.sendall(opened(1))
+        for _ in range(8):
+            time.sleep(2 * rpc.PING_FLOOR_MS / 100 / 1000)
+            connection.sendall(frame(PING, 0, 0, b"12345678"))
+
+    async def body() -> None:
+        async with hanging_server() as (port, _):
+            answers = await asyncio.to_thread(attack, pings, port)
+            assert not answers.of(GOAWAY)
+            assert answers.of(PING).count(b"12345678") == 8
 
     asyncio.run(body())
 
