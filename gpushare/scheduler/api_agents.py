@@ -138,7 +138,7 @@ def _ended_listening(task: asyncio.Task[None], session: Session) -> None:
         session.end(err)
     elif err is not None:
         _log.error("a session's listener failed", node=session.node, exc_info=err)
-        session.end(error_of(Reason.INTERNAL, "The scheduler failed on this session; connect again."))
+        session.end(error_of(Reason.INTERNAL, "The scheduler failed here; connect again."))
     else:
         session.end(error_of(Reason.NODE_UNREACHABLE, "The agent closed its session."))
 

@@ -21,7 +21,7 @@ from standins.fence_conformance import TOTAL_MIB, host_snapshot
 
 from gpushare.reasons import Reason
 from gpushare_agent.sharing.choose import clean_environ
-from gpushare_agent.sharing.mps_control import ControlError, MpsControl, ceiling_mib, is_percentage, shown_limit
+from gpushare_agent.sharing.mps_control import ControlError, MpsControl, ceiling_mib, shown_limit
 from gpushare_agent.sharing.mps_daemon import MpsSettings, find_daemon, short_name, words_of
 from gpushare_agent.sharing.mps_v2 import MpsFence
 from gpushare_agent.sharing.port import FenceRefused, SliceSpec, Tier
@@ -586,23 +586,6 @@ def test_only_users_with_a_job_on_the_card_reach_its_daemon(host: Host) -> None:
         assert reaches(TENANT) == everybody
 
     host.run(body)
-
-
-# -- the control channel
-
-
-@pytest.mark.parametrize(
-    ("text", "is_one"),
-    [("100.0", True), ("12.5", True), ("0.0", True), ("4711", False), ("101.0", False), ("1.5G", False), ("", False)],
-)
-def test_what_is_taken_for_the_last_answer(text: str, is_one: bool) -> None:
-    assert is_percentage(text) == is_one
-
-
-def test_a_program_that_is_gone_is_named(tmp_path: Path) -> None:
-    control = MpsControl(str(tmp_path / "none"), tmp_path, {})
-    with pytest.raises(ControlError, match="cannot be run"):
-        asyncio.run(control.ask("get_server_list"))
 
 
 def test_without_a_daemon_the_cause_is_what_the_program_says(host: Host) -> None:
