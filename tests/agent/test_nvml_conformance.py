@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -33,14 +32,3 @@ class TestOverAnOldDriver(GpuLibraryConformance):
         fake.process(1, os.getpid(), 500, "compute", "mps")
         fake.write()
         return lambda: NvmlLibrary(environ=fake.environ())
-
-
-@pytest.mark.gpu
-class TestOnRealCards(GpuLibraryConformance):
-    @pytest.fixture
-    def open_library(self) -> Callable[[], GpuLibrary]:
-        try:
-            ctypes.CDLL("libnvidia-ml.so.1")
-        except OSError:
-            pytest.skip("no NVIDIA driver on this machine: libnvidia-ml.so.1 cannot be loaded")
-        return NvmlLibrary
