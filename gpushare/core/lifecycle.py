@@ -149,7 +149,8 @@ def _after_failure(job: Job, end: AttemptEnded, now_ms: int, settings: CoreSetti
                 job=job.key, infra=True, reason=end.reason, detail=end.detail, not_before_ms=now_ms + wait_ms
             )
         tries = job.infra_retries + 1
-        return _failed(job, end, f"lost {tries} times to the infrastructure, not retried again; last: {end.detail}")
+        times = f"{tries} times" if tries > 1 else "once"
+        return _failed(job, end, f"lost {times} to the infrastructure, not retried again; last: {end.detail}")
     if end.reason in RETRYABLE_REASONS and job.retries < job.spec.max_retries:
         return JobRequeued(
             job=job.key,

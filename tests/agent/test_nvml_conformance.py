@@ -1,4 +1,4 @@
-"""NVML keeps the promises of the GpuLibrary port: over the stand-in, and on real cards where there are some."""
+"""NVML keeps the promises of the GpuLibrary port, over the stand-in; `tests/gpu` asks the same of real cards."""
 
 from __future__ import annotations
 
