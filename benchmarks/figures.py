@@ -49,7 +49,7 @@ class Figure:
     note: str = ""
 
 
-#: The schedulers' figures of `peers` were measured by the same tasks: durable or not as they are by default.
+#: `peers`: what other schedulers reach at the like task, as constants; nothing here measures them again.
 TARGETS: Mapping[str, Target] = {
     "submit": Target(
         500, 2_000, True, "Slurm (tuned) 237/s, Ray tasks 8,800/s, HyperQueue 19,700/s (the last two nothing durable)"

@@ -103,9 +103,11 @@ def never_fits(state: ClusterState, request: TaskRequest, tasks: int) -> str:
         return ""
     if not request.is_cpu and not any(n.gpus for n in nodes):
         return "no registered node has a GPU; ask for gpus: 0, or wait until an admin adds one"
-    room = sum(_tasks_on_empty(request, node) for node in nodes)
-    if room >= tasks:
-        return ""
+    room = 0
+    for node in nodes:
+        room += _tasks_on_empty(request, node)
+        if room >= tasks:
+            return ""
     if room:
         return f"{tasks} tasks at once never fit: all registered nodes together hold {room} when empty"
     return _why_none(request, nodes)

@@ -7,6 +7,7 @@ pass uses. A suggestion is given only after the plan has placed the job with it.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import msgspec
 
@@ -70,7 +71,7 @@ def wait_of(state: ClusterState, job: Job, reason: Reason | None, now_ms: int) -
         return _backoff(job, now_ms)
     if reason is None:
         return Wait(Reason.SCHEDULING, "the next scheduling pass will look at it")
-    return Wait(reason, _sentence(state, job, reason, Refusals()))
+    return Wait(reason, _sentence(state, job, reason))
 
 
 def explain(state: ClusterState, job: Job, now_ms: int, settings: CoreSettings) -> Explanation:
@@ -96,7 +97,7 @@ def explain(state: ClusterState, job: Job, now_ms: int, settings: CoreSettings) 
         job=job.key,
         state=job.state,
         stage=_STAGES.get(reason, "capacity"),
-        wait=Wait(reason, _sentence(state, job, reason, refusals)),
+        wait=Wait(reason, _sentence(state, job, reason)),
         filters=_filter_counts(state, refusals),
         blocking_jobs=blocking,
         earliest_start_ms=earliest_ms,
@@ -114,29 +115,49 @@ def _backoff(job: Job, now_ms: int) -> Wait:
 # -- sentences
 
 
-def _sentence(state: ClusterState, job: Job, reason: Reason, refusals: Refusals) -> str:
+def _sentence(state: ClusterState, job: Job, reason: Reason) -> str:
+    """Only the sentence asked for is made: some of them look at every card, and every queued job of a listing asks."""
     request = job.spec.resources
-    tenant = state.tenants[job.tenant]
-    limit = tenant.settings.limit_milli or 0
-    least = (least_charge(state, request) or 0) * job.spec.tasks
     need = describe(request) + (f" x {job.spec.tasks} tasks" if job.spec.tasks > 1 else "")
-    sentences = {
-        Reason.TENANT_LIMIT: f"tenant {job.tenant} uses {_cards(tenant.charge_milli)} of its limit of {_cards(limit)} "
-        f"cards and this needs {_cards(least)}; it starts when jobs of the tenant end",
-        Reason.TENANT_LIMIT_NEVER: f"it needs {_cards(least)} cards at least and the limit of tenant {job.tenant} is "
-        f"{_cards(limit)}; ask for less, or ask an admin for a higher limit",
-        Reason.NO_NODES: "no node with cards is registered yet; an admin adds one with `gpushare node join-token NODE`",
-        Reason.NO_CAPACITY: f"no card has room for {need} now",
-        Reason.HOST_CAPACITY: f"cards have room, but no node has the CPU or host memory for {need} now",
-        Reason.OCCUPIED: f"{_strangers(state)} hold what {need} needs; they are not gpushare's to stop",
-        Reason.GPU_UNHEALTHY: f"the cards that it could use are out of service: {_unhealthy(state)}",
-        Reason.NODES_UNAVAILABLE: "the nodes that it could use are cordoned, draining or out of reach: "
-        + _unavailable(state),
-        Reason.FENCE_UNAVAILABLE: f"no card offers a fence as strong as {request.min_enforcement.name.lower()}",
-        Reason.MODEL_UNAVAILABLE: f"no registered card matches {need}",
-        Reason.LABELS_UNAVAILABLE: f"no registered node carries the labels {dict(request.node_labels)}",
+    sentences: dict[Reason, Callable[[], str]] = {
+        Reason.TENANT_LIMIT: lambda: _over_limit(state, job),
+        Reason.TENANT_LIMIT_NEVER: lambda: _never_within_limit(state, job),
+        Reason.NO_NODES: lambda: (
+            "no node with cards is registered yet; an admin adds one with `gpushare node join-token NODE`"
+        ),
+        Reason.NO_CAPACITY: lambda: f"no card has room for {need} now",
+        Reason.HOST_CAPACITY: lambda: f"cards have room, but no node has the CPU or host memory for {need} now",
+        Reason.OCCUPIED: lambda: f"{_strangers(state)} hold what {need} needs; they are not gpushare's to stop",
+        Reason.GPU_UNHEALTHY: lambda: f"the cards that it could use are out of service: {_unhealthy(state)}",
+        Reason.NODES_UNAVAILABLE: lambda: (
+            f"the nodes that it could use are cordoned, draining or out of reach: {_unavailable(state)}"
+        ),
+        Reason.FENCE_UNAVAILABLE: lambda: f"no card offers a fence as strong as {request.min_enforcement.name.lower()}",
+        Reason.MODEL_UNAVAILABLE: lambda: f"no registered card matches {need}",
+        Reason.LABELS_UNAVAILABLE: lambda: f"no registered node carries the labels {dict(request.node_labels)}",
     }
-    return sentences.get(reason, str(reason))
+    return sentences[reason]() if reason in sentences else str(reason)
+
+
+def _over_limit(state: ClusterState, job: Job) -> str:
+    tenant = state.tenants[job.tenant]
+    return (
+        f"tenant {job.tenant} uses {_cards(tenant.charge_milli)} of its limit of "
+        f"{_cards(tenant.settings.limit_milli or 0)} cards and this needs {_cards(_least(state, job))}; it starts when "
+        "jobs of the tenant end"
+    )
+
+
+def _never_within_limit(state: ClusterState, job: Job) -> str:
+    limit = state.tenants[job.tenant].settings.limit_milli or 0
+    return (
+        f"it needs {_cards(_least(state, job))} cards at least and tenant {job.tenant} may use {_cards(limit)}; "
+        "ask for less, or ask an admin for a higher limit"
+    )
+
+
+def _least(state: ClusterState, job: Job) -> int:
+    return (least_charge(state, job.spec.resources) or 0) * job.spec.tasks
 
 
 def describe(request: TaskRequest) -> str:

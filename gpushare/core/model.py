@@ -107,7 +107,7 @@ class Principal(msgspec.Struct, frozen=True):
 SYSTEM = Principal(user="system", role=Role.SYSTEM)
 
 
-class TaskRequest(msgspec.Struct, frozen=True):
+class TaskRequest(msgspec.Struct, frozen=True, cache_hash=True):
     """What each task asks for. Exactly one of: `gpus` whole cards, a share (`gpu_milli` and/or `gpu_memory_mib`), or
     neither (`gpus == 0`, a CPU job). None means: follows from the card or node it lands on."""
 

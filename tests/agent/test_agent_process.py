@@ -358,6 +358,8 @@ def test_real_cards_are_registered_with_a_reserve_and_a_hang_delays_nothing_but_
 
     async def act(scene: Scene) -> None:
         scheduler = scene.scheduler
+        # A slow first look lets the agent sync without its cards, and again with them.
+        await scheduler.until(lambda: bool(cards(scheduler.session)), within_s=20)
         registered = cards(scheduler.session)
         assert [gpu.uuid for gpu in registered] == [uuid_of(index) for index in range(8)]
         assert {gpu.total_mib - gpu.usable_mib for gpu in registered} == {600 + 512}

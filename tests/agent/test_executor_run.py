@@ -109,7 +109,7 @@ import json, os, resource, signal
 status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
 print(json.dumps({
     "fds": sorted(int(n) for n in os.listdir("/proc/self/fd")),
-    "ignored": int(status["SigIgn"], 16) & ~(1 << 12 | 1 << 24),
+    "ignored": int(status["SigIgn"], 16) & ~(1 << 12 | 1 << 24 | 1 << 31 | 1 << 32),
     "blocked": int(status["SigBlk"], 16),
     "no_new_privs": status["NoNewPrivs"].strip(),
     "core": resource.getrlimit(resource.RLIMIT_CORE),

@@ -287,6 +287,7 @@ def test_a_new_server_that_is_not_as_it_must_be_refuses_the_launch(host: Host, s
     async def body(fence: MpsFence) -> None:
         for server in host.say("get_server_list"):
             host.say(f"shutdown_server {server} -f")
+        wait_for(lambda: not host.say("get_server_list"))
         host.mps.switch(**switches)
         assert causes[next(iter(switches))] in await freshly_refused(host, fence)
 

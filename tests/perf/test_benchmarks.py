@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks import drain, footprint, help, processes, references, start, submit
-from benchmarks.cluster import Cluster, quarter_card, running
-from benchmarks.figures import TARGETS
+from benchmarks import drain, footprint, help, processes, references, session, start, submit
+from benchmarks.cluster import Cluster, ClusterError, quarter_card, running
+from benchmarks.figures import TARGETS, Figure
 from benchmarks.session import Session
 from gpushare.client.messages import JobState
 
@@ -96,6 +96,25 @@ def test_a_benchmark_writes_its_page_only_where_it_is_told(tmp_path: Path) -> No
     for word in ("date", "machine", "command  python -m benchmarks.help", "caps", "gpushare --help", "ratio"):
         assert word in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_a_figure_that_cannot_be_measured_does_not_cost_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def broken(_: Session) -> list[Figure]:
+        raise ClusterError("the scheduler did not start")
+
+    def whole(_: Session) -> list[Figure]:
+        return [Figure("help", "gpushare --help", 10.0, "ms")]
+
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--dir", str(tmp_path)])
+    monkeypatch.setattr(session, "pin", lambda: [0, 1])
+    with pytest.raises(SystemExit) as ended:
+        session.command("about", [broken, whole])
+    printed = capsys.readouterr().out
+    assert ended.value.code == 1
+    assert "the scheduler did not start" in printed
+    assert "PASS (floor 150)" in printed
 
 
 @pytest.mark.prove
