@@ -138,7 +138,7 @@ def test_there_is_no_reflection(world: World, door: str, token: bool) -> None:
 
         secret = settings.token if token else ""
         async with channels.aio_channel(settings.server, ca_pem=settings.ca_pem, token=secret) as channel:
-            # One message and no more: an answer that comes before a stream's first write would be an error of the write.
+            # One message with the call: an answer before a first write would be an error of that write.
             call = channel.unary_stream(f"/{service}/ServerReflectionInfo")(b"\x3a\x00")
             try:
                 await call.read()
