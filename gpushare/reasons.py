@@ -38,6 +38,9 @@ class Reason(StrEnum):
     STALE_TERM = "STALE_TERM"
     STALE_ATTEMPT = "STALE_ATTEMPT"
     NODE_NOT_SILENT = "NODE_NOT_SILENT"
+    NODE_BUSY = "NODE_BUSY"
+    RESERVATION_CONFLICT = "RESERVATION_CONFLICT"
+    RESERVATION_NO_ROOM = "RESERVATION_NO_ROOM"
     NODE_UNREACHABLE = "NODE_UNREACHABLE"
     LOGS_GONE = "LOGS_GONE"
     LOG_READER_STALLED = "LOG_READER_STALLED"
@@ -65,6 +68,17 @@ class Reason(StrEnum):
     GPU_UNHEALTHY = "GPU_UNHEALTHY"
     RETRY_BACKOFF = "RETRY_BACKOFF"
     SCHEDULING = "SCHEDULING"
+    QUOTA = "QUOTA"
+    QUOTA_NEVER = "QUOTA_NEVER"
+    TENANT_CAP = "TENANT_CAP"
+    USER_CAP = "USER_CAP"
+    ARRAY_CAP = "ARRAY_CAP"
+    HOST_LIMIT = "HOST_LIMIT"
+    DEPENDENCY = "DEPENDENCY"
+    RESERVED = "RESERVED"
+    HELD = "HELD"
+    PREEMPTING = "PREEMPTING"
+    RESUMING = "RESUMING"
 
     # -- how an attempt or a job ended
     COMPLETED = "COMPLETED"
@@ -90,6 +104,8 @@ class Reason(StrEnum):
     APP_FAULT = "APP_FAULT"
     COLLATERAL = "COLLATERAL"
     PREEMPTED = "PREEMPTED"
+    DEPENDENCY_FAILED = "DEPENDENCY_FAILED"
+    START_DEADLINE = "START_DEADLINE"
     STALE = "STALE"
 
     # -- conditions of nodes and cards
@@ -187,6 +203,18 @@ SENTENCES: Final[Mapping[Reason, tuple[str, str]]] = MappingProxyType(
         Reason.NODE_NOT_SILENT: (
             "The node is connected, so it cannot be declared dead.",
             "Drain it, or stop its agent first.",
+        ),
+        Reason.NODE_BUSY: (
+            "The node has jobs that stand in the way of this change.",
+            "Drain it first, or wait until they have ended.",
+        ),
+        Reason.RESERVATION_CONFLICT: (
+            "Jobs or other reservations would still be there when the window opens.",
+            "Choose another time, node or amount, or end what the message names.",
+        ),
+        Reason.RESERVATION_NO_ROOM: (
+            "No cards of that kind and number exist.",
+            "Ask for what `gpushare gpus` lists.",
         ),
         Reason.NODE_UNREACHABLE: (
             "The node's agent is not connected.",
@@ -288,6 +316,50 @@ SENTENCES: Final[Mapping[Reason, tuple[str, str]]] = MappingProxyType(
             "The job has not been looked at yet.",
             "Nothing to do.",
         ),
+        Reason.QUOTA: (
+            "A job of QoS guaranteed must fit what is left of its tenant's guarantee.",
+            "Wait until the tenant's guaranteed jobs end, or submit with --qos burst.",
+        ),
+        Reason.QUOTA_NEVER: (
+            "This alone is larger than the tenant's guarantee, and its QoS is guaranteed.",
+            "Submit with --qos burst, ask for less, or ask an admin for a higher guarantee.",
+        ),
+        Reason.TENANT_CAP: (
+            "The tenant runs as many jobs as it may.",
+            "Wait until one ends, or ask an admin for a higher max_running_jobs.",
+        ),
+        Reason.USER_CAP: (
+            "This user runs as many jobs as one user of the tenant may.",
+            "Wait until one of them ends, or ask an admin for a higher max_running_per_user.",
+        ),
+        Reason.ARRAY_CAP: (
+            "As many children of the array run as its submitter allowed.",
+            "Wait until one of them ends, or submit with a higher number after the %.",
+        ),
+        Reason.HOST_LIMIT: (
+            "Starting this would pass the tenant's limit of CPU or host memory.",
+            "Wait until the tenant's own jobs end, or ask for less with --cpus or --host-memory.",
+        ),
+        Reason.DEPENDENCY: (
+            "It waits for another job, as its submitter asked.",
+            "Wait, or cancel it and submit it without --after.",
+        ),
+        Reason.RESERVED: (
+            "The room is reserved in a window of time that this job would run into.",
+            "Wait for the window's end, or give a --time that ends before it; `gpushare reservation list` shows them.",
+        ),
+        Reason.HELD: (
+            "The room is kept for a job that is ahead of this one.",
+            "Wait, or give a --time short enough to end before that job starts.",
+        ),
+        Reason.PREEMPTING: (
+            "Other jobs are making way for this one.",
+            "Wait for the end of their grace.",
+        ),
+        Reason.RESUMING: (
+            "It is suspended and waits for a card of its node.",
+            "Wait, or cancel it.",
+        ),
         Reason.COMPLETED: (
             "The job ended with exit code 0.",
             "Nothing to do.",
@@ -379,6 +451,14 @@ SENTENCES: Final[Mapping[Reason, tuple[str, str]]] = MappingProxyType(
         Reason.PREEMPTED: (
             "The attempt gave way to another job.",
             "Nothing to do; it is queued again.",
+        ),
+        Reason.DEPENDENCY_FAILED: (
+            "A job that it had to wait for did not end as asked, so it can never start.",
+            "Look at that job, mend it, and submit both again.",
+        ),
+        Reason.START_DEADLINE: (
+            "It had not started within the time that its submitter gave it.",
+            "Submit it again, with a longer --start-within or with less to ask for.",
         ),
         Reason.STALE: (
             "The attempt was no longer wanted by the time it was reported.",

@@ -44,8 +44,8 @@ def schedule(state: ClusterState, now_ms: int, settings: CoreSettings) -> Pass:
     events: list[Event] = []
     waits: dict[Shape, Reason] = {}
     wake_ms: int | None = None
-    for _, _, key in state.queue:
-        job = state.jobs[key]
+    waiting = (state.jobs[key] for key in state.lines)
+    for job in sorted(waiting, key=lambda j: (-j.spec.priority, j.submit_seq)):
         if job.not_before_ms > now_ms:
             wake_ms = job.not_before_ms if wake_ms is None else min(wake_ms, job.not_before_ms)
             continue

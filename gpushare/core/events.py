@@ -16,10 +16,12 @@ from gpushare.core.model import (
     JobSpec,
     JobState,
     JoinToken,
+    Power,
     Principal,
     Slice,
     TenantSettings,
 )
+from gpushare.core.promises import CapacityHold, Reservation
 from gpushare.reasons import Reason
 
 
@@ -35,6 +37,8 @@ class TermStarted(Event, frozen=True):
     """A scheduler began to lead: no node is ready until its session has synced with it."""
 
     holder: str
+    # Of decayed usage, from here on.
+    half_life_ms: int = 7 * 24 * 3600 * 1000
 
 
 class TenantCreated(Event, frozen=True):
@@ -92,6 +96,7 @@ class NodeSynced(Event, frozen=True):
     containment: str
     driver_version: str
     gpus: tuple[GpuInventory, ...]
+    address: str = ""
 
 
 class NodeDisconnected(Event, frozen=True):
@@ -119,6 +124,28 @@ class NodeUncordoned(Event, frozen=True):
 
 class NodeDeclaredDead(Event, frozen=True):
     node: str
+
+
+class NodeOvercommitted(Event, frozen=True):
+    """Shares on each card of the node may add up to so many thousandths."""
+
+    node: str
+    compute_overcommit_milli: int
+
+
+class NodePowerRequested(Event, frozen=True):
+    """The admin's hook is to put the node to sleep, or to wake it."""
+
+    node: str
+    power: Power
+
+
+class ReservationCreated(Event, frozen=True):
+    reservation: Reservation
+
+
+class ReservationDeleted(Event, frozen=True):
+    name: str
 
 
 class GpuConditionsChanged(Event, frozen=True):
@@ -160,17 +187,48 @@ class JobCancelRequested(Event, frozen=True):
 
 
 class AttemptsAllocated(Event, frozen=True):
-    """A whole gang was placed: capacity is held from here on."""
+    """A gang was placed, or grew (`grow`): capacity is held from here on. A hold of the job ends with it."""
 
     job: str
     round: int
     slices: tuple[Slice, ...]
+    grow: bool = False
+    master_port: int = 0
+
+
+class CapacityHeld(Event, frozen=True):
+    """The victims were told to make way, and what they free is for `hold.job` alone."""
+
+    hold: CapacityHold
+
+
+class HoldReleased(Event, frozen=True):
+    job: str
+    detail: str = ""
+
+
+class AttemptSuspendRequested(Event, frozen=True):
+    """Give up the cards, keep the process."""
+
+    attempt: str
+    reason: Reason
+    detail: str = ""
+    claimant: str = ""
+
+
+class AttemptResumed(Event, frozen=True):
+    """A suspended attempt has cards of its node again: capacity is held from here on."""
+
+    attempt: str
+    slice: Slice
 
 
 class AttemptStopRequested(Event, frozen=True):
     attempt: str
     reason: Reason
     detail: str = ""
+    # The job that it makes way for, where there is one.
+    claimant: str = ""
 
 
 class AttemptChanged(Event, frozen=True):
@@ -197,13 +255,15 @@ class AttemptEnded(Event, frozen=True):
 
 
 class JobRequeued(Event, frozen=True):
-    """The next round may start at `not_before_ms`. `infra`: free of the job's own budget."""
+    """The next round may start at `not_before_ms`. `infra`: free of the job's own budget; `preempted_for`: it made way
+    for that job, which counts as neither kind of retry."""
 
     job: str
     infra: bool
     reason: Reason
     not_before_ms: int
     detail: str = ""
+    preempted_for: str = ""
 
 
 class JobEnded(Event, frozen=True):
@@ -236,12 +296,20 @@ AnyEvent = (
     | NodeCordoned
     | NodeUncordoned
     | NodeDeclaredDead
+    | NodeOvercommitted
+    | NodePowerRequested
+    | ReservationCreated
+    | ReservationDeleted
     | GpuConditionsChanged
     | JobsCreated
     | RequestCompleted
     | RequestsForgotten
     | JobCancelRequested
     | AttemptsAllocated
+    | CapacityHeld
+    | HoldReleased
+    | AttemptSuspendRequested
+    | AttemptResumed
     | AttemptStopRequested
     | AttemptChanged
     | AttemptEnded

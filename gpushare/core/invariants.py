@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from gpushare.core.model import WHOLE_CARD_MILLI, Attempt, AttemptState, Hold, JobState
-from gpushare.core.state import BrokenInvariant, ClusterState
+from gpushare.core.lifecycle import BrokenInvariant
+from gpushare.core.model import Attempt, AttemptState, Hold, JobState
+from gpushare.core.state import ClusterState
 
 
 def check(state: ClusterState) -> None:
@@ -28,8 +29,9 @@ def check(state: ClusterState) -> None:
 def _check_cards(state: ClusterState, live: list[Attempt]) -> None:
     expected: dict[str, dict[str, Hold]] = {}
     for a in live:
-        for uuid, mib in zip(a.slice.gpu_uuids, a.slice.held_mib, strict=True):
-            expected.setdefault(uuid, {})[a.id] = Hold(milli=a.slice.gpu_milli, mib=mib)
+        if a.suspended_ms is None:
+            for uuid, mib in zip(a.slice.gpu_uuids, a.slice.held_mib, strict=True):
+                expected.setdefault(uuid, {})[a.id] = Hold(milli=a.slice.gpu_milli, mib=mib)
     seen: set[str] = set()
     for node in state.nodes.values():
         for uuid, gpu in node.gpus.items():
@@ -41,8 +43,10 @@ def _check_cards(state: ClusterState, live: list[Attempt]) -> None:
             sums = (sum(h.milli for h in gpu.holds.values()), sum(h.mib for h in gpu.holds.values()))
             if (gpu.used_milli, gpu.used_mib) != sums:
                 raise BrokenInvariant(f"card {uuid}: ledger {gpu.used_milli, gpu.used_mib}, sums {sums}")
-            if gpu.used_milli > WHOLE_CARD_MILLI or gpu.used_mib > gpu.inventory.usable_mib:
+            if gpu.used_milli > gpu.capacity_milli or gpu.used_mib > gpu.inventory.usable_mib:
                 raise BrokenInvariant(f"card {uuid} is over-committed: {sums} of {gpu.inventory.usable_mib} MiB")
+            if len(gpu.holds) > 1 and any(state.attempts[a].slice.whole for a in gpu.holds):
+                raise BrokenInvariant(f"card {uuid} is whole and shared: {sorted(gpu.holds)}")
     if not expected.keys() <= seen:
         raise BrokenInvariant(f"live attempts hold unknown cards {expected.keys() - seen}")
 
@@ -58,36 +62,56 @@ def _check_hosts(state: ClusterState, live: list[Attempt]) -> None:
 
 
 def _check_tenants(state: ClusterState, live: list[Attempt]) -> None:
-    queued, running, charge = Counter[str](), Counter[str](), Counter[str]()
+    queued, running, charge, host = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    people: Counter[tuple[str, str]] = Counter()
+    rates: Counter[tuple[str, str]] = Counter()
     for job in state.jobs.values():
         if job.state is JobState.QUEUED:
             queued[job.tenant] += 1
         elif not job.is_ended:
             running[job.tenant] += 1
+            people[job.tenant, job.created_by.user] += 1
     for a in live:
-        charge[a.tenant] += a.slice.charge_milli
+        host[a.tenant] += a.slice.cpu_milli
+        if a.suspended_ms is None:
+            charge[a.tenant] += a.slice.charge_milli
+            rates[a.tenant, state.jobs[a.job_key].created_by.user] += a.slice.charge_milli
     for name, tenant in state.tenants.items():
-        ledger = (tenant.queued_jobs, tenant.running_jobs, tenant.charge_milli)
-        if ledger != (queued[name], running[name], charge[name]):
+        ledger = (tenant.queued_jobs, tenant.running_jobs, tenant.charge_milli, tenant.used_cpu_milli)
+        if ledger != (queued[name], running[name], charge[name], host[name]):
             raise BrokenInvariant(f"tenant {name}: {ledger} is not {queued[name], running[name], charge[name]}")
+        if tenant.account.rate_milli != charge[name] or sum(tenant.charge_by_model.values()) != charge[name]:
+            raise BrokenInvariant(f"tenant {name}: account {tenant.account} and {tenant.charge_by_model} differ")
+        for user, person in tenant.people.items():
+            if (person.running_jobs, person.account.rate_milli) != (people[name, user], rates[name, user]):
+                raise BrokenInvariant(f"user {user} of {name}: {person} is not {people[name, user], rates[name, user]}")
 
 
 def _check_queue(state: ClusterState) -> None:
-    keys = [key for _, _, key in state.queue]
-    waiting = {j.key for j in state.jobs.values() if j.state is JobState.QUEUED}
-    if state.queue != sorted(state.queue) or len(keys) != len(waiting) or set(keys) != waiting:
+    keys = sorted(state.lines)
+    waiting = sorted(j.key for j in state.jobs.values() if j.state is JobState.QUEUED)
+    if keys != waiting or len(keys) != len(state.lines):
         raise BrokenInvariant("the queue differs from the queued jobs")
+    for job_key in state.holds:
+        job = state.jobs.get(job_key)
+        if job is None or job.state not in (JobState.QUEUED, JobState.SUSPENDED, JobState.STARTING, JobState.RUNNING):
+            raise BrokenInvariant(f"capacity is held for {job_key}, which does not wait")
 
 
 def _check_job(state: ClusterState, key: str) -> None:
     job = state.jobs[key]
-    if len(job.attempts) != job.round * job.spec.tasks:
-        raise BrokenInvariant(f"job {key}: {len(job.attempts)} attempts in {job.round} rounds")
-    for place, attempt in enumerate(job.attempts):
-        if (attempt.number, attempt.task) != (place // job.spec.tasks + 1, place % job.spec.tasks):
+    lived: set[int] = set()
+    last: dict[int, int] = {}
+    for attempt in job.attempts:
+        if state.attempts.get(attempt.id) is not attempt:
+            raise BrokenInvariant(f"job {key}: attempt {attempt.id} is not indexed")
+        if not last.get(attempt.task, 0) < attempt.number <= job.round or not 0 <= attempt.task < job.spec.tasks:
             raise BrokenInvariant(f"job {key}: attempt {attempt.id} is out of place")
-        if attempt.is_live and attempt.number != job.round:
-            raise BrokenInvariant(f"job {key}: attempt {attempt.id} outlived its round")
+        last[attempt.task] = attempt.number
+        if attempt.is_live and (attempt.number < job.base_round or attempt.task in lived):
+            raise BrokenInvariant(f"job {key}: attempt {attempt.id} outlived its gang, or has a living twin")
+        if attempt.is_live:
+            lived.add(attempt.task)
         if attempt.is_live == (attempt.ended_ms is not None):
             raise BrokenInvariant(f"attempt {attempt.id}: state {attempt.state}, ended_ms {attempt.ended_ms}")
     live = bool(job.live())

@@ -70,7 +70,11 @@ TIME_LIMIT_CODE = 124
 SIGTERM = 15
 
 
-class IllegalMove(AssertionError):
+class BrokenInvariant(AssertionError):
+    """The state contradicts itself: the engine stops leading rather than limp on."""
+
+
+class IllegalMove(BrokenInvariant):
     """A transition that no table has."""
 
 

@@ -24,6 +24,7 @@ class Role(StrEnum):
 
     ADMIN = "admin"
     OPERATOR = "operator"
+    TENANT_ADMIN = "tenant-admin"
     USER = "user"
     VIEWER = "viewer"
     AGENT = "agent"
@@ -74,6 +75,52 @@ class OnDisconnect(StrEnum):
     STOP_AND_REQUEUE = "stop_and_requeue"
 
 
+class Qos(StrEnum):
+    """GUARANTEED fits its tenant's guarantee and is never reclaimed; BURST may borrow what is idle."""
+
+    GUARANTEED = "guaranteed"
+    BURST = "burst"
+
+
+class PreemptionMode(StrEnum):
+    """What becomes of a job whose capacity is reclaimed. SUSPEND falls back to REQUEUE where no tier can suspend."""
+
+    SUSPEND = "suspend"
+    REQUEUE = "requeue"
+    CANCEL = "cancel"
+
+
+class OnTaskFailure(StrEnum):
+    """What one failed task does to its gang. CONTINUE: the others run on while at least `min_tasks` are left."""
+
+    STOP = "stop"
+    CONTINUE = "continue"
+
+
+class Topology(StrEnum):
+    """How close the tasks of a gang must be. ANY still prefers one card domain, then one node, then few nodes."""
+
+    ANY = "any"
+    NODE = "node"
+    DOMAIN = "domain"
+
+
+class DependencyKind(StrEnum):
+    """AFTER: the other job has begun or ended; AFTERANY: it has ended; AFTEROK: it has succeeded."""
+
+    AFTER = "after"
+    AFTERANY = "afterany"
+    AFTEROK = "afterok"
+
+
+class Power(StrEnum):
+    """What the admin's power hook was last asked for. DOWN: the node sleeps; WAKING: it was asked to come back."""
+
+    ON = "on"
+    DOWN = "down"
+    WAKING = "waking"
+
+
 class Enforcement(IntEnum):
     """How strongly a slice is fenced; the order is the strength."""
 
@@ -116,11 +163,17 @@ class TaskRequest(msgspec.Struct, frozen=True, cache_hash=True):
     gpu_memory_mib: int | None = None
     cpu_milli: int | None = None
     memory_mib: int | None = None
+    # One model, or several joined by "|".
     gpu_model: str = ""
     min_gpu_memory_mib: int = 0
     # Sorted pairs, so that equal requests are equal and hashable.
     node_labels: tuple[tuple[str, str], ...] = ()
     min_enforcement: Enforcement = Enforcement.NONE
+
+    @property
+    def gpu_models(self) -> tuple[str, ...]:
+        """The models that will do; empty: any."""
+        return tuple(self.gpu_model.split("|")) if self.gpu_model else ()
 
     @property
     def is_share(self) -> bool:
@@ -129,6 +182,13 @@ class TaskRequest(msgspec.Struct, frozen=True, cache_hash=True):
     @property
     def is_cpu(self) -> bool:
         return self.gpus == 0 and not self.is_share
+
+
+class Dependency(msgspec.Struct, frozen=True):
+    """`job` is a job's key, or an array's ("vision/42"), which then stands for all its children."""
+
+    job: str
+    kind: DependencyKind
 
 
 class JobSpec(msgspec.Struct, frozen=True):
@@ -151,6 +211,21 @@ class JobSpec(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
     pty: bool = False
     unix_user: str = ""
+    # 0: all `tasks` start together; else at least so many, the others as room appears.
+    min_tasks: int = 0
+    qos: Qos = Qos.BURST
+    preemption: PreemptionMode = PreemptionMode.REQUEUE
+    on_task_failure: OnTaskFailure = OnTaskFailure.STOP
+    topology: Topology = Topology.ANY
+    after: tuple[Dependency, ...] = ()
+    # Of an array: how many children may run at once; 0: no cap.
+    array_max_running: int = 0
+    # Give up when it has not started so long after its submission; 0: never.
+    start_within_ms: int = 0
+
+    @property
+    def least_tasks(self) -> int:
+        return self.min_tasks or self.tasks
 
 
 class Slice(msgspec.Struct, frozen=True):
@@ -193,6 +268,14 @@ class Attempt(msgspec.Struct):
     exit_code: int | None = None
     signal: int | None = None
     containment: str = ""
+    # The scheduler wants its cards back without its end; it gives them up once its agent reports SUSPENDED.
+    desired_suspend: bool = False
+    suspended_ms: int | None = None
+    # Since when it holds cards, where that is not its allocation, and what the stretches before that were charged.
+    held_since_ms: int | None = None
+    charged_milli_ms: int = 0
+    # For whom it is stopped or suspended: a job's key.
+    claimant: str = ""
     # The agent has told us of it at least once, so that a missing trace is a loss and not a late order.
     seen: bool = False
 
@@ -210,8 +293,9 @@ class Attempt(msgspec.Struct):
 
 
 class Job(msgspec.Struct):
-    """A job and all its attempts. `round` numbers the tries of the whole gang: each task's attempt of a round has that
-    number. Order of the queue: priority, then `submit_seq`."""
+    """A job and all its attempts. `round` numbers the launches: attempts that were placed together share one. A gang
+    began with `base_round` and may have grown, or replaced a task, in later ones. Within a tenant's user the order is
+    priority, then `submit_seq`."""
 
     tenant: str
     id: str
@@ -224,9 +308,15 @@ class Job(msgspec.Struct):
     request_key: str = ""
     state: JobState = JobState.QUEUED
     round: int = 0
+    base_round: int = 0
     attempts: list[Attempt] = []
     infra_retries: int = 0
     retries: int = 0
+    preemptions: int = 0
+    # Whose claim preempted it last: a job's key.
+    preempted_for: str = ""
+    # TCP port at the first task's node where the tasks of the present gang meet.
+    master_port: int = 0
     not_before_ms: int = 0
     cancelled_by: Principal | None = None
     reason: Reason | None = None
@@ -241,12 +331,20 @@ class Job(msgspec.Struct):
         return f"{self.tenant}/{self.id}"
 
     @property
+    def array_key(self) -> str:
+        """Of the array that it is a child of."""
+        return f"{self.tenant}/{self.array_id}"
+
+    @property
     def is_ended(self) -> bool:
         return self.state in ENDED_JOB_STATES
 
     def current(self) -> list[Attempt]:
-        """The attempts of the present round, in task order; empty before the first."""
-        return [a for a in self.attempts if a.number == self.round]
+        """The last attempt of each task since the present gang began, in task order; empty before the first."""
+        if not self.base_round:
+            return []
+        last = {a.task: a for a in self.attempts if a.number >= self.base_round}
+        return [last[task] for task in sorted(last)]
 
     def live(self) -> list[Attempt]:
         return [a for a in self.attempts if a.is_live]
@@ -256,6 +354,8 @@ class TierOffer(msgspec.Struct, frozen=True):
     tier: str
     enforcement: Enforcement
     absent_because: str = ""
+    # A job of this tier can give up its card without ending.
+    can_suspend: bool = False
 
 
 class GpuInventory(msgspec.Struct, frozen=True):
@@ -268,6 +368,8 @@ class GpuInventory(msgspec.Struct, frozen=True):
     usable_mib: int
     tiers: tuple[TierOffer, ...] = ()
     simulated: bool = False
+    # Cards of one node with the same text talk to each other faster than to others; "": not known.
+    domain: str = ""
 
 
 class Stranger(msgspec.Struct, frozen=True):
@@ -297,6 +399,8 @@ class Gpu(msgspec.Struct):
     inventory: GpuInventory
     condition: GpuCondition
     present: bool = True
+    # Thousandths that shares may have together: 1000, more where the admin overcommits compute.
+    capacity_milli: int = WHOLE_CARD_MILLI
     used_milli: int = 0
     used_mib: int = 0
     holds: dict[str, Hold] = {}
@@ -311,7 +415,7 @@ class Gpu(msgspec.Struct):
 
     @property
     def free_milli(self) -> int:
-        return WHOLE_CARD_MILLI - self.used_milli
+        return self.capacity_milli - self.used_milli
 
     @property
     def free_mib(self) -> int:
@@ -346,6 +450,12 @@ class Node(msgspec.Struct):
     agent_version: str = ""
     driver_version: str = ""
     last_seen_ms: int = 0
+    # Where other nodes reach it.
+    address: str = ""
+    power: Power = Power.ON
+    # Since when nothing runs on it; for power saving.
+    idle_since_ms: int = 0
+    compute_overcommit_milli: int = WHOLE_CARD_MILLI
     gpus: dict[str, Gpu] = {}
     # Live attempts on it.
     attempts: set[str] = set()
@@ -363,14 +473,36 @@ class Node(msgspec.Struct):
         return self.memory_mib - self.used_memory_mib
 
 
+class ModelQuota(msgspec.Struct, frozen=True):
+    """A tenant's guarantee and limit on the cards of one model, in charge units."""
+
+    model: str
+    guaranteed_milli: int = 0
+    limit_milli: int | None = None
+
+
 class TenantSettings(msgspec.Struct, frozen=True):
-    """What an admin sets. `limit_milli` None is no limit."""
+    """What an admin sets. Charge units are thousandths of a card; None is no limit."""
 
     display_name: str = ""
     limit_milli: int | None = None
     max_queued_jobs: int = 10_000
     default_request: TaskRequest = TaskRequest(gpus=1)
     max_priority: int = 100
+    parent: str = ""
+    guaranteed_milli: int = 0
+    weight: int = 1
+    # One a model, sorted by it.
+    model_quotas: tuple[ModelQuota, ...] = ()
+    max_running_jobs: int | None = None
+    max_running_per_user: int | None = None
+    cpu_limit_milli: int | None = None
+    memory_limit_mib: int | None = None
+    # How long its borrowers run at least before a reclaim; None: the cluster's setting.
+    min_run_ms: int | None = None
+
+    def model_quota(self, model: str) -> ModelQuota:
+        return next((q for q in self.model_quotas if q.model == model), ModelQuota(model))
 
 
 class Usage(msgspec.Struct):
@@ -380,17 +512,45 @@ class Usage(msgspec.Struct):
     attempts: int = 0
 
 
+class Account(msgspec.Struct):
+    """Decayed usage. `decayed` is charge times ms, halved every half-life, as of `at_ms`; since then `rate_milli` is
+    held. `ledger.average_milli` gives it for a moment."""
+
+    decayed: float = 0.0
+    rate_milli: int = 0
+    at_ms: int = 0
+
+
+class Person(msgspec.Struct):
+    """One user of one tenant: what runs now, and the decayed usage."""
+
+    running_jobs: int = 0
+    account: Account = msgspec.field(default_factory=Account)
+
+
 class Tenant(msgspec.Struct):
+    """A deleted tenant stays as a tombstone with its counter. The ledger (charge and after) covers live attempts."""
+
     name: str
     created_ms: int
     settings: TenantSettings = TenantSettings()
     next_number: int = 1
     deleted: bool = False
-    # Ledger: charge of live attempts, and jobs by phase.
     charge_milli: int = 0
     queued_jobs: int = 0
     running_jobs: int = 0
     usage: dict[str, Usage] = {}
+    charge_by_model: dict[str, int] = {}
+    # Charge of jobs with QoS guaranteed.
+    guaranteed_charge_milli: int = 0
+    used_cpu_milli: int = 0
+    used_memory_mib: int = 0
+    account: Account = msgspec.field(default_factory=Account)
+    people: dict[str, Person] = {}
+
+    def person(self, user: str) -> Person:
+        """The ledger of one user, made on first use."""
+        return self.people.setdefault(user, Person())
 
 
 class Token(msgspec.Struct):

@@ -23,7 +23,7 @@ from gpushare.config import SchedulerConfig, join_address, load_scheduler_config
 from gpushare.configfile import ConfigError
 from gpushare.core.commands import Call, CoreSettings, Housekeep
 from gpushare.core.model import SYSTEM, TenantSettings
-from gpushare.core.state import BrokenInvariant
+from gpushare.core.lifecycle import BrokenInvariant
 from gpushare.errors import GpushareError
 from gpushare.rpc import bind
 from gpushare.scheduler.bootstrap import bootstrap

@@ -1,0 +1,282 @@
+"""What each fact about tenants, tokens, nodes and reservations changes: the first half of `state.apply`.
+
+Pure. A handler raises BrokenInvariant when its fact cannot follow from the present state; no policy runs here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from gpushare.core import ledger
+from gpushare.core.events import (
+    Entry,
+    GpuConditionsChanged,
+    JoinTokenCreated,
+    NodeCordoned,
+    NodeDeclaredDead,
+    NodeDisconnected,
+    NodeEnrolled,
+    NodeOvercommitted,
+    NodePowerRequested,
+    NodeSilent,
+    NodeSynced,
+    NodeUncordoned,
+    RequestCompleted,
+    RequestsForgotten,
+    ReservationCreated,
+    ReservationDeleted,
+    TenantCreated,
+    TenantDeleted,
+    TenantUpdated,
+    TermStarted,
+    TokenCreated,
+    TokenRevoked,
+)
+from gpushare.core.lifecycle import BrokenInvariant, check_attempt_move
+from gpushare.core.model import (
+    AttemptState,
+    Gpu,
+    GpuCondition,
+    GpuInventory,
+    Node,
+    NodeState,
+    Power,
+    Principal,
+    RequestRecord,
+    Role,
+    Tenant,
+    Token,
+)
+
+REQUEST_RETENTION_MS = 24 * 3600 * 1000
+
+if TYPE_CHECKING:
+    from gpushare.core.state import ClusterState
+
+
+# -- tenants, tokens, requests
+
+
+def _term_started(state: ClusterState, event: TermStarted, entry: Entry) -> None:
+    for node in state.nodes.values():
+        node.ready = False
+    state.touched.update(state.nodes)
+    for tenant in state.tenants.values():
+        for account in (tenant.account, *(p.account for p in tenant.people.values())):
+            ledger.settle(account, entry.at_ms, state.half_life_ms)
+    state.half_life_ms = event.half_life_ms
+
+
+def _tenant_created(state: ClusterState, event: TenantCreated, entry: Entry) -> None:
+    if event.tenant in state.tenants:
+        raise BrokenInvariant(f"tenant {event.tenant} exists, or is a tombstone")
+    state.tenants[event.tenant] = Tenant(name=event.tenant, created_ms=entry.at_ms, settings=event.settings)
+
+
+def _tenant_updated(state: ClusterState, event: TenantUpdated, entry: Entry) -> None:
+    state.tenants[event.tenant].settings = event.settings
+
+
+def _tenant_deleted(state: ClusterState, event: TenantDeleted, entry: Entry) -> None:
+    tenant = state.tenants[event.tenant]
+    if tenant.queued_jobs or tenant.running_jobs:
+        raise BrokenInvariant(f"tenant {event.tenant} still has jobs")
+    tenant.deleted = True
+    for token in state.tokens.values():
+        if token.principal.tenant == event.tenant and not token.revoked_ms:
+            token.revoked_ms = entry.at_ms
+
+
+def _token_created(state: ClusterState, event: TokenCreated, entry: Entry) -> None:
+    state.add_token(
+        Token(
+            id=event.token_id,
+            sha256=event.sha256,
+            principal=event.principal,
+            created_ms=entry.at_ms,
+            expires_ms=event.expires_ms,
+        )
+    )
+
+
+def _token_revoked(state: ClusterState, event: TokenRevoked, entry: Entry) -> None:
+    state.tokens[event.token_id].revoked_ms = entry.at_ms
+
+
+def _join_token_created(state: ClusterState, event: JoinTokenCreated, entry: Entry) -> None:
+    state.join_tokens[event.join.sha256] = event.join
+    for sha in [k for k, v in state.join_tokens.items() if v.expires_ms < entry.at_ms]:
+        del state.join_tokens[sha]
+
+
+def _request_completed(state: ClusterState, event: RequestCompleted, entry: Entry) -> None:
+    expires_ms = 0 if event.jobs else entry.at_ms + REQUEST_RETENTION_MS
+    state.requests[event.key] = RequestRecord(
+        key=event.key,
+        method=event.method,
+        body_sha256=event.body_sha256,
+        names=event.names,
+        open_jobs=event.jobs,
+        expires_ms=expires_ms,
+    )
+
+
+def _requests_forgotten(state: ClusterState, event: RequestsForgotten, entry: Entry) -> None:
+    for key in event.keys:
+        del state.requests[key]
+
+
+# -- nodes
+
+
+def _node_enrolled(state: ClusterState, event: NodeEnrolled, entry: Entry) -> None:
+    del state.join_tokens[event.join_sha256]
+    for token in state.tokens.values():
+        if token.principal.node == event.node and not token.revoked_ms:
+            token.revoked_ms = entry.at_ms
+    principal = Principal(user=event.node, role=Role.AGENT, node=event.node)
+    state.add_token(Token(id=event.token_id, sha256=event.token_sha256, principal=principal, created_ms=entry.at_ms))
+    node = state.nodes.setdefault(event.node, Node(name=event.node, created_ms=entry.at_ms))
+    node.instance_id = event.instance_id
+    node.start_counter = 0
+
+
+def _node_synced(state: ClusterState, event: NodeSynced, entry: Entry) -> None:
+    node = state.nodes[event.node]
+    state.touched.update(state.nodes)
+    node.address = event.address
+    node.power = Power.ON
+    node.instance_id, node.boot_id, node.start_counter = event.instance_id, event.boot_id, event.start_counter
+    node.agent_version, node.driver_version = event.agent_version, event.driver_version
+    node.cpu_milli, node.memory_mib, node.labels = event.cpu_milli, event.memory_mib, event.labels
+    node.containment, node.last_seen_ms, node.ready = event.containment, entry.at_ms, True
+    if node.state in (NodeState.UNREACHABLE, NodeState.LOST):
+        node.state = NodeState.DRAINING if node.drain else NodeState.ACTIVE
+    for attempt in state.live_attempts(node):
+        if attempt.state is AttemptState.UNKNOWN and not attempt.seen:
+            # Its order may never have arrived: it is sent again.
+            attempt.state = AttemptState.ALLOCATED
+    for other in state.nodes.values():
+        if other is not node and other.state is NodeState.LOST:
+            # A card that was moved over from a dead host.
+            for card in event.gpus:
+                other.gpus.pop(card.uuid, None)
+    _register_cards(node, event.gpus)
+
+
+def _register_cards(node: Node, cards: tuple[GpuInventory, ...]) -> None:
+    """Cards are known by UUID alone; a missing one stays while something holds it."""
+    told = {card.uuid: card for card in cards}
+    for uuid, card in told.items():
+        gpu = node.gpus.get(uuid)
+        if gpu is None:
+            capacity_milli = node.compute_overcommit_milli
+            node.gpus[uuid] = Gpu(inventory=card, condition=GpuCondition(uuid=uuid), capacity_milli=capacity_milli)
+            continue
+        gpu.present = True
+        # What slices may have together changes only while the card is empty.
+        usable = gpu.inventory.usable_mib if gpu.holds else card.usable_mib
+        gpu.inventory = msgspec.structs.replace(card, usable_mib=usable)
+    for uuid in [u for u in node.gpus if u not in told]:
+        if node.gpus[uuid].holds:
+            node.gpus[uuid].present = False
+        else:
+            del node.gpus[uuid]
+
+
+def _node_disconnected(state: ClusterState, event: NodeDisconnected, entry: Entry) -> None:
+    state.nodes[event.node].ready = False
+    state.touched.add(event.node)
+
+
+def _node_silent(state: ClusterState, event: NodeSilent, entry: Entry) -> None:
+    node = state.nodes[event.node]
+    state.touched.add(event.node)
+    node.ready = False
+    node.state = NodeState.UNREACHABLE
+    for attempt in state.live_attempts(node):
+        check_attempt_move(attempt, AttemptState.UNKNOWN)
+        attempt.state = AttemptState.UNKNOWN
+
+
+def _node_cordoned(state: ClusterState, event: NodeCordoned, entry: Entry) -> None:
+    node = state.nodes[event.node]
+    state.touched.add(event.node)
+    node.cordoned, node.reason, node.detail = True, event.reason, event.detail
+    node.drain = node.drain or event.drain
+    if event.drain and node.state is NodeState.ACTIVE:
+        node.state = NodeState.DRAINING
+
+
+def _node_uncordoned(state: ClusterState, event: NodeUncordoned, entry: Entry) -> None:
+    node = state.nodes[event.node]
+    state.touched.add(event.node)
+    node.cordoned, node.drain, node.reason, node.detail = False, False, None, ""
+    if node.state is NodeState.DRAINING:
+        node.state = NodeState.ACTIVE
+
+
+def _node_declared_dead(state: ClusterState, event: NodeDeclaredDead, entry: Entry) -> None:
+    node = state.nodes[event.node]
+    state.touched.add(event.node)
+    node.state, node.ready = NodeState.LOST, False
+
+
+def _gpu_conditions_changed(state: ClusterState, event: GpuConditionsChanged, entry: Entry) -> None:
+    node = state.nodes[event.node]
+    state.touched.add(event.node)
+    for condition in event.conditions:
+        if condition.uuid in node.gpus:
+            node.gpus[condition.uuid].condition = condition
+
+
+def _node_overcommitted(state: ClusterState, event: NodeOvercommitted, entry: Entry) -> None:
+    node = state.nodes[event.node]
+    state.touched.add(event.node)
+    node.compute_overcommit_milli = event.compute_overcommit_milli
+    for gpu in node.gpus.values():
+        gpu.capacity_milli = event.compute_overcommit_milli
+
+
+def _node_power_requested(state: ClusterState, event: NodePowerRequested, entry: Entry) -> None:
+    state.nodes[event.node].power = event.power
+    state.touched.add(event.node)
+
+
+# -- reservations
+
+
+def _reservation_created(state: ClusterState, event: ReservationCreated, entry: Entry) -> None:
+    state.reservations[event.reservation.name] = event.reservation
+
+
+def _reservation_deleted(state: ClusterState, event: ReservationDeleted, entry: Entry) -> None:
+    del state.reservations[event.name]
+
+
+HANDLERS: dict[type[Any], Callable[[ClusterState, Any, Entry], None]] = {
+    TermStarted: _term_started,
+    TenantCreated: _tenant_created,
+    TenantUpdated: _tenant_updated,
+    TenantDeleted: _tenant_deleted,
+    TokenCreated: _token_created,
+    TokenRevoked: _token_revoked,
+    JoinTokenCreated: _join_token_created,
+    NodeEnrolled: _node_enrolled,
+    NodeSynced: _node_synced,
+    NodeDisconnected: _node_disconnected,
+    NodeSilent: _node_silent,
+    NodeCordoned: _node_cordoned,
+    NodeUncordoned: _node_uncordoned,
+    NodeDeclaredDead: _node_declared_dead,
+    NodeOvercommitted: _node_overcommitted,
+    NodePowerRequested: _node_power_requested,
+    ReservationCreated: _reservation_created,
+    ReservationDeleted: _reservation_deleted,
+    GpuConditionsChanged: _gpu_conditions_changed,
+    RequestCompleted: _request_completed,
+    RequestsForgotten: _requests_forgotten,
+}

@@ -1,0 +1,124 @@
+"""The queued jobs, grouped as a scheduling pass takes them: tenant, priority, user, shape, and in each shape by submit.
+
+Pure, and derived: `state` adds and removes, nobody stores it. Jobs of one shape share their fate within a pass, so
+that a hundred thousand queued jobs cost a pass no more than their distinct shapes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from gpushare.core.model import Dependency, Job, PreemptionMode, Qos, TaskRequest, Topology
+
+
+class Shape(NamedTuple):
+    """All that placing and limiting look at, but for who asks; `array_key` only where the array has a cap."""
+
+    request: TaskRequest
+    tasks: int
+    least_tasks: int
+    max_run_ms: int
+    qos: Qos
+    topology: Topology
+    preemption: PreemptionMode
+    after: tuple[Dependency, ...]
+    array_key: str
+
+
+class LineKey(NamedTuple):
+    """Jobs that share their fate within a pass."""
+
+    tenant: str
+    priority: int
+    user: str
+    shape: Shape
+
+
+# After every job's key.
+_LAST = "\U0010ffff"
+
+# Of one shape: (submit_seq, job key), in submit order.
+Line = list[tuple[int, str]]
+
+
+def line_key(job: Job) -> LineKey:
+    spec = job.spec
+    shape = Shape(
+        spec.resources,
+        spec.tasks,
+        spec.least_tasks,
+        spec.max_run_ms,
+        spec.qos,
+        spec.topology,
+        spec.preemption,
+        spec.after,
+        job.array_key if spec.array_max_running else "",
+    )
+    return LineKey(job.tenant, spec.priority, job.created_by.user, shape)
+
+
+class WaitingLines:
+    """`tenants[tenant][priority][user][shape]` is a line; empty ones are not kept."""
+
+    def __init__(self) -> None:
+        self.tenants: dict[str, dict[int, dict[str, dict[Shape, Line]]]] = {}
+        self._size = 0
+        self._deadlines: list[tuple[int, str]] = []
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[str]:
+        """Every queued job's key, in no particular order."""
+        for priorities in self.tenants.values():
+            for users in priorities.values():
+                for shapes in users.values():
+                    for line in shapes.values():
+                        yield from (key for _, key in line)
+
+    def add(self, job: Job) -> None:
+        tenant, priority, user, shape = line_key(job)
+        shapes = self.tenants.setdefault(tenant, {}).setdefault(priority, {}).setdefault(user, {})
+        insort(shapes.setdefault(shape, []), (job.submit_seq, job.key))
+        self._size += 1
+        if job.spec.start_within_ms and job.started_ms is None:
+            insort(self._deadlines, _deadline(job))
+
+    def remove(self, job: Job) -> None:
+        """Raises KeyError for a job that is not here."""
+        tenant, priority, user, shape = line_key(job)
+        priorities = self.tenants[tenant]
+        shapes = priorities[priority][user]
+        line = shapes[shape]
+        place = bisect_left(line, (job.submit_seq, job.key))
+        if place == len(line) or line[place][1] != job.key:
+            raise KeyError(job.key)
+        del line[place]
+        self._size -= 1
+        if job.spec.start_within_ms:
+            place = bisect_left(self._deadlines, _deadline(job))
+            if self._deadlines[place : place + 1] == [_deadline(job)]:
+                del self._deadlines[place]
+        if line:
+            return
+        del shapes[shape]
+        if not shapes:
+            del priorities[priority][user]
+        if not priorities[priority]:
+            del priorities[priority]
+        if not priorities:
+            del self.tenants[tenant]
+
+    def overdue(self, now_ms: int) -> list[str]:
+        """Keys of the queued jobs whose time to start has passed."""
+        return [key for deadline_ms, key in self._deadlines[: bisect_right(self._deadlines, (now_ms, _LAST))]]
+
+    def next_deadline_ms(self, now_ms: int) -> int | None:
+        place = bisect_right(self._deadlines, (now_ms, _LAST))
+        return self._deadlines[place][0] if place < len(self._deadlines) else None
+
+
+def _deadline(job: Job) -> tuple[int, str]:
+    return (job.created_ms + job.spec.start_within_ms, job.key)
