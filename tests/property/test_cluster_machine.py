@@ -146,7 +146,7 @@ class ClusterMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_pass_decides_the_same_twice(self) -> None:
-        if hasattr(self, "cluster") and len(self.cluster.state.queue) < 20:
+        if hasattr(self, "cluster") and len(self.cluster.state.lines) < 20:
             from gpushare.core.cycle import schedule
 
             state, now_ms = self.cluster.state, self.cluster.now_ms
