@@ -81,7 +81,29 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     # After a start nobody is declared lost for this long.
     recovery_grace_s: Annotated[int, Meta(ge=0, le=3600)] = 30
     # Which card a task gets of those that fit; one file each in gpushare/core/placement.
-    placement_policy: Literal["best_fit"] = "best_fit"
+    placement_policy: Literal["best_fit", "consolidate", "spread"] = "best_fit"
+    # How strongly measured load steers shares away from busy cards: 0.0 not at all, 1.0 before all else.
+    load_weight: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    # Of decayed usage, which fair share goes by: what was used so long ago counts half.
+    fair_share_half_life_s: Annotated[int, Meta(ge=60, le=366 * DAY_S)] = 7 * DAY_S
+    # A job that borrows runs at least so long before it is reclaimed; a tenant may have a figure of its own.
+    min_run_s: Annotated[int, Meta(ge=0, le=30 * DAY_S)] = 0
+    # So many blocked jobs at the head of the order get a start in the future which nobody may delay.
+    backfill_depth: Annotated[int, Meta(ge=0, le=64)] = 1
+    # A job that has waited for longer than this goes to the head of the order.
+    starvation_after_s: Annotated[int, Meta(ge=1, le=366 * DAY_S)] = 3600
+    # A node on which nothing ran for so long is put to sleep, and woken when a job needs it; 0 is never.
+    power_idle_s: Annotated[int, Meta(ge=0)] = 0
+    # So many nodes stay awake although nothing runs on them.
+    power_keep_nodes: Annotated[int, Meta(ge=0)] = 0
+    # The command that puts a node to sleep, as words; {node} stands for its name. No shell is involved.
+    power_down_command: tuple[str, ...] = ()
+    # The command that wakes it.
+    power_up_command: tuple[str, ...] = ()
+    # Either command is killed when it takes longer.
+    power_command_timeout_s: Annotated[int, Meta(ge=1, le=3600)] = 60
+    # A node that is not back so long after it was asked to wake has failed to.
+    power_wake_timeout_s: Annotated[int, Meta(ge=1, le=DAY_S)] = 600
     # A snapshot is taken after this many events.
     snapshot_every_events: Annotated[int, Meta(ge=1)] = 20_000
     # Attempts lost to the machine are repeated this often, free of the job's own retries, with growing pauses.
@@ -106,6 +128,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     server: str = ""
     # A file of mode 0600 with the join string, read once when the agent has no credentials yet.
     join_file: Path | None = None
+    # Where other nodes reach this one, for the tasks of one job on several nodes; "" is the address of this host from
+    # which the scheduler is reached.
+    advertise_address: str = ""
     # What jobs may ask of a node (`--node-label rack=r1`): a table, or "rack=r1,site=north".
     labels: dict[str, str] = {}
     # Identity, credentials, launch and exit records.
@@ -181,6 +206,7 @@ def load_scheduler_config(
         _refuse(said, "insecure", f"listen is {config.listen}; without TLS it must be a loopback address")
     if config.infra_backoff_ms > config.infra_backoff_max_ms:
         _refuse(said, "infra_backoff_ms", f"is above infra_backoff_max_ms, {config.infra_backoff_max_ms}")
+    _check_power(config, said)
     for key, name in (("bootstrap_tenant", config.bootstrap_tenant), ("bootstrap_user", config.bootstrap_user)):
         try:
             if key == "bootstrap_tenant" or name:
@@ -190,6 +216,18 @@ def load_scheduler_config(
     if config.caps.argv_max_bytes + config.caps.env_max_bytes >= config.caps.message_max_bytes:
         _refuse(said, "caps.argv_max_bytes", "argv_max_bytes and env_max_bytes together fill message_max_bytes")
     return config
+
+
+def _check_power(config: SchedulerConfig, said: Mapping[str, Setting]) -> None:
+    """Who sends nodes to sleep must be able to wake them."""
+    for key, words in (
+        ("power_down_command", config.power_down_command),
+        ("power_up_command", config.power_up_command),
+    ):
+        if config.power_idle_s and not words:
+            _refuse(said, key, "is not set, and power_idle_s is", f"Set {key}, or power_idle_s to 0.")
+        if words and not any("{node}" in word for word in words):
+            _refuse(said, key, "does not say which node", "Put {node} where its name belongs.")
 
 
 def join_address(config: SchedulerConfig, bound: Address) -> str:
@@ -220,6 +258,8 @@ def load_agent_config(
         config = msgspec.structs.replace(config, log_dir=config.state_dir / "logs")
     if config.server:
         _check_address(said, "server", config.server)
+    if config.advertise_address:
+        _check_host(said, "advertise_address", config.advertise_address)
     _check_labels(config.labels, said)
     if config.join_file is not None:
         refuse_readable_by_others(config.join_file, "join_file")
@@ -240,6 +280,14 @@ def _agent_defaults(where: Places, uid: int) -> dict[str, Setting]:
         "single_user": uid != 0,
     }
     return {key: Setting(value, _DEFAULT) for key, value in values.items()}
+
+
+def _check_host(said: Mapping[str, Setting], key: str, host: str) -> None:
+    """A name or an address, without a port."""
+    try:
+        parse_address(f"[{host}]" if ":" in host else host)
+    except TextError:
+        _refuse(said, key, f"{shown(host)} is neither a host's name nor an address")
 
 
 def _check_labels(labels: Mapping[str, str], said: Mapping[str, Setting]) -> None:

@@ -32,6 +32,7 @@ FILE_MAX_BYTES = 1 << 20
 MIB = 1 << 20
 
 _T = TypeVar("_T", bound=msgspec.Struct)
+_FRACTION = re.compile(r"[0-9]+(\.[0-9]+)?")
 _WHOLE = re.compile(r"-?[0-9]+")
 _AT_LINE = re.compile(r"at line ([0-9]+)")
 _KEY = re.compile(r"\s*((?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*'))*)\s*=")
@@ -215,6 +216,8 @@ def _converted(kind: inspect.Type, key: str, setting: Setting) -> object:
     value = setting.value
     if isinstance(kind, inspect.IntType):
         return _integer(kind, key, setting)
+    if isinstance(kind, inspect.FloatType):
+        return _fraction(kind, key, setting)
     if isinstance(kind, inspect.BoolType):
         texts: Final = {"true": True, "false": False}
         value = texts.get(value, value) if isinstance(value, str) else value
@@ -253,6 +256,18 @@ def _one_of(kind: inspect.LiteralType, key: str, setting: Setting, value: object
         accepted = ", ".join(repr(each) for each in kind.values)
         raise ConfigError(setting, key, f"{shown(str(value))} is not one of {accepted}")
     return value
+
+
+def _fraction(kind: inspect.FloatType, key: str, setting: Setting) -> float:
+    """A number with a point or without; bounded on both sides."""
+    value = setting.value
+    if isinstance(value, str) and _FRACTION.fullmatch(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(setting, key, "accepted: a number like 0.5")
+    if not (kind.ge or 0) <= value <= (0 if kind.le is None else kind.le):
+        raise ConfigError(setting, key, f"{shown(str(setting.value))} is not from {kind.ge} to {kind.le}")
+    return float(value)
 
 
 def _integer(kind: inspect.IntType, key: str, setting: Setting) -> int:

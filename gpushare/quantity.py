@@ -124,6 +124,18 @@ def parse_cpu_milli(text: str, field: str = "cpus", *, minimum: int = 1, maximum
     return _bounded(milli, text, field, CPU_ACCEPTED, minimum, maximum)
 
 
+def parse_thousandths(text: str, field: str, accepted: str, *, minimum: int = 0, maximum: int = MAX_CPU_MILLI) -> int:
+    """ "2.5" is 2500; for what is written in steps of 0.001 and has no unit. `accepted` says so to a person."""
+    whole, fraction = _decimal(text, text, field, accepted)
+    milli = _scaled(whole, fraction, 1000)
+    if milli is None:
+        raise QuantityError(field, text, "is not a multiple of 0.001", accepted)
+    if not minimum <= milli <= maximum:
+        low, high = _thousandths(minimum), _thousandths(maximum)
+        raise QuantityError(field, text, f"is not between {low} and {high}", accepted)
+    return milli
+
+
 def parse_int(text: str, field: str, *, minimum: int = 0, maximum: int = MAX_INT32) -> int:
     """A plain integer of ASCII digits; unlike `int()` it takes no space, sign +, underscore, leading zero
     or other script."""

@@ -23,10 +23,11 @@ from gpushare.core.model import GpuCondition, GpuState, OnDisconnect
 from gpushare.reasons import Reason
 from gpushare_agent import core as decisions
 from gpushare_agent.clientends import ClientEnds
-from gpushare_agent.core import AgentCore, Card, Effect, Holding, StartOrder
+from gpushare_agent.core import AgentCore, Card, Effect, Holding, ResumeOrder, StartOrder
 from gpushare_agent.executor import AttemptStatus, Executor, LaunchRefused, lease_needed_ms
 from gpushare_agent.facts import HelloFacts, SyncFacts
 from gpushare_agent.gpus.port import GpuSample
+from gpushare_agent.gpus.simulated import UsageDir
 from gpushare_agent.health import FenceDoubts
 from gpushare_agent.holdings import HoldingBook
 from gpushare_agent.identity import Identity, StateDirectory
@@ -125,7 +126,7 @@ class Agent:
 
     async def recover_fences(self) -> None:
         """Once the cards are known: fences of live attempts stay, all others go."""
-        await self._fence.recover([slice_of(held) for held in self.core.live() if held.gpu_uuids])
+        await self._fence.recover([slice_of(held) for held in self.core.on_cards() if held.gpu_uuids])
 
     def register(self, inventory: Inventory) -> None:
         """The cards as they are from now on; a session that is open must be begun anew to tell."""
@@ -192,6 +193,22 @@ class Agent:
         known = Reason(reason) if reason in Reason.__members__ else Reason.CANCELLED
         self._apply(self.core.stop(attempt_id, term, known, grace_ms, detail))
 
+    def suspend(self, attempt_id: str, term: int) -> None:
+        """Stop its processes and give up its cards."""
+        holding = self.core.holding(attempt_id)
+        if holding is not None and not self._can_suspend(holding):
+            self._log.warning("order refused", attempt=attempt_id, detail="a job on these cards cannot be suspended")
+            return
+        self._apply(self.core.suspend(attempt_id, term))
+
+    def _can_suspend(self, holding: Holding) -> bool:
+        cards = [card for card in self.inventory.gpus if card.uuid in holding.gpu_uuids]
+        return bool(cards) and all(o.can_suspend for card in cards for o in card.tiers if o.tier == holding.tier)
+
+    def resume(self, order: ResumeOrder) -> None:
+        """Let it go on, perhaps on other cards."""
+        self._apply(self.core.resume(order))
+
     def seal(self, attempt_id: str, term: int) -> None:
         """It must never start, and what lives of it must end."""
         self._apply(self.core.seal(attempt_id, term))
@@ -247,8 +264,8 @@ class Agent:
         self._apply(effects)
 
     def live_holdings(self) -> list[Holding]:
-        """What every live attempt holds."""
-        return self.core.live()
+        """What every live attempt holds that is not suspended."""
+        return self.core.on_cards()
 
     def statuses(self) -> Mapping[str, AttemptStatus]:
         """The executor's word on every attempt."""
@@ -262,9 +279,13 @@ class Agent:
         """Cards whose MPS server refused to fence a share a while ago, and why."""
         return self._doubts.active(time.monotonic())
 
-    def usage_dirs(self) -> list[Path]:
-        """Where processes on simulated cards say what they use."""
-        return [self._executor.private_dir(h.attempt_id) for h in self.core.live() if h.gpu_uuids]
+    def usage_dirs(self) -> list[UsageDir]:
+        """Where processes on simulated cards say what they use, and which cards they are on by now."""
+        return [
+            UsageDir(self._executor.private_dir(h.attempt_id), dict(zip(h.launch_uuids, h.gpu_uuids, strict=False)))
+            for h in self.core.on_cards()
+            if h.gpu_uuids
+        ]
 
     # -- where output lies (see `logs.LogSource`)
 
@@ -310,6 +331,12 @@ class Agent:
                     self._in_turn(order.attempt_id, partial(self._launch, order))
                 case decisions.StopRunning(attempt_id):
                     self._in_turn(attempt_id, partial(self._stop, effect))
+                case decisions.Note(holding):
+                    self._note(holding)
+                case decisions.Suspend(attempt_id):
+                    self._in_turn(attempt_id, partial(self._suspend, attempt_id))
+                case decisions.Resume(attempt_id):
+                    self._in_turn(attempt_id, partial(self._resume, attempt_id))
                 case decisions.SealIt(attempt_id):
                     self._in_turn(attempt_id, partial(self._seal, attempt_id))
                 case decisions.Release(attempt_id):
@@ -428,6 +455,26 @@ class Agent:
         )
         if in_mps and grace_s > TERMINATE_BEFORE_KILL_S:
             self._end_clients_soon(stop.attempt_id, grace_s - TERMINATE_BEFORE_KILL_S)
+
+    def _note(self, holding: Holding) -> None:
+        try:
+            self._book.write(holding)
+        except OSError as err:
+            # A restarted agent asks its shim, which knows that it is suspended; that it was, nobody else does.
+            self._log.warning("a suspension is not noted on disk", attempt=holding.attempt_id, why=str(err))
+
+    async def _suspend(self, attempt_id: str) -> None:
+        self._executor.suspend(attempt_id, True)
+
+    async def _resume(self, attempt_id: str) -> None:
+        holding = self.core.holding(attempt_id)
+        if holding is None or holding.suspended:
+            return
+        self._book.write(holding)
+        # Its environment is what it was launched with: a tier that can suspend sets nothing there that differs by card.
+        await self._fence.prepare(slice_of(holding))
+        self._nudge()
+        self._executor.suspend(attempt_id, False)
 
     def _mind_neighbours(self, status: AttemptStatus, holding: Holding) -> None:
         """An attempt behind an MPS server ends: its clients go before the kill, whoever decided on it (here a shim, at

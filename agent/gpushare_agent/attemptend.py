@@ -37,6 +37,12 @@ class AttemptEnd:
         self._note = ""
         self.over = False
         self.stuck = False
+        self.suspended = False
+
+    @property
+    def running(self) -> bool:
+        """True from the exec until a stop or the end, suspended or not."""
+        return self._started_ms is not None and self._stop is None and not self.over
 
     @property
     def stopping(self) -> bool:
@@ -93,7 +99,8 @@ class AttemptEnd:
         if self._stop is not None or self.over:
             state = "STOPPING"
         else:
-            state = "LAUNCHING" if self._started_ms is None else "RUNNING"
+            running = "SUSPENDED" if self.suspended else "RUNNING"
+            state = "LAUNCHING" if self._started_ms is None else running
         reason = str(self._stop["reason"]) if self._stop is not None else None
         detail = self._note or (str(self._stop["detail"]) if self._stop is not None else "")
         return self._status(state, reason, detail)

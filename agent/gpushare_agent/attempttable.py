@@ -70,6 +70,9 @@ class Entry:
     intent: Intent | None = None
     link: ShimLink | None = None
     task_pid: int = 0
+    # What is wanted of it; None: as its shim has it. A shim of an earlier version cannot suspend.
+    suspend: bool | None = None
+    suspends: bool = False
     stop: StopRecord | None = None
     stop_watch: asyncio.Task[None] | None = None
     first: asyncio.Future[Message] | None = None
@@ -119,6 +122,14 @@ class AttemptTable:
             order = {"op": "stop", "reason": stop.reason.value, "final_state": stop.final_state, "detail": stop.detail}
             entry.link.send({**order, "grace_ms": stop.grace_ms})
 
+    def send_suspend(self, entry: Entry) -> None:
+        """Tell the shim, where it is not so already; said again with each of its words."""
+        suspended = entry.status.state == "SUSPENDED"
+        if entry.link is None or not entry.suspends or entry.suspend in (None, suspended):
+            return
+        if entry.status.state in ("LAUNCHING", "RUNNING", "SUSPENDED"):
+            entry.link.send({"op": "suspend" if entry.suspend else "resume"})
+
     def _hear(self, entry: Entry, message: Message) -> None:
         if message.get("event") == "refused" and entry.link is not None:
             entry.link.close()  # its death is no news: it never had the attempt
@@ -138,9 +149,12 @@ class AttemptTable:
             # fails for a shim that has ended meanwhile; then the channel's end is what tells of its death
             entry.link.hold(shim.shim_pid, shim.shim_start)
         entry.task_pid = int(message.get("task_pid") or 0)
+        entry.suspends = message.get("suspends") is True
         self.put(entry, status)
-        if entry.stop is not None and status.state in ("LAUNCHING", "RUNNING"):
+        if entry.stop is not None and status.state in ("LAUNCHING", "RUNNING", "SUSPENDED"):
             self.send_stop(entry, entry.stop)
+        else:
+            self.send_suspend(entry)
         return True
 
     def _shim_died(self, entry: Entry) -> None:

@@ -66,6 +66,22 @@ def kill(directory: str) -> None:
         return
 
 
+def freeze(directory: str, frozen: bool) -> None:
+    """Stop everything in the group and below it, later members included, or let it go on; FileNotFoundError where the
+    group is gone. A stopped group can still be killed."""
+    put(f"{directory}/cgroup.freeze", "1" if frozen else "0")
+
+
+def frozen(directory: str) -> bool:
+    """True once every process of the group and below it has stopped."""
+    try:
+        return "frozen 1" in get(f"{directory}/cgroup.events")
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return False
+        raise
+
+
 def processes(directory: str) -> set[int]:
     """Process ids in the group and in all groups below it; empty if it is gone."""
     found: set[int] = set()

@@ -3,8 +3,9 @@
 PURE: imports msgspec, the reasons, the cluster's nouns and the executor's vocabulary (data alone). No clock,
 file, process, socket or log line; whoever calls it carries the effects out, in order. Invariants: an order with
 a term below the highest seen does nothing; an attempt id is launched at most once and never after it was stopped,
-sealed or forgotten; the slices of live attempts on a card never pass what the card has, whoever asks; the first
-end of an attempt is its end, and it is remembered until the scheduler lets go of it.
+sealed or forgotten; the slices of live attempts on a card never pass what the card has, whoever asks; a suspended
+attempt holds no card until it is resumed, and then perhaps another one; the first end of an attempt is its end, and it
+is remembered until the scheduler lets go of it.
 """
 
 from __future__ import annotations
@@ -31,8 +32,22 @@ ENDED = frozenset({AttemptState.SUCCEEDED, AttemptState.FAILED, AttemptState.STO
 _NOT_THE_JOBS_FAULT = frozenset({Reason.NOT_STARTED, Reason.OCCUPIED, Reason.STALE, Reason.LEASE_EXPIRED})
 
 
+class Gang(msgspec.Struct, frozen=True):
+    """A task's place in its gang; ranks count from 0, the address and the port are rank 0's."""
+
+    master_addr: str
+    master_port: int
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node_rank: int
+    nodes: int
+
+
 class StartOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """An order to start one attempt. `gpu_milli` and `gpu_memory_mib` are per card; `max_run_ms` 0 is no limit."""
+    """An order to start one attempt. `gpu_milli` and `gpu_memory_mib` are per card; `max_run_ms` 0 is no limit;
+    `capacity_milli` is what shares on its card may have together. `gang` is None for a job of one task."""
 
     attempt_id: str
     term: int
@@ -57,15 +72,32 @@ class StartOrder(msgspec.Struct, frozen=True, kw_only=True):
     grace_ms: int = 0
     on_disconnect: OnDisconnect = OnDisconnect.KEEP
     tier: str = ""
+    capacity_milli: int = WHOLE_CARD_MILLI
+    gang: Gang | None = None
+
+
+class ResumeOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """An order to let a suspended attempt go on, on these cards."""
+
+    attempt_id: str
+    term: int
+    gpu_uuids: tuple[str, ...]
+    whole: bool
+    gpu_milli: int
+    gpu_memory_mib: int
+    capacity_milli: int = WHOLE_CARD_MILLI
 
 
 class Holding(msgspec.Struct, frozen=True, kw_only=True):
     """What an attempt holds, and what is needed to fence it again: this stands on disk while it has a trace here.
-    `uid` and `gids` are the user's that it runs as, known once it was resolved."""
+    `uid` and `gids` are the user's that it runs as, known once it was resolved. `launch_uuids` are the cards that its
+    environment names, in the order of those it has now; () where they are the same. `suspended`: it holds no card."""
 
     attempt_id: str
     tier: str = ""
     gpu_uuids: tuple[str, ...] = ()
+    launch_uuids: tuple[str, ...] = ()
+    suspended: bool = False
     whole: bool = False
     gpu_milli: int = 0
     gpu_memory_mib: int = 0
@@ -73,6 +105,7 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
     grace_ms: int = 0
     # It stops itself when the node's lease ends.
     ends_with_lease: bool = False
+    capacity_milli: int = WHOLE_CARD_MILLI
     uid: int = 0
     gids: tuple[int, ...] = ()
 
@@ -129,6 +162,24 @@ class StopRunning(Effect, frozen=True):
     grace_ms: int
     detail: str = ""
     failed: bool = False
+
+
+class Note(Effect, frozen=True):
+    """What it holds has changed."""
+
+    holding: Holding
+
+
+class Suspend(Effect, frozen=True):
+    """Stop all its processes, and tell once they have stopped."""
+
+    attempt_id: str
+
+
+class Resume(Effect, frozen=True):
+    """Note what it holds, fence its cards, then let its processes go on. Not done, it is ordered again."""
+
+    attempt_id: str
 
 
 class SealIt(Effect, frozen=True):
@@ -194,8 +245,12 @@ class AgentCore:
         return entry.holding if entry else None
 
     def live(self) -> list[Holding]:
-        """What is held now."""
+        """What every live attempt holds, suspended ones included."""
         return [e.holding for e in self._entries.values() if e.holding and not e.report.is_final]
+
+    def on_cards(self) -> list[Holding]:
+        """What is held now: all live attempts but the suspended ones."""
+        return [holding for holding in self.live() if not holding.suspended]
 
     def known(self) -> set[str]:
         """Every attempt with a trace here."""
@@ -217,7 +272,7 @@ class AgentCore:
 
     def on_card(self, uuid: str) -> list[Holding]:
         """The live attempts that hold a part of this card."""
-        return [holding for holding in self.live() if uuid in holding.gpu_uuids]
+        return [holding for holding in self.on_cards() if uuid in holding.gpu_uuids]
 
     def stop_wanted(self, attempt_id: str) -> Reason | None:
         """Why this attempt is to end, once somebody wants it to: a launch under way asks before it forks."""
@@ -230,7 +285,8 @@ class AgentCore:
             held = self.on_card(uuid)
             milli = sum(h.gpu_milli for h in held)
             mib = sum(h.gpu_memory_mib for h in held if h.is_share)
-            assert milli <= WHOLE_CARD_MILLI, f"{milli} milli of {uuid} are held"
+            most_milli = max((h.capacity_milli for h in held), default=WHOLE_CARD_MILLI)
+            assert milli <= most_milli, f"{milli} milli of {uuid} are held"
             assert mib <= card.usable_mib, f"{mib} of {card.usable_mib} MiB of {uuid} are held"
             assert len(held) == 1 or not any(h.whole for h in held), f"{uuid} is held whole and shared"
 
@@ -245,6 +301,8 @@ class AgentCore:
         for status in statuses:
             holding = holdings.get(status.attempt_id)
             report = _report(status)
+            if holding and report.state is AttemptState.SUSPENDED:
+                holding = msgspec.structs.replace(holding, suspended=True)
             self._entries[status.attempt_id] = _Entry(holding, report)
 
     def begin_term(self, term: int) -> list[Effect]:
@@ -290,6 +348,39 @@ class AgentCore:
         entry.stop_wanted = entry.stop_wanted or reason
         return [*effects, StopRunning(attempt_id, reason, grace_ms, detail)]
 
+    def suspend(self, attempt_id: str, term: int) -> list[Effect]:
+        """Stop its processes and give up its cards, once it runs."""
+        if term < self.highest_term:
+            return [self._stale(attempt_id, term)]
+        effects = self._raise_term(term)
+        entry = self._entries.get(attempt_id)
+        if entry is None or entry.holding is None:
+            return [*effects, Refused(attempt_id, Reason.STALE_ATTEMPT, "there is nothing of it here to suspend")]
+        if entry.report.is_final or entry.report.state is AttemptState.SUSPENDED:
+            return [*effects, Tell(entry.report)]
+        if entry.stop_wanted:
+            return [*effects, Refused(attempt_id, Reason.STALE, f"it is being ended ({entry.stop_wanted})")]
+        return [*effects, Suspend(attempt_id)]
+
+    def resume(self, order: ResumeOrder) -> list[Effect]:
+        """Give a suspended attempt these cards and let it go on."""
+        attempt_id = order.attempt_id
+        if order.term < self.highest_term:
+            return [self._stale(attempt_id, order.term)]
+        effects = self._raise_term(order.term)
+        entry = self._entries.get(attempt_id)
+        if entry is None or entry.holding is None:
+            return [*effects, Refused(attempt_id, Reason.STALE_ATTEMPT, "there is nothing of it here to resume")]
+        if entry.report.state is not AttemptState.SUSPENDED:
+            return [*effects, Tell(entry.report)]
+        if entry.stop_wanted:
+            return [*effects, Refused(attempt_id, Reason.STALE, f"it is being ended ({entry.stop_wanted})")]
+        misfit = self._misfit(order)
+        if misfit:
+            return [*effects, Refused(attempt_id, Reason.OCCUPIED, misfit)]
+        entry.holding = _resumed(entry.holding, order)
+        return [*effects, Resume(attempt_id)]
+
     def seal(self, attempt_id: str, term: int) -> list[Effect]:
         """The scheduler does not want it (any more): it must never start, and what lives of it ends."""
         detail = "the scheduler holds this attempt as over"
@@ -324,8 +415,12 @@ class AgentCore:
         report = _report(status)
         if report == entry.report:
             return []
-        entry.report = report
+        was, entry.report = entry.report.state, report
         told: list[Effect] = [Tell(report)]
+        if report.state is AttemptState.SUSPENDED and was is not AttemptState.SUSPENDED and entry.holding:
+            # Its cards are others' as soon as the scheduler hears of it.
+            entry.holding = msgspec.structs.replace(entry.holding, suspended=True)
+            told = [Note(entry.holding), Release(status.attempt_id), *told]
         return [*told, Release(status.attempt_id)] if report.is_final else told
 
     def fenced(self, attempt_id: str, uid: int, gids: tuple[int, ...]) -> Holding | None:
@@ -394,7 +489,7 @@ class AgentCore:
         self._entries[attempt_id] = entry
         return [SealIt(attempt_id)]
 
-    def _misfit(self, order: StartOrder) -> str:
+    def _misfit(self, order: StartOrder | ResumeOrder) -> str:
         """Why this slice cannot be given, by this node's own books; "" when it can."""
         for uuid in order.gpu_uuids:
             card = self._cards.get(uuid)
@@ -402,13 +497,13 @@ class AgentCore:
                 return f"this node manages no card {uuid}"
             if card.state not in PLACEABLE_GPU_STATES:
                 return f"card {uuid} is {card.state}"
-            held = self.on_card(uuid)
+            held = [h for h in self.on_card(uuid) if h.attempt_id != order.attempt_id]
             milli = order.gpu_milli + sum(h.gpu_milli for h in held)
             mib = order.gpu_memory_mib + sum(h.gpu_memory_mib for h in held)
             if held and (order.whole or any(h.whole for h in held)):
                 return f"card {uuid} is held by {', '.join(h.attempt_id for h in held)}"
-            if milli > WHOLE_CARD_MILLI:
-                return f"card {uuid} would carry {milli} of {WHOLE_CARD_MILLI} milli"
+            if milli > max(WHOLE_CARD_MILLI, order.capacity_milli):
+                return f"card {uuid} would carry {milli} of {order.capacity_milli} milli"
             if mib > card.usable_mib and not order.whole:
                 return f"card {uuid} would carry {mib} of {card.usable_mib} MiB"
         if len(order.gpu_uuids) > 1 and not order.whole:
@@ -427,6 +522,21 @@ def _holding(order: StartOrder) -> Holding:
         cpu_milli=order.cpu_milli,
         grace_ms=order.grace_ms,
         ends_with_lease=order.on_disconnect is OnDisconnect.STOP_AND_REQUEUE,
+        capacity_milli=max(WHOLE_CARD_MILLI, order.capacity_milli),
+    )
+
+
+def _resumed(holding: Holding, order: ResumeOrder) -> Holding:
+    launched_on = holding.launch_uuids or holding.gpu_uuids
+    return msgspec.structs.replace(
+        holding,
+        gpu_uuids=order.gpu_uuids,
+        launch_uuids=() if order.gpu_uuids == launched_on else launched_on,
+        suspended=False,
+        whole=order.whole,
+        gpu_milli=order.gpu_milli,
+        gpu_memory_mib=order.gpu_memory_mib,
+        capacity_milli=max(WHOLE_CARD_MILLI, order.capacity_milli),
     )
 
 

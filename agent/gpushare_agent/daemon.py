@@ -146,7 +146,7 @@ class Daemon:
         )
         self._session = SessionLoop(
             agent, credentials.node, self._config.server or credentials.address, credentials.ca_pem, credentials.token,
-            self._log,
+            self._log, self._config.advertise_address,
         )  # fmt: skip
         await self._run_parts(agent, monitor, launching, fence)
 

@@ -1,8 +1,8 @@
 """The environment of a job: what its submitter asked for, and over it what only the agent may say.
 
 Pure: imports the names' rules and the agent core's nouns. Invariant: whatever the order carries, the variables by
-which a job is fenced and told who it is are the agent's own and are set last; hints to frameworks yield to the job's
-own choice, because they fence nothing.
+which a job is fenced and told who it is are the agent's own and are set last; hints to frameworks, and what tells a
+task its rank in its gang, yield to the job's own choice, because they fence nothing.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ def job_environment(
     env.update((name, value) for name, value in order.env.items() if not _is_ours(name))
     env.update(HOME=user.home, USER=user.name, LOGNAME=user.name, SHELL=user.shell)
     env.update(_identity(order, node))
+    for name, value in _ranks(order).items():
+        env.setdefault(name, value)
     env["CUDA_VISIBLE_DEVICES"] = ",".join(order.gpu_uuids)
     if sim_dir is not None:
         env["GPUSHARE_SIM_DIR"] = str(sim_dir)
@@ -68,6 +70,25 @@ def _identity(order: StartOrder, node: str) -> dict[str, str]:
     if order.array_index is not None:
         env["GPUSHARE_ARRAY_INDEX"] = str(order.array_index)
     return env
+
+
+def _ranks(order: StartOrder) -> dict[str, str]:
+    """What programs that `torchrun` starts expect, for a task of a gang: each task is one such program. Its cards are
+    those that CUDA shows it, from 0, whatever its LOCAL_RANK is."""
+    gang = order.gang
+    if gang is None:
+        return {}
+    return {
+        "MASTER_ADDR": gang.master_addr,
+        "MASTER_PORT": str(gang.master_port),
+        "RANK": str(gang.rank),
+        "WORLD_SIZE": str(gang.world_size),
+        "LOCAL_RANK": str(gang.local_rank),
+        "LOCAL_WORLD_SIZE": str(gang.local_world_size),
+        "NODE_RANK": str(gang.node_rank),
+        "GROUP_RANK": str(gang.node_rank),
+        "GROUP_WORLD_SIZE": str(gang.nodes),
+    }
 
 
 def _hints(order: StartOrder, card_total_mib: int) -> dict[str, str]:

@@ -308,6 +308,17 @@ class Executor:
             if entry.link is not None and not await self._work.in_thread(cgroupfs.populated, groups.task_dir):
                 entry.link.kill()
 
+    # -- suspension
+
+    def suspend(self, attempt_id: str, wanted: bool) -> None:
+        """Stop all processes of the attempt until it is no longer wanted; told as SUSPENDED, and as RUNNING again. It
+        is the shim's to do, and lasts across any restart of ours. One that is over or unknown is left as it is.
+        """
+        entry = self._table.entries.get(attempt_id)
+        if entry is not None and not entry.status.final:
+            entry.suspend = wanted
+            self._table.send_suspend(entry)
+
     # -- restart
 
     async def recover(self) -> list[AttemptStatus]:

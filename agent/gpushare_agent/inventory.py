@@ -102,6 +102,7 @@ def inventory_of(
             usable_mib=usable_mib[info.uuid],
             tiers=tuple(_offer(offer) for offer in offers.get(info.uuid, ())),
             simulated=info.simulated,
+            domain=info.domain,
         )
         for info in infos
     )
@@ -140,4 +141,5 @@ def _offer(offer: sharing.TierOffer) -> TierOffer:
         tier=str(offer.tier),
         enforcement=_STRENGTH[offer.enforcement],
         absent_because="" if offer.available else (offer.detail or "not offered here"),
+        can_suspend=offer.available and offer.can_suspend,
     )

@@ -14,7 +14,7 @@ import msgspec
 from gpushare.reasons import Reason
 
 OnDisconnect = Literal["keep", "stop_and_requeue"]
-AttemptState = Literal["LAUNCHING", "RUNNING", "STOPPING", "SUCCEEDED", "FAILED", "STOPPED"]
+AttemptState = Literal["LAUNCHING", "RUNNING", "SUSPENDED", "STOPPING", "SUCCEEDED", "FAILED", "STOPPED"]
 Containment = Literal["cgroup-v2", "hybrid", "weak"]
 
 FINAL_STATES = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})

@@ -108,6 +108,11 @@ def members(scope: Scope, scan: Scan | None = None) -> set[int]:
     return found
 
 
+def all_stopped(pids: set[int]) -> bool:
+    """True if each of them is stopped by a signal, or dead."""
+    return all((proc := stat_of(pid)) is None or proc.state in "TtZX" for pid in pids)
+
+
 def signal_all(find: Callable[[], set[int]], number: int) -> int:
     """Send a signal to each process that `find` names twice, before and after its pidfd was taken, so that a
     recycled pid is never hit. Returns how many got it.

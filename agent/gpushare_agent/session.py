@@ -19,16 +19,17 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
-from gpushare.core.model import GpuCondition, GpuInventory, OnDisconnect
+from gpushare.core.model import WHOLE_CARD_MILLI, GpuCondition, GpuInventory, OnDisconnect
 from gpushare.errors import GpushareError, UnavailableError, from_rpc_error
 from gpushare.reasons import Reason
 from gpushare.rpc import aio_channel
 from gpushare.v1 import agent_pb2, agent_pb2_grpc, job_pb2, node_pb2
-from gpushare_agent.core import Refused, Report, StartOrder
+from gpushare_agent.core import Gang, Refused, Report, ResumeOrder, StartOrder
 from gpushare_agent.facts import HelloFacts, SyncFacts
 from gpushare_agent.gpus.port import GpuSample
 from gpushare_agent.logs import LogOrder, LogPiece, LogReads, Window
 from gpushare_agent.outbox import Outbox
+from gpushare_agent.ownaddress import own_address_towards
 from gpushare_agent.sharing.watchdog import JobUse
 
 HANDSHAKE_TIMEOUT_S = 10.0
@@ -77,6 +78,10 @@ class Node(Protocol):
     def start(self, order: StartOrder) -> None: ...
 
     def stop(self, attempt_id: str, term: int, reason: str, grace_ms: int, detail: str) -> None: ...
+
+    def suspend(self, attempt_id: str, term: int) -> None: ...
+
+    def resume(self, order: ResumeOrder) -> None: ...
 
     def seal(self, attempt_id: str, term: int) -> None: ...
 
@@ -132,10 +137,14 @@ class Backoff:
 
 
 class SessionLoop:
-    """Keeps one session with the scheduler alive until cancelled."""
+    """Keeps one session with the scheduler alive until cancelled. `advertise` is where other nodes reach this one; ""
+    takes the address of this host from which the scheduler is reached."""
 
-    def __init__(self, node: Node, node_name: str, address: str, ca_pem: str, token: str, log: Any) -> None:
+    def __init__(
+        self, node: Node, node_name: str, address: str, ca_pem: str, token: str, log: Any, advertise: str = ""
+    ) -> None:
         self._node = node
+        self._advertise = advertise
         self._node_name = node_name
         self._address = address
         self._ca_pem = ca_pem
@@ -224,6 +233,7 @@ class SessionLoop:
     async def _shake_hands(self, call: Any) -> float:
         """Hello, HelloAck, Sync. Returns the lease's ttl in seconds."""
         facts = self._node.hello()
+        own_address = self._advertise or await own_address_towards(self._address)
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
             await call.write(agent_pb2.AgentMessage(hello=_hello(facts, self._node_name)))
             first = await call.read()
@@ -246,7 +256,7 @@ class SessionLoop:
         sync = self._node.sync()
         self._containment = sync.containment
         self._node.outbox.clear()
-        await _write(call, agent_pb2.AgentMessage(sync=_sync(sync)))
+        await _write(call, agent_pb2.AgentMessage(sync=_sync(sync, own_address)))
         self._log.info(
             "in session with the scheduler", address=self._address, term=ack.term, attempts=len(sync.reports)
         )
@@ -320,6 +330,10 @@ class SessionLoop:
             case "stop_attempt":
                 stop = message.stop_attempt
                 self._node.stop(stop.attempt_id, stop.term, stop.reason, stop.grace_ms, stop.detail)
+            case "suspend_attempt":
+                self._node.suspend(message.suspend_attempt.attempt_id, message.suspend_attempt.term)
+            case "resume_attempt":
+                self._node.resume(_resume_order(message.resume_attempt))
             case "seal_attempt":
                 self._node.seal(message.seal_attempt.attempt_id, message.seal_attempt.term)
             case "forget_attempt":
@@ -425,7 +439,7 @@ def _hello(facts: HelloFacts, node: str) -> agent_pb2.Hello:
     return hello
 
 
-def _sync(facts: SyncFacts) -> agent_pb2.Sync:
+def _sync(facts: SyncFacts, own_address: str) -> agent_pb2.Sync:
     return agent_pb2.Sync(
         cpu_milli=facts.cpu_milli,
         memory_mib=facts.memory_mib,
@@ -435,6 +449,7 @@ def _sync(facts: SyncFacts) -> agent_pb2.Sync:
         gpus=[_gpu(each) for each in facts.gpus],
         conditions=[_condition(each) for each in facts.conditions],
         attempts=[_report(each, facts.containment) for each in facts.reports],
+        address=own_address,
     )
 
 
@@ -451,9 +466,13 @@ def _gpu(card: GpuInventory) -> agent_pb2.GpuInventory:
         total_mib=card.total_mib,
         usable_mib=card.usable_mib,
         simulated=card.simulated,
+        domain=card.domain,
         tiers=[
             node_pb2.TierOffer(
-                tier=offer.tier, enforcement=_ENFORCEMENT[offer.enforcement.name], absent_because=offer.absent_because
+                tier=offer.tier,
+                enforcement=_ENFORCEMENT[offer.enforcement.name],
+                absent_because=offer.absent_because,
+                can_suspend=offer.can_suspend,
             )
             for offer in card.tiers
         ],
@@ -532,6 +551,33 @@ def _start_order(message: agent_pb2.StartAttempt) -> StartOrder:
         grace_ms=message.grace_ms,
         on_disconnect=_ON_DISCONNECT.get(message.on_disconnect, OnDisconnect.KEEP),
         tier=message.tier,
+        capacity_milli=message.capacity_milli or WHOLE_CARD_MILLI,
+        gang=_gang(message.gang) if message.HasField("gang") else None,
+    )
+
+
+def _gang(message: agent_pb2.Gang) -> Gang:
+    return Gang(
+        master_addr=message.master_addr,
+        master_port=message.master_port,
+        rank=message.rank,
+        world_size=message.world_size,
+        local_rank=message.local_rank,
+        local_world_size=message.local_world_size,
+        node_rank=message.node_rank,
+        nodes=message.nodes,
+    )
+
+
+def _resume_order(message: agent_pb2.ResumeAttempt) -> ResumeOrder:
+    return ResumeOrder(
+        attempt_id=message.attempt_id,
+        term=message.term,
+        gpu_uuids=tuple(message.gpu_uuids),
+        whole=message.whole,
+        gpu_milli=message.gpu_milli,
+        gpu_memory_mib=message.gpu_memory_mib,
+        capacity_milli=message.capacity_milli or WHOLE_CARD_MILLI,
     )
 
 

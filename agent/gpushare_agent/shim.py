@@ -3,8 +3,9 @@
 Runs in a fork of the launcher; imports nothing after its start, so an upgrade of the files under it is
 harmless. It alone decides how an attempt ended: it holds the run-time limit, the grace timer, the end of the
 lease and the streams, kills what is left when the main process is over, waits for the proof that all of it
-is gone, makes the exit record durable, and exits. Agents come and go on its socket; every message to them is
-the whole status. Deadlines are nanoseconds of CLOCK_BOOTTIME.
+is gone, makes the exit record durable, and exits. It suspends the task and lets it go on, when an agent says so; its
+limits go on meanwhile, and a suspended task that is to end is let go first, so that it hears its SIGTERM. Agents come
+and go on its socket; every message to them is the whole status. Deadlines are nanoseconds of CLOCK_BOOTTIME.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ STUCK_AFTER_NS = 60_000 * MS
 KILL_RETRY_FIRST_MS = 1
 KILL_RETRY_LAST_MS = 1000
 RECORD_RETRY_MS = 1000
+SUSPEND_RETRY_FIRST_MS = 2
+SUSPEND_RETRY_LAST_MS = 1000
 MAX_PEERS = 4
 MAX_MESSAGE_BYTES = 64 * 1024
 LEASE_BYTES = 8
@@ -146,6 +149,9 @@ class Shim:
         self._next_kill = 0
         self._kill_retry_ms = KILL_RETRY_FIRST_MS
         self._gone = False
+        self._suspend_wanted = False
+        self._next_suspend = 0
+        self._suspend_retry_ms = SUSPEND_RETRY_FIRST_MS
         self._next_record = 0
         self._recorded = False
         self._poll = select.poll()
@@ -175,6 +181,7 @@ class Shim:
         elif self._end.over or self._killed_at is not None:
             self._clear(now)
         else:
+            self._suspend_step(now)
             self._check_limits(now)
 
     def _wait_ms(self) -> int:
@@ -186,7 +193,8 @@ class Shim:
         elif self._end.over or self._killed_at is not None:
             waits.append(max(0, -(-(self._next_kill - now) // MS)))
         else:
-            deadlines = (self._run_deadline, self._grace_deadline, self._lease_deadline())
+            suspend_at = self._next_suspend if self._suspend_pending else None
+            deadlines = (self._run_deadline, self._grace_deadline, self._lease_deadline(), suspend_at)
             waits += [max(0, -(-(deadline - now) // MS)) for deadline in deadlines if deadline is not None]
             if self.spec["on_disconnect"] == "stop_and_requeue":
                 waits.append(LEASE_CHECK_MS)
@@ -337,6 +345,7 @@ class Shim:
             stop: tinyjson.Flat = {key: str(order[key]) for key in ("reason", "final_state", "detail")}
             self._note(records.STOP, stop)
             self._end.stop(stop)
+            self._suspend(False)
             self._grace_deadline = deadline
             if grace_ms > 0 and self._error_pipe < 0:
                 self._terminate()
@@ -345,6 +354,31 @@ class Shim:
             self._grace_deadline = min(self._grace_deadline, deadline)
         if now >= (self._grace_deadline or deadline):
             self._kill(now)
+
+    @property
+    def _suspend_pending(self) -> bool:
+        return self._suspend_wanted and not self._end.suspended and self._end.running
+
+    def _suspend_step(self, now: int) -> None:
+        """Processes stop when the kernel next looks at them, so it may take several steps."""
+        if not self._suspend_pending or now < self._next_suspend or self._task is None:
+            return
+        if self._task.suspend_step():
+            self._end.suspended = True
+            self._publish()
+            return
+        self._next_suspend = now + self._suspend_retry_ms * MS
+        self._suspend_retry_ms = min(self._suspend_retry_ms * 2, SUSPEND_RETRY_LAST_MS)
+
+    def _suspend(self, wanted: bool) -> None:
+        if wanted == self._suspend_wanted:
+            return
+        self._suspend_wanted = wanted
+        self._next_suspend, self._suspend_retry_ms = 0, SUSPEND_RETRY_FIRST_MS
+        if not wanted and self._task is not None:
+            self._task.resume()
+            self._end.suspended = False
+            self._publish()
 
     def _note(self, name: str, said: tinyjson.Flat) -> None:
         """Leave a word for whoever has to judge the attempt should this process be killed. A disk that does not
@@ -436,7 +470,10 @@ class Shim:
             return
         try:
             order = tinyjson.loads(data)
-            self._stop(order, max(0, int(order["grace_ms"])))
+            if order["op"] == "stop":
+                self._stop(order, max(0, int(order["grace_ms"])))
+            elif not self._end.stopping:
+                self._suspend(order["op"] == "suspend")
         except (ValueError, KeyError, TypeError):
             self._drop_peer(fd)
 
@@ -447,7 +484,8 @@ class Shim:
 
     def _message(self) -> bytes:
         status = self._end.final() if self._recorded else self._end.current()
-        return tinyjson.dumps({"event": "status", "task_pid": self._task_pid, **self.identity, **status})
+        facts: tinyjson.Flat = {"event": "status", "task_pid": self._task_pid, "suspends": True}
+        return tinyjson.dumps({**facts, **self.identity, **status})
 
     def _publish(self) -> None:
         message = self._message()

@@ -2,7 +2,7 @@
 
 Imports the small modules that shim and agent share. Two kinds: by control group (exact), and by scanning
 /proc where no groups can be made (weak). `end_step` is called again and again; only its True is a proof of
-death.
+death. So is `suspend_step`, whose True is a proof that nothing of it runs until `resume`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,21 @@ class GroupedTask:
         procscan.signal_all(self.pids, signals.SIGTERM)
         procscan.signal_all(self.pids, signals.SIGCONT)
 
+    def suspend_step(self) -> bool:
+        """Stop them; True once the kernel says that all have stopped."""
+        try:
+            cgroupfs.freeze(self.directory, True)
+        except OSError:
+            return False  # the group is gone, and the end of it is being noticed
+        return cgroupfs.frozen(self.directory)
+
+    def resume(self) -> None:
+        """Undo `suspend_step`."""
+        try:
+            cgroupfs.freeze(self.directory, False)
+        except OSError:
+            return
+
     def end_step(self) -> bool:
         """Kill what is left; True once the kernel says that nothing is."""
         if not cgroupfs.populated(self.directory):
@@ -53,6 +68,17 @@ class ScannedTask:
     def terminate(self) -> None:
         """SIGTERM to each, and SIGCONT so that a stopped one hears it."""
         procscan.signal_all(self.pids, signals.SIGTERM)
+        procscan.signal_all(self.pids, signals.SIGCONT)
+
+    def suspend_step(self) -> bool:
+        """SIGSTOP to each; True once one scan finds them all stopped. What has stopped forks no more."""
+        if procscan.all_stopped(self.pids()):
+            return True
+        procscan.signal_all(self.pids, signals.SIGSTOP)
+        return procscan.all_stopped(self.pids())
+
+    def resume(self) -> None:
+        """SIGCONT to each."""
         procscan.signal_all(self.pids, signals.SIGCONT)
 
     def end_step(self) -> bool:

@@ -15,7 +15,7 @@ from gpushare.cli.session import with_client
 
 if TYPE_CHECKING:
     from gpushare.client.aio import AsyncClient
-    from gpushare.client.messages import Job, JobExplanation, TaskAttempt
+    from gpushare.client.messages import Counterfactual, Dependency, Job, JobExplanation, TaskAttempt
 
 _STATES = ("QUEUED", "STARTING", "RUNNING", "SUSPENDED", "CANCELLING", "SUCCEEDED", "FAILED", "CANCELLED")
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
@@ -202,6 +202,7 @@ def _exit_text(job: Job) -> str:
 def _print_job(job: Job, own_tenant: str, *, wide: bool) -> None:
     from gpushare.cli import output as o
     from gpushare.cli.table import print_fields, print_table
+    from gpushare.client.messages import Qos
 
     cancelled_by = f"{job.cancelled_by.user} ({job.cancelled_by.role})" if job.HasField("cancelled_by") else ""
     print_fields(
@@ -217,6 +218,9 @@ def _print_job(job: Job, own_tenant: str, *, wide: bool) -> None:
             ("signal", job.signal if job.HasField("signal") else ""),
             ("cancelled by", cancelled_by),
             ("request", f"{max(job.spec.tasks, 1)} x {o.request_sentence(job.spec.resources)}"),
+            ("starts with", f"{job.spec.min_tasks} tasks at least" if job.spec.min_tasks else ""),
+            ("after", " ".join(_after_text(each) for each in job.spec.after)),
+            ("qos", o.word(Qos, job.spec.qos).lower()),
             ("model", job.spec.resources.gpu_model),
             ("node labels", _pairs_text(job.spec.resources.node_labels)),
             ("command", _command_text(job)),
@@ -226,6 +230,9 @@ def _print_job(job: Job, own_tenant: str, *, wide: bool) -> None:
             ("started", o.time_text(job, "start_time")),
             ("ended", o.time_text(job, "end_time")),
             ("ran", o.elapsed_text(job, "start_time", "end_time")),
+            ("expected start", o.time_text(job, "expected_start_time")),
+            ("ends by", o.time_text(job, "expected_end_time")),
+            ("made way", _preemption_text(job)),
             ("retries", f"{job.retries} own, {job.infra_retries} free" if job.retries or job.infra_retries else ""),
             ("card-seconds", o.charge_seconds(job.charge_milli_seconds)),
             *(_wide_fields(job) if wide else []),
@@ -236,17 +243,44 @@ def _print_job(job: Job, own_tenant: str, *, wide: bool) -> None:
         print_table(_TASK_COLUMNS, [row for task in job.tasks for row in _task_rows(task)])
 
 
+def _preemption_text(job: Job) -> str:
+    from gpushare.cli.output import short_name
+
+    if not job.preemptions:
+        return ""
+    times = "once" if job.preemptions == 1 else f"{job.preemptions} times"
+    return f"{times}, last for {short_name(job.preempted_for)}" if job.preempted_for else times
+
+
+def _after_text(after: Dependency) -> str:
+    """ "afterok:vision/42"."""
+    from gpushare.cli.output import short_name, word
+    from gpushare.client.messages import DependencyKind
+
+    return f"{word(DependencyKind, after.kind).lower()}:{short_name(after.job)}"
+
+
 def _pairs_text(pairs: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in sorted(pairs.items()))
 
 
 def _wide_fields(job: Job) -> list[tuple[str, object]]:
+    from gpushare.cli.output import word
+    from gpushare.client.messages import OnTaskFailure, Preemption, Topology
+    from gpushare.quantity import format_duration_ms
+
     spec = job.spec
     priority: Any = spec.priority if spec.HasField("priority") else ""
     environment = sorted({*spec.env, *spec.captured_env})
+    start_within = format_duration_ms(spec.start_within.ToMilliseconds()) if spec.HasField("start_within") else ""
     return [
         ("resource name", job.name),
         ("priority", priority),
+        ("when preempted", word(Preemption, spec.preemption).lower()),
+        ("when a task fails", word(OnTaskFailure, spec.on_task_failure).lower() if spec.tasks > 1 else ""),
+        ("topology", word(Topology, spec.topology).lower() if spec.tasks > 1 else ""),
+        ("at once", spec.array_max_running or ""),
+        ("start within", start_within),
         ("variables", " ".join(environment)),
         ("containment", " ".join(sorted({task.containment for task in job.tasks if task.containment}))),
     ]
@@ -299,12 +333,19 @@ def _print_explanation(explanation: JobExplanation, *, wide: bool) -> None:
             ("state", o.job_state(explanation)),
             ("waits", o.reason_sentence(wait.reason, wait.detail) if wait.reason else "it does not wait"),
             ("held by", explanation.stage),
+            ("goes after", _ahead_text(explanation)),
+            ("room kept for", o.short_name(explanation.claimant)),
+            ("making way", _victims_text(explanation)),
             ("waits for jobs", " ".join(o.short_name(name) for name in explanation.blocking_jobs)),
+            ("expected start", o.time_text(explanation, "expected_start_time")),
             ("earliest start", o.time_text(explanation, "earliest_start_time")),
             ("to start it now", explanation.suggestion),
             ("what to do", o.what_to_do(wait.reason)),
         ]
     )
+    if explanation.counterfactuals:
+        print()
+        print_table(("IT WOULD START", "WITH", "THAT IS"), [_change_row(each) for each in explanation.counterfactuals])
     if explanation.filters:
         print()
         columns = ("CARDS", "REFUSED BY", "BECAUSE", "NODES")
@@ -314,3 +355,30 @@ def _print_explanation(explanation: JobExplanation, *, wide: bool) -> None:
             more = "" if wide or len(nodes) <= 3 else f" and {len(nodes) - 3} more"
             rows.append((each.gpus, each.reason, each.detail, ",".join(nodes if wide else nodes[:3]) + more))
         print_table(columns, rows)
+
+
+def _change_row(each: Counterfactual) -> tuple[object, ...]:
+    from gpushare.cli.output import now_ms, time_text
+
+    now = each.start_time.ToMilliseconds() <= now_ms()
+    return ("now" if now else time_text(each, "start_time"), each.flag, each.change)
+
+
+def _ahead_text(explanation: JobExplanation) -> str:
+    from gpushare.cli.output import short_name
+
+    if not explanation.ahead_count:
+        return ""
+    named = [short_name(name) for name in explanation.ahead_jobs]
+    more = explanation.ahead_count - len(named)
+    return " ".join(named) + (f" and {more} more" if named and more else f"{more} jobs" if more else "")
+
+
+def _victims_text(explanation: JobExplanation) -> str:
+    """Jobs that make way for it; they may all be others' that the reader may not see."""
+    from gpushare.cli.output import short_name, time_text
+
+    if not explanation.HasField("hold_time"):
+        return ""
+    victims = " ".join(short_name(name) for name in explanation.victims) or "jobs of other tenants"
+    return f"{victims} since {time_text(explanation, 'hold_time')}"

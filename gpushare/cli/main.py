@@ -41,11 +41,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "cancel": ("gpushare.cli.jobs", "cancel", "Stop jobs."),
     "nodes": ("gpushare.cli.nodes", "nodes", "List nodes."),
     "gpus": ("gpushare.cli.nodes", "gpus", "List cards and what each can fence."),
-    "node": ("gpushare.cli.nodes", "node", "Cordon, drain or enrol a node (admin)."),
+    "node": ("gpushare.cli.nodes", "node", "Cordon, drain, set or enrol a node (admin)."),
+    "reservation": ("gpushare.cli.reservations", "reservation", "Promise capacity in a window of time (admin)."),
     "tenant": ("gpushare.cli.tenants", "tenant", "Create, show, change and delete tenants (admin)."),
+    "quota": ("gpushare.cli.quota", "quota", "Try other quotas before they are set (admin)."),
     "token": ("gpushare.cli.tokens", "token", "Create, list and revoke tokens (admin)."),
     "usage": ("gpushare.cli.usage", "usage", "Who used how much."),
     "audit": ("gpushare.cli.usage", "audit", "Who did what (admin)."),
+    "simulate": ("gpushare.cli.simulate", "simulate", "The scheduler's own code on a trace, without a cluster."),
     "completion": ("gpushare.cli.completion", "completion", "Shell completion for bash, zsh or fish."),
 }
 

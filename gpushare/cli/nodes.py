@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from gpushare.client.messages import Gpu, Node
 
 _NODE_COLUMNS = ("NODE", "STATE", "READY", "CARDS", "IN USE", "CPUS", "MEMORY", "CONTAINMENT", "REASON")
-_NODE_WIDE_COLUMNS = (*_NODE_COLUMNS, "DRIVER", "AGENT", "SEEN", "LABELS", "DETAIL")
+_NODE_WIDE_COLUMNS = (
+    *_NODE_COLUMNS, "DRIVER", "AGENT", "SEEN", "IDLE SINCE", "POWER", "OVERCOMMIT", "LABELS", "DETAIL",
+)  # fmt: skip
 _GPU_COLUMNS = ("NODE", "#", "GPU", "MODEL", "STATE", "MILLI", "MIB", "TIERS", "JOBS", "REASON")
 _GPU_WIDE_COLUMNS = (
     *_GPU_COLUMNS, "USED", "SM", "POWER", "TEMP", "STRANGERS", "NOT OFFERED", "SIMULATED", "DETAIL",
@@ -60,7 +62,7 @@ async def gpus(client: AsyncClient, output: str) -> None:
 
 @click.group()
 def node() -> None:
-    """Cordon, drain or enrol a node (admin)."""
+    """Cordon, drain, set or enrol a node (admin)."""
 
 
 @node.command()
@@ -84,12 +86,48 @@ async def uncordon(client: AsyncClient, name: str, output: str) -> None:
 
 @node.command()
 @click.option("--detail", default="", metavar="TEXT", help="Why; shown with the node.")
+@click.option("--wait", is_flag=True, help="Until its last task has ended.")
+@click.option("--timeout", metavar="TIME", help="With --wait: no longer than this; the drain stays in force.")
 @output_option
 @click.argument("name", metavar="NODE")
 @with_client
-async def drain(client: AsyncClient, name: str, detail: str, output: str) -> None:
+async def drain(
+    client: AsyncClient, name: str, detail: str, wait: bool, timeout: str | None, output: str
+) -> int | None:
     """Cordon it; it is drained when its last task has ended."""
-    _print_node(await client.drain_node(_resource(name), detail=detail), output)
+    from gpushare.cli.draining import wait_drained
+    from gpushare.quantity import parse_duration_ms
+
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout is for --wait")
+    limit_s = None if timeout is None else parse_duration_ms(timeout, "timeout") / 1000
+    drained = await client.drain_node(_resource(name), detail=detail)
+    if wait and not drained.drained:
+        ended = await wait_drained(client, drained, limit_s)
+        if isinstance(ended, int):
+            return ended
+        drained = ended
+    _print_node(drained, output)
+    return None
+
+
+@node.command("set")
+@click.option(
+    "--compute-overcommit",
+    metavar="FACTOR",
+    required=True,
+    help="Shares on each card may add up to so much of it: 1 to 10, e.g. 1.5. Memory is never overcommitted.",
+)
+@output_option
+@click.argument("name", metavar="NODE")
+@with_client
+async def set_(client: AsyncClient, name: str, compute_overcommit: str, output: str) -> None:
+    """Change what an admin sets of a node."""
+    from gpushare.quantity import parse_thousandths
+
+    accepted = 'a factor from 1 to 10 in steps of 0.001 ("1.5")'
+    milli = parse_thousandths(compute_overcommit, "compute_overcommit", accepted, minimum=1000, maximum=10_000)
+    _print_node(await client.update_node(_resource(name), compute_overcommit_milli=milli), output)
 
 
 @node.command("declare-dead")
@@ -138,7 +176,7 @@ def _node_row(node: Node) -> tuple[object, ...]:
     from gpushare.cli import output as o
     from gpushare.client.messages import NodeState
 
-    state = o.word(NodeState, node.state)
+    state = _asleep(node) or o.word(NodeState, node.state)
     if node.drained:
         state += ",drained"
     elif node.cordoned:
@@ -157,6 +195,17 @@ def _node_row(node: Node) -> tuple[object, ...]:
     )
 
 
+def _asleep(node: Node) -> str:
+    """A node that was sent to sleep is out of reach and nothing is wrong; "" for one that is to be awake."""
+    from gpushare.client.messages import Power
+
+    if node.power == Power.POWER_WAKING:
+        return "WAKING"
+    if node.power != Power.POWER_DOWN:
+        return ""
+    return "GOING_DOWN" if node.ready else "ASLEEP"
+
+
 def _clock_sentence(skew_ms: int) -> str:
     from gpushare.cli.output import short_duration
 
@@ -166,10 +215,19 @@ def _clock_sentence(skew_ms: int) -> str:
 
 
 def _node_wide_cells(node: Node) -> tuple[object, ...]:
-    from gpushare.cli.output import time_text
+    from gpushare.cli import output as o
+    from gpushare.client.messages import Power
 
-    labels = " ".join(f"{key}={value}" for key, value in sorted(node.labels.items()))
-    return (node.driver_version, node.agent_version, time_text(node, "last_seen_time"), labels, node.detail)
+    return (
+        node.driver_version,
+        node.agent_version,
+        o.time_text(node, "last_seen_time"),
+        o.time_text(node, "idle_since_time"),
+        o.word(Power, node.power).lower(),
+        o.milli_text(node.compute_overcommit_milli),
+        " ".join(f"{key}={value}" for key, value in sorted(node.labels.items())),
+        node.detail,
+    )
 
 
 def _gpu_row(node: Node, gpu: Gpu) -> tuple[object, ...]:
@@ -183,7 +241,7 @@ def _gpu_row(node: Node, gpu: Gpu) -> tuple[object, ...]:
         gpu.uuid,
         gpu.model,
         o.word(GpuState, gpu.state),
-        f"{gpu.allocated_milli}/1000",
+        f"{gpu.allocated_milli}/{gpu.capacity_milli or 1000}",
         f"{gpu.allocated_mib}/{gpu.usable_mib}",
         ",".join(offered),
         len(gpu.attempt_ids),

@@ -96,6 +96,18 @@ async def find(client: AsyncClient, text: str, *, with_task: bool = False) -> Fo
     return await _look_up(client, JobRef(text, name=name, task_index=int(task)))
 
 
+async def resource_of(client: AsyncClient, text: str) -> str:
+    """The resource name of the job, or of the whole array, that `text` means. An id is not looked up: the scheduler
+    says whether it is there."""
+    ref = parse_ref(text)
+    tenant = ref.tenant or client.settings.tenant
+    if ref.id and tenant:
+        return job_name(tenant, ref.id)
+    found = await _look_up(client, ref)
+    first = found.jobs[0]
+    return job_name(first.tenant, found.array_id or first.id)
+
+
 async def find_all(client: AsyncClient, texts: Iterable[str]) -> list[Job]:
     """The jobs of several references in their order, each once."""
     jobs: dict[str, Job] = {}

@@ -31,13 +31,46 @@ _EPILOG = (
 _JOB_OPTIONS = (
     click.option("--gpus", metavar="N", help='"0.25" or "25%" of one card, "2" whole cards, "0" none.'),
     click.option("--gpu-memory", metavar="SIZE", help="Memory of the share, e.g. 12G; alone it sets the share, too."),
-    click.option("--model", default="", metavar="NAME", help="Card model, as `gpushare gpus` prints it."),
+    click.option(
+        "--model",
+        default="",
+        metavar="A,B",
+        help="Card model, or several that will do, as `gpushare gpus` prints them.",
+    ),
     click.option("--tasks", metavar="N", help="A gang: so many tasks, started together or not at all."),
+    click.option("--min-tasks", metavar="N", help="Of them, so many must start together; the others follow."),
+    click.option(
+        "--topology",
+        metavar="any|node|domain",
+        help="How close the tasks must be: anywhere (any), on one node, on cards of one domain of a node.",
+    ),
+    click.option(
+        "--on-task-failure",
+        metavar="stop|continue",
+        help="When one task fails: stop the others (stop), or go on while --min-tasks are left and replace it.",
+    ),
     click.option("--cpus", metavar="N", help="CPUs a task, e.g. 4 or 0.5 (the card's share of the node)."),
     click.option("--host-memory", metavar="SIZE", help="Host memory a task, e.g. 16G (the card's share of the node)."),
     click.option("--time", metavar="TIME", help="Longest run time, e.g. 2h or 1h30m."),
+    click.option("--start-within", metavar="TIME", help="Give up when it has not started so long after its submit."),
     click.option("--priority", metavar="N", help="Higher goes first within the tenant."),
-    click.option("--name", metavar="NAME", help="A name by which the other commands find it."),
+    click.option(
+        "--qos",
+        metavar="burst|guaranteed",
+        help="burst may borrow what is idle (burst); guaranteed stays within the tenant's guarantee and is never "
+        "reclaimed.",
+    ),
+    click.option(
+        "--preemption",
+        metavar="suspend|requeue|cancel",
+        help="When its capacity is reclaimed: park it where that can be done, queue it again (requeue), or end it.",
+    ),
+    click.option("--after", multiple=True, metavar="JOB", help="Start once this job or array has begun; repeatable."),
+    click.option("--after-ok", multiple=True, metavar="JOB", help="Start once it has succeeded; repeatable."),
+    click.option("--after-any", multiple=True, metavar="JOB", help="Start once it has ended; repeatable."),
+    click.option(
+        "--name", metavar="NAME", help="A name by which the other commands find it: a-z, 0-9 and -, at most 63."
+    ),
     tenant_option,
     click.option("--chdir", metavar="DIR", help="Working directory (the current one)."),
     click.option("--env", multiple=True, metavar="K=V", help="Set a variable; may be repeated."),
@@ -49,7 +82,9 @@ _JOB_OPTIONS = (
     ),
     click.option("--label", multiple=True, metavar="K=V", help="A label of the job; may be repeated."),
     click.option("--node-label", multiple=True, metavar="K=V", help="Only nodes with this label; may be repeated."),
-    click.option("--array", metavar="0-99", help="One job per index: ranges and single ones, 1,3,5-7."),
+    click.option(
+        "--array", metavar="0-99[%8]", help="One job per index: ranges and single ones, 1,3,5-7; %8: 8 of them at once."
+    ),
     click.option("--dry-run", is_flag=True, help="Check everything, queue nothing."),
     click.option("--parsable", is_flag=True, help="Print the id alone."),
     click.option("--fence", metavar="soft|server|hard", help="The weakest fence to accept (the best there is)."),
@@ -95,6 +130,7 @@ def submit(tenant: str, dry_run: bool, parsable: bool, **options: Any) -> int | 
     spec = _spec_of(options)
 
     async def work(client: AsyncClient) -> None:
+        await _add_dependencies(client, spec, options)
         answer = await client.create_job(spec, tenant=tenant, validate_only=dry_run)
         _print_notices(answer, options["export"])
         if dry_run:
@@ -126,6 +162,7 @@ def run(tenant: str, dry_run: bool, parsable: bool, pty: bool, **options: Any) -
     spec = _spec_of(options, pty=pty)
 
     async def work(client: AsyncClient) -> int:
+        await _add_dependencies(client, spec, options)
         # From before the job exists, so that no Ctrl-C can fall between its start and its cancelling.
         with Interrupts() as interrupts:
             creating = client.create_job(spec, tenant=tenant, validate_only=dry_run)
@@ -195,8 +232,25 @@ def _spec_of(options: dict[str, Any], *, pty: bool = False) -> JobSpec:
         grace=options["grace"],
         fence=options["fence"],
         on_disconnect=options["on_disconnect"],
+        min_tasks=options["min_tasks"],
+        qos=options["qos"],
+        preemption=options["preemption"],
+        on_task_failure=options["on_task_failure"],
+        topology=options["topology"],
+        start_within=options["start_within"],
         pty=pty,
     )
+
+
+async def _add_dependencies(client: AsyncClient, spec: JobSpec, options: dict[str, Any]) -> None:
+    """The jobs to wait for, which a person may call by their names."""
+    from gpushare.cli.refs import resource_of
+    from gpushare.client.messages import Dependency
+    from gpushare.client.spec import AFTER
+
+    for option, kind in (("after", "after"), ("after_any", "afterany"), ("after_ok", "afterok")):
+        for text in options[option]:
+            spec.after.append(Dependency(job=await resource_of(client, text), kind=AFTER[kind]))
 
 
 def _reference(client: AsyncClient, answer: CreateJobResponse) -> str:

@@ -15,17 +15,37 @@ from gpushare.cli.session import with_client
 
 if TYPE_CHECKING:
     from gpushare.client.aio import AsyncClient
-    from gpushare.client.messages import Tenant, TenantSettings
+    from gpushare.client.messages import ModelQuota, Tenant
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _COLUMNS = ("TENANT", "LIMIT", "IN USE", "RUNNING", "QUEUED", "MAX QUEUED", "MAX PRIORITY", "DEFAULT REQUEST")
-_WIDE_COLUMNS = (*_COLUMNS, "DISPLAY NAME", "CREATED")
+_WIDE_COLUMNS = (
+    "TENANT", "USED", "GUARANTEED", "LIMIT", "BORROWED", "WEIGHT", "AVERAGE", "MODELS", "RUNNING", "QUEUED", "CAPS",
+    "MIN RUN", "MAX QUEUED", "MAX PRIORITY", "DEFAULT REQUEST", "DISPLAY NAME", "CREATED",
+)  # fmt: skip
 _NO_LIMIT = "none"
 
 _SETTINGS_OPTIONS = (
+    click.option("--parent", metavar="T|none", help="The tenant that it stands below; none for the top."),
+    click.option("--guaranteed", metavar="CARDS", help="Cards that are always its own, e.g. 4."),
     click.option(
         "--limit", metavar="CARDS|none", help="Cards that may be in use at once, e.g. 2.5; none for no limit."
+    ),
+    click.option("--weight", metavar="N", help="Its part of what is idle, next to its siblings (1)."),
+    click.option(
+        "--model-quota",
+        "model_quotas",
+        multiple=True,
+        metavar="MODEL=G[:LIMIT]",
+        help="Cards of one model: guaranteed, and limit, e.g. H100=2:4; MODEL=none takes it away; may be repeated.",
+    ),
+    click.option("--max-running", metavar="N|none", help="Jobs that may run at once."),
+    click.option("--max-running-per-user", metavar="N|none", help="Jobs of one user that may run at once."),
+    click.option("--cpu-limit", metavar="CPUS|none", help="CPUs that may be in use at once, e.g. 64."),
+    click.option("--memory-limit", metavar="SIZE|none", help="Host memory that may be in use at once, e.g. 512G."),
+    click.option(
+        "--min-run", metavar="TIME|none", help="How long its borrowing jobs run at least; none: as the cluster has it."
     ),
     click.option("--max-queued", metavar="N", help="Jobs that may be queued at once."),
     click.option("--max-priority", metavar="N", help="The highest priority that its users may ask for."),
@@ -43,7 +63,7 @@ def _settings_options(function: _Function) -> _Function:
 
 @click.group()
 def tenant() -> None:
-    """Create, show, change and delete tenants (admin)."""
+    """Create, show, change and delete tenants (admin; a tenant's admin those below the own)."""
 
 
 @tenant.command()
@@ -51,9 +71,11 @@ def tenant() -> None:
 @output_option
 @click.argument("name", metavar="TENANT")
 @with_client
-async def create(client: AsyncClient, /, name: str, output: str, **settings: str | None) -> None:
+async def create(client: AsyncClient, /, name: str, output: str, **settings: Any) -> None:
     """Create a tenant."""
-    _print_tenant(await client.create_tenant(name, _settings_of(settings)), output)
+    from gpushare.cli.tenantsettings import settings_of
+
+    _print_tenant(await client.create_tenant(name, settings_of(settings)), output)
 
 
 @tenant.command("set")
@@ -61,18 +83,20 @@ async def create(client: AsyncClient, /, name: str, output: str, **settings: str
 @output_option
 @click.argument("name", metavar="TENANT")
 @with_client
-async def set_(client: AsyncClient, /, name: str, output: str, **settings: str | None) -> None:
+async def set_(client: AsyncClient, /, name: str, output: str, **settings: Any) -> None:
     """Change the settings that are given, and no other."""
-    if all(value is None for value in settings.values()):
+    from gpushare.cli.tenantsettings import settings_of
+
+    if all(value in (None, ()) for value in settings.values()):
         raise click.UsageError("nothing to change; give at least one setting")
-    _print_tenant(await client.update_tenant(_resource(name), _settings_of(settings)), output)
+    _print_tenant(await client.update_tenant(_resource(name), settings_of(settings)), output)
 
 
 @tenant.command("list")
 @output_option
 @with_client
 async def list_(client: AsyncClient, output: str) -> None:
-    """List tenants."""
+    """List tenants; -o wide shows the tree, each with what is used in it, guaranteed and the limit."""
     from gpushare.cli.output import print_json_list
 
     found = [each async for each in client.list_tenants()]
@@ -104,42 +128,6 @@ def _resource(name: str) -> str:
     return name if name.startswith("tenants/") else f"tenants/{name}"
 
 
-def _settings_of(options: dict[str, str | None]) -> TenantSettings:
-    from gpushare.client.messages import TenantSettings
-    from gpushare.client.spec import request_of
-    from gpushare.quantity import parse_int
-
-    settings = TenantSettings()
-    limit, max_queued, max_priority = options["limit"], options["max_queued"], options["max_priority"]
-    if limit == _NO_LIMIT:
-        settings.no_limit = True
-    elif limit is not None:
-        settings.limit_milli = _limit_milli(limit)
-    if max_queued is not None:
-        settings.max_queued_jobs = parse_int(max_queued, "max_queued")
-    if max_priority is not None:
-        settings.max_priority = parse_int(max_priority, "max_priority", minimum=-(2**63), maximum=2**63 - 1)
-    if options["display_name"] is not None:
-        settings.display_name = options["display_name"]
-    if options["default_gpus"] is not None or options["default_gpu_memory"] is not None:
-        settings.default_request.CopyFrom(request_of(options["default_gpus"], options["default_gpu_memory"]))
-    return settings
-
-
-def _limit_milli(text: str) -> int:
-    """Thousandths of a card. Cards are written as CPUs are ("2.5"), but none is a limit, too."""
-    from gpushare.names import TextError
-    from gpushare.quantity import QuantityError, parse_cpu_milli
-
-    accepted = 'cards in steps of 0.001 ("4", "2.5", "0"), or none'
-    try:
-        if text.endswith("m"):
-            raise TextError("limit", text, "is not a number of cards", accepted)
-        return 0 if text == "0" else parse_cpu_milli(text, "limit")
-    except QuantityError as err:
-        raise TextError("limit", text, err.why, accepted) from err
-
-
 def _print_tenant(found: Tenant, output: str) -> None:
     from gpushare.cli.output import print_json
 
@@ -150,20 +138,95 @@ def _print_tenant(found: Tenant, output: str) -> None:
 
 
 def _print_tenants(found: list[Tenant], *, wide: bool) -> None:
-    from gpushare.cli import output as o
     from gpushare.cli.table import print_table
 
-    rows = []
+    if wide:
+        print_table(_WIDE_COLUMNS, [_wide_row(each, depth) for each, depth in _tree(found)])
+    else:
+        print_table(_COLUMNS, [_row(each) for each in found])
+
+
+def _tree(found: list[Tenant]) -> list[tuple[Tenant, int]]:
+    """Each under its parent, with its depth; one whose parent is not in the list stands at the top."""
+    known = {each.name for each in found}
+    below: dict[str, list[Tenant]] = {}
     for each in found:
-        cells = [
-            o.short_name(each.name),
-            o.milli_text(each.limit_milli) if each.HasField("limit_milli") else _NO_LIMIT,
-            o.milli_text(each.running_charge_milli),
-            each.running_jobs,
-            each.queued_jobs,
-            each.max_queued_jobs,
-            each.max_priority,
-            o.request_sentence(each.default_request),
-        ]
-        rows.append(cells + ([each.display_name, o.time_text(each, "create_time")] if wide else []))
-    print_table(_WIDE_COLUMNS if wide else _COLUMNS, rows)
+        below.setdefault(each.parent if each.parent in known else "", []).append(each)
+    ordered: list[tuple[Tenant, int]] = []
+    waiting = [(each, 0) for each in reversed(below.get("", []))]
+    while waiting:
+        each, depth = waiting.pop()
+        ordered.append((each, depth))
+        waiting += [(child, depth + 1) for child in reversed(below.get(each.name, []))]
+    return ordered
+
+
+def _row(each: Tenant) -> tuple[object, ...]:
+    from gpushare.cli import output as o
+
+    return (
+        o.short_name(each.name),
+        _limit_text(each, "limit_milli"),
+        o.milli_text(each.running_charge_milli),
+        each.running_jobs,
+        each.queued_jobs,
+        each.max_queued_jobs,
+        each.max_priority,
+        o.request_sentence(each.default_request),
+    )
+
+
+def _wide_row(each: Tenant, depth: int) -> tuple[object, ...]:
+    from gpushare.cli import output as o
+    from gpushare.quantity import format_duration_ms
+
+    return (
+        "  " * depth + o.short_name(each.name),
+        o.milli_text(each.used_charge_milli),
+        o.milli_text(each.guaranteed_milli),
+        _limit_text(each, "limit_milli"),
+        o.milli_text(each.borrowed_charge_milli),
+        each.weight,
+        o.milli_text(each.average_charge_milli),
+        _models_text(each),
+        each.running_jobs,
+        each.queued_jobs,
+        _caps_text(each),
+        format_duration_ms(each.min_run.ToMilliseconds()) if each.HasField("min_run") else "",
+        each.max_queued_jobs,
+        each.max_priority,
+        o.request_sentence(each.default_request),
+        each.display_name,
+        o.time_text(each, "create_time"),
+    )
+
+
+def _limit_text(message: Tenant | ModelQuota, field: str) -> str:
+    from gpushare.cli.output import milli_text
+
+    return milli_text(getattr(message, field)) if message.HasField(field) else _NO_LIMIT
+
+
+def _models_text(each: Tenant) -> str:
+    """ "H100 1/2:4": in use, guaranteed and limit of each model that has a quota; in use alone of the others."""
+    from gpushare.cli.output import milli_text
+
+    used = {use.model: milli_text(use.charge_milli) for use in each.model_use}
+    quotas = {q.model: f"/{milli_text(q.guaranteed_milli)}:{_limit_text(q, 'limit_milli')}" for q in each.model_quotas}
+    return ", ".join(f"{model} {used.get(model, '0')}{quotas.get(model, '')}" for model in sorted({*used, *quotas}))
+
+
+def _caps_text(each: Tenant) -> str:
+    from gpushare.cli import output as o
+
+    caps = []
+    if each.HasField("max_running_jobs"):
+        caps.append(f"{each.max_running_jobs} jobs")
+    if each.HasField("max_running_per_user"):
+        caps.append(f"{each.max_running_per_user} jobs a user")
+    if each.HasField("cpu_limit_milli"):
+        caps.append(f"{o.cpus_text(each.allocated_cpu_milli)}/{o.cpus_text(each.cpu_limit_milli)} CPUs")
+    if each.HasField("memory_limit_mib"):
+        limit = o.memory_text(each.memory_limit_mib) or "0"
+        caps.append(f"{o.memory_text(each.allocated_memory_mib) or '0'}/{limit} of memory")
+    return ", ".join(caps)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gpushare.client.aio import AsyncClient
     from gpushare.client.settings import ConnectionSettings
 
-_ROLES = ("admin", "operator", "user", "viewer")
+_ROLES = ("admin", "operator", "tenant-admin", "user", "viewer")
 _COLUMNS = ("TOKEN", "USER", "ROLE", "TENANT", "UNIX USER", "EXPIRES", "REVOKED")
 _WIDE_COLUMNS = (*_COLUMNS, "NODE", "CREATED")
 
@@ -64,7 +64,7 @@ async def _accepted(settings: ConnectionSettings, timeout_s: float) -> Connectio
 
 @click.group()
 def token() -> None:
-    """Create, list and revoke tokens (admin)."""
+    """Create, list and revoke tokens (admin; a tenant's admin for the own tenant and those below)."""
 
 
 @token.command()
@@ -84,7 +84,7 @@ async def create(
 
     answer = await client.create_token(
         user,
-        f"ROLE_{role.upper()}",
+        f"ROLE_{role.upper().replace('-', '_')}",
         tenant=tenant,
         unix_user=unix_user,
         ttl_ms=parse_duration_ms(ttl, "ttl") if ttl is not None else None,
@@ -116,7 +116,7 @@ async def list_(client: AsyncClient, tenant: str, output: str) -> None:
         cells = [
             o.short_name(each.name),
             each.user,
-            o.word(Role, each.role).lower(),
+            o.word(Role, each.role).lower().replace("_", "-"),
             each.tenant,
             each.unix_user,
             o.time_text(each, "expire_time"),

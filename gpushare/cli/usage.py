@@ -49,7 +49,7 @@ async def usage(client: AsyncClient, by: str, tenant: str, output: str) -> None:
 @click.option("--denials", is_flag=True, help="Refused calls in place of events.")
 @click.option("--user", default="", metavar="U", help="By this user.")
 @click.option("--tenant", default="", metavar="T", help="By members of this tenant.")
-@click.option("--kind", default="", metavar="KIND", help="Of this kind alone, e.g. JobsCreated.")
+@click.option("--kind", default="", metavar="KIND", help="Events of this kind alone, e.g. JobsCreated.")
 @click.option("--limit", metavar="N", help=f"At most so many, the newest ({_AUDIT_LIMIT}).")
 @output_option
 @with_client

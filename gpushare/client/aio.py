@@ -9,7 +9,7 @@ again, with jittered waits inside the caller's time limit; everything that fails
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -211,6 +211,15 @@ class AsyncClient:
         request = m.DeclareNodeDeadRequest(name=name, request_id=request_id)
         return await self._call(self._nodes.DeclareNodeDead, request, m.Node)
 
+    async def update_node(
+        self, name: str, *, compute_overcommit_milli: int | None = None, request_id: str = ""
+    ) -> m.Node:
+        """Changes what is given: how many thousandths shares on each of its cards may have together."""
+        request = m.UpdateNodeRequest(
+            name=name, compute_overcommit_milli=compute_overcommit_milli, request_id=request_id
+        )
+        return await self._call(self._nodes.UpdateNode, request, m.Node)
+
     async def create_join_token(
         self, node: str, *, ttl_ms: int | None = None, request_id: str = ""
     ) -> m.CreateJoinTokenResponse:
@@ -219,6 +228,22 @@ class AsyncClient:
         if ttl_ms is not None:
             request.ttl.FromMilliseconds(ttl_ms)
         return await self._call(self._nodes.CreateJoinToken, request, m.CreateJoinTokenResponse)
+
+    # -- reservations
+
+    async def create_reservation(self, request: m.CreateReservationRequest) -> m.CreateReservationResponse:
+        """Capacity for a tenant, or nodes closed for maintenance, in a window of time."""
+        return await self._call(self._reservations.CreateReservation, request, m.CreateReservationResponse)
+
+    def list_reservations(self) -> AsyncGenerator[m.Reservation, None]:
+        request = m.ListReservationsRequest(page_size=PAGE_SIZE)
+        list_ = self._reservations.ListReservations
+        return self._pages(list_, request, m.ListReservationsResponse, "reservations", m.Reservation)
+
+    async def delete_reservation(self, name: str, *, request_id: str = "") -> None:
+        """Ends it now; jobs that run in it run on."""
+        request = m.DeleteReservationRequest(name=name, request_id=request_id)
+        await self._call(self._reservations.DeleteReservation, request, m.DeleteReservationResponse)
 
     # -- tenants and tokens
 
@@ -248,6 +273,13 @@ class AsyncClient:
         """Refused while it has jobs that have not ended."""
         request = m.DeleteTenantRequest(name=name, request_id=request_id)
         await self._call(self._tenants.DeleteTenant, request, m.DeleteTenantResponse)
+
+    async def preview_quota(self, changes: Mapping[str, m.TenantSettings]) -> m.PreviewQuotaResponse:
+        """Who would wait, start or be reclaimed with these settings (by tenant's resource name); changes nothing."""
+        request = m.PreviewQuotaRequest(
+            changes=[m.QuotaChange(name=name, settings=settings) for name, settings in changes.items()]
+        )
+        return await self._call(self._tenants.PreviewQuota, request, m.PreviewQuotaResponse)
 
     async def create_token(
         self,
@@ -352,6 +384,10 @@ class AsyncClient:
     @property
     def _nodes(self) -> Any:
         return self._stub(node_pb2_grpc.NodeServiceStub)
+
+    @property
+    def _reservations(self) -> Any:
+        return self._stub(node_pb2_grpc.ReservationServiceStub)
 
     @property
     def _tenants(self) -> Any:

@@ -10,9 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from gpushare.client.messages import Enforcement, JobSpec, OnDisconnect, Resources
+from gpushare.client.messages import (
+    Dependency,
+    DependencyKind,
+    Enforcement,
+    JobSpec,
+    OnDisconnect,
+    OnTaskFailure,
+    Preemption,
+    Qos,
+    Resources,
+    Topology,
+)
 from gpushare.names import TextError
 from gpushare.quantity import (
+    MAX_INT32,
     parse_array,
     parse_cpu_milli,
     parse_duration_ms,
@@ -35,6 +47,26 @@ FENCES: dict[str, Enforcement] = {
 ON_DISCONNECT: dict[str, OnDisconnect] = {
     "keep": OnDisconnect.ON_DISCONNECT_KEEP,
     "stop-and-requeue": OnDisconnect.ON_DISCONNECT_STOP_AND_REQUEUE,
+}
+QOS: dict[str, Qos] = {"guaranteed": Qos.QOS_GUARANTEED, "burst": Qos.QOS_BURST}
+PREEMPTIONS: dict[str, Preemption] = {
+    "suspend": Preemption.PREEMPTION_SUSPEND,
+    "requeue": Preemption.PREEMPTION_REQUEUE,
+    "cancel": Preemption.PREEMPTION_CANCEL,
+}
+ON_TASK_FAILURE: dict[str, OnTaskFailure] = {
+    "stop": OnTaskFailure.ON_TASK_FAILURE_STOP,
+    "continue": OnTaskFailure.ON_TASK_FAILURE_CONTINUE,
+}
+TOPOLOGIES: dict[str, Topology] = {
+    "any": Topology.TOPOLOGY_ANY,
+    "node": Topology.TOPOLOGY_NODE,
+    "domain": Topology.TOPOLOGY_DOMAIN,
+}
+AFTER: dict[str, DependencyKind] = {
+    "after": DependencyKind.DEPENDENCY_KIND_AFTER,
+    "afterany": DependencyKind.DEPENDENCY_KIND_AFTERANY,
+    "afterok": DependencyKind.DEPENDENCY_KIND_AFTEROK,
 }
 
 
@@ -62,46 +94,61 @@ def job_spec(
     labels: Mapping[str, str] | None = None,
     node_labels: Mapping[str, str] | None = None,
     pty: bool = False,
+    min_tasks: str | int | None = None,
+    qos: str | None = None,
+    preemption: str | None = None,
+    on_task_failure: str | None = None,
+    topology: str | None = None,
+    after: Sequence[tuple[str, str]] = (),
+    start_within: str | None = None,
 ) -> JobSpec:
     """A JobSpec for `AsyncClient.create_job`.
 
     Quantities are the texts of the command line: `gpus` "0.25", "25%" or 2; `gpu_memory` and `host_memory` "12GiB";
-    `cpus` "4" or "500m"; `time` and `grace` "2h"; `array` "0-99". `argv` holds the arguments alone where there is a
-    `script`. Raises `gpushare.names.TextError`, whose `field` is the parameter's name.
+    `cpus` "4" or "500m"; `time`, `grace` and `start_within` "2h"; `array` "0-99", or "0-99%8" for at most 8 at once;
+    `model` one card model or several ("A100,H100"). `after` holds pairs of a kind ("after", "afterany", "afterok") and
+    a job's resource name. `argv` holds the arguments alone where there is a `script`. Raises
+    `gpushare.names.TextError`, whose `field` is the parameter's name.
     """
     spec = JobSpec(
         argv=[_utf8(argument, f"argv[{index}]") for index, argument in enumerate(argv)],
         script=script,
+        name=None if name is None else _utf8(name, "name"),
         working_directory=_utf8(working_directory, "working_directory"),
         env=_checked_pairs(env, "env"),
         captured_env=_checked_pairs(captured_env, "captured_env"),
         resources=_resources(gpus, gpu_memory, model, cpus, host_memory, fence),
         labels=_checked_pairs(labels, "label"),
         pty=pty,
+        tasks=_number(tasks, "tasks", 1),
+        min_tasks=_number(min_tasks, "min_tasks", 1),
+        priority=_number(priority, "priority", -_INT64_MAX, _INT64_MAX),
+        max_retries=_number(max_retries, "max_retries"),
+        on_disconnect=_choice(on_disconnect, "on_disconnect", ON_DISCONNECT),
+        qos=_choice(qos, "qos", QOS),
+        preemption=_choice(preemption, "preemption", PREEMPTIONS),
+        on_task_failure=_choice(on_task_failure, "on_task_failure", ON_TASK_FAILURE),
+        topology=_choice(topology, "topology", TOPOLOGIES),
+        after=[Dependency(job=_utf8(job, "after"), kind=_choice(kind, "after", AFTER)) for kind, job in after],
     )
     spec.resources.node_labels.update(_checked_pairs(node_labels, "node_label"))
-    if name is not None:
-        spec.name = _utf8(name, "name")
-    if tasks is not None:
-        spec.tasks = parse_int(str(tasks), "tasks", minimum=1)
     if array is not None:
-        spec.array_indexes.extend(parse_array(array, MAX_ARRAY_INDEXES))
-    if time is not None:
-        spec.max_run_duration.FromMilliseconds(parse_duration_ms(time, "time"))
-    if priority is not None:
-        spec.priority = parse_int(str(priority), "priority", minimum=-_INT64_MAX, maximum=_INT64_MAX)
-    if max_retries is not None:
-        spec.max_retries = parse_int(str(max_retries), "max_retries")
-    if grace is not None:
-        spec.grace_duration.FromMilliseconds(parse_duration_ms(grace, "grace"))
-    if on_disconnect is not None:
-        spec.on_disconnect = _choice(on_disconnect, "on_disconnect", ON_DISCONNECT)
+        indexes, percent, at_once = array.partition("%")
+        spec.array_indexes.extend(parse_array(indexes, MAX_ARRAY_INDEXES))
+        spec.array_max_running = parse_int(at_once, "array", minimum=1) if percent else 0
+    for text, field, duration in (
+        (time, "time", spec.max_run_duration),
+        (grace, "grace", spec.grace_duration),
+        (start_within, "start_within", spec.start_within),
+    ):
+        if text is not None:
+            duration.FromMilliseconds(parse_duration_ms(text, field))
     return spec
 
 
-def request_of(gpus: str | int | None, gpu_memory: str | None) -> Resources:
+def request_of(gpus: str | int | None, gpu_memory: str | None, model: str = "") -> Resources:
     """The GPU part of a request alone; a tenant's default request is one too."""
-    return _resources(gpus, gpu_memory, "", None, None, None)
+    return _resources(gpus, gpu_memory, model, None, None, None)
 
 
 def _resources(
@@ -112,7 +159,7 @@ def _resources(
     host_memory: str | None,
     fence: str | None,
 ) -> Resources:
-    resources = Resources(gpu_model=_utf8(model, "model"))
+    resources = Resources(gpu_model=_models(model))
     if gpus is not None:
         amount = parse_gpus(str(gpus))
         if amount.gpu_milli:
@@ -125,15 +172,27 @@ def _resources(
         resources.cpu_milli = parse_cpu_milli(str(cpus), "cpus")
     if host_memory is not None:
         resources.memory_mib = parse_memory_mib(host_memory, "host_memory")
-    if fence is not None:
-        resources.min_enforcement = _choice(fence, "fence", FENCES)
+    enforcement = _choice(fence, "fence", FENCES)
+    if enforcement is not None:
+        resources.min_enforcement = enforcement
     return resources
 
 
-def _choice(value: str, field: str, choices: Mapping[str, _Choice]) -> _Choice:
+def _models(text: str) -> str:
+    """ "A100,H100" -> "A100|H100", as the API has it."""
+    return "|".join(part.strip() for part in _utf8(text, "model").split(","))
+
+
+def _choice(value: str | None, field: str, choices: Mapping[str, _Choice]) -> _Choice | None:
+    if value is None:
+        return None
     if value not in choices:
         raise TextError(field, value, "is not one of these", ", ".join(choices))
     return choices[value]
+
+
+def _number(value: str | int | None, field: str, minimum: int = 0, maximum: int = MAX_INT32) -> int | None:
+    return None if value is None else parse_int(str(value), field, minimum=minimum, maximum=maximum)
 
 
 def _checked_pairs(pairs: Mapping[str, str] | None, field: str) -> dict[str, str]:

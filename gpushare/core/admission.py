@@ -9,21 +9,30 @@ from __future__ import annotations
 from gpushare import names
 from gpushare.core.capacity import never_fits
 from gpushare.core.commands import CoreSettings, RawJob, RawResources, Rejection, SubmitJobs
+from gpushare.core.due import Readiness, readiness
 from gpushare.core.model import (
     DEFAULT_GRACE_MS,
     WHOLE_CARD_MILLI,
+    Dependency,
     Enforcement,
     JobSpec,
     OnDisconnect,
+    OnTaskFailure,
+    PreemptionMode,
     Principal,
+    Qos,
     Role,
     TaskRequest,
     Tenant,
+    Topology,
 )
 from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason
 
 _INT32_MAX = 2**31 - 1
+# Models that one request may name, and jobs that one job may wait for.
+_MODELS_MAX = 16
+_AFTER_MAX = 64
 # Of the lease, what a grace must leave for renewals.
 _LEASE_SPARE_MS = 1000
 
@@ -53,7 +62,9 @@ def check_jobs(
         specs = [check_job(raw, tenant, who, settings) for raw in command.jobs]
         if not command.validate_only:
             _check_queue(tenant, command.jobs)
-        for spec in dict.fromkeys((s.resources, s.tasks) for s in specs):
+        for dependency in dict.fromkeys(d for s in specs for d in s.after):
+            _check_dependency(state, tenant, dependency)
+        for spec in dict.fromkeys((s.resources, s.least_tasks) for s in specs):
             why = never_fits(state, *spec)
             if why:
                 raise _refuse("resources", why, Reason.NEVER_FITS)
@@ -80,6 +91,24 @@ def _check_queue(tenant: Tenant, jobs: tuple[RawJob, ...]) -> None:
                     "retry_after_s": "10",
                 },
             )
+        )
+
+
+def _check_dependency(state: ClusterState, tenant: Tenant, dependency: Dependency) -> None:
+    """It names a job or an array of the same tenant, and can still hold."""
+    key = dependency.job
+    if key.partition("/")[0] != tenant.name or (key not in state.jobs and key not in state.arrays):
+        raise Refused(
+            Rejection(
+                Reason.NOT_FOUND,
+                f"after: there is no job or array {names.shown(key)} in tenant {tenant.name} to wait for (it may have "
+                "ended long ago)",
+                field="after",
+            )
+        )
+    if readiness(state, dependency) is Readiness.NEVER:
+        raise _refuse(
+            "after", f"job {key} has ended without success, so this could never start", Reason.DEPENDENCY_FAILED
         )
 
 
@@ -120,7 +149,51 @@ def check_job(raw: RawJob, tenant: Tenant, who: Principal, settings: CoreSetting
         labels=_check_labels(raw.labels, "labels", settings),
         pty=raw.pty,
         unix_user=who.unix_user,
+        min_tasks=_check_min_tasks(raw.min_tasks, tasks),
+        qos=raw.qos or Qos.BURST,
+        preemption=raw.preemption or PreemptionMode.REQUEUE,
+        on_task_failure=_check_on_task_failure(raw, tasks),
+        topology=raw.topology or Topology.ANY,
+        after=_check_after(raw.after),
+        array_max_running=_check_array_cap(raw),
+        start_within_ms=_check_start_within(raw.start_within_ms, settings),
     )
+
+
+def _check_min_tasks(min_tasks: int, tasks: int) -> int:
+    """0 for all of them, so that equal jobs are equal."""
+    if not min_tasks:
+        return 0
+    if tasks == 1:
+        raise _refuse("min_tasks", f"is {min_tasks}, and the job has one task; give tasks, too")
+    return _in_range("min_tasks", min_tasks, 1, tasks) % tasks
+
+
+def _check_on_task_failure(raw: RawJob, tasks: int) -> OnTaskFailure:
+    if raw.on_task_failure is OnTaskFailure.CONTINUE and tasks == 1:
+        raise _refuse("on_task_failure", "is continue, and the job has one task; give tasks, too")
+    return raw.on_task_failure or OnTaskFailure.STOP
+
+
+def _check_after(after: tuple[Dependency, ...]) -> tuple[Dependency, ...]:
+    """Sorted, so that equal jobs are equal."""
+    if len(after) > _AFTER_MAX:
+        raise _refuse("after", f"names {len(after)} jobs; accepted: {_AFTER_MAX} (give an array's id for its children)")
+    if len({dependency.job for dependency in after}) != len(after):
+        raise _refuse("after", "names a job twice")
+    return tuple(sorted(after, key=lambda dependency: dependency.job))
+
+
+def _check_array_cap(raw: RawJob) -> int:
+    if raw.array_max_running and not raw.array_indexes:
+        raise _refuse("array_max_running", f"is {raw.array_max_running}, and the job is no array")
+    return _in_range("array_max_running", raw.array_max_running, 0, _INT32_MAX)
+
+
+def _check_start_within(start_within_ms: int | None, settings: CoreSettings) -> int:
+    if start_within_ms is None:
+        return 0
+    return _in_range("start_within", start_within_ms, 1, settings.max_run_ms_max, " ms")
 
 
 def dropped_env(raw: RawJob) -> tuple[str, ...]:
@@ -237,8 +310,6 @@ def check_resources(raw: RawResources, default: TaskRequest | None, settings: Co
         _in_range("resources.memory_mib", raw.memory_mib, 1, _INT32_MAX)
     if raw.min_gpu_memory_mib is not None:
         _in_range("resources.min_gpu_memory_mib", raw.min_gpu_memory_mib, 1, _INT32_MAX)
-    if raw.gpu_model:
-        names.check_text(raw.gpu_model, "resources.gpu_model", max_bytes=settings.label_max_chars)
     labels = _check_labels(raw.node_labels, "resources.node_labels", settings)
     return TaskRequest(
         gpus=gpus or 0,
@@ -246,8 +317,22 @@ def check_resources(raw: RawResources, default: TaskRequest | None, settings: Co
         gpu_memory_mib=mib,
         cpu_milli=raw.cpu_milli,
         memory_mib=raw.memory_mib,
-        gpu_model=raw.gpu_model,
+        gpu_model=check_models(raw.gpu_model, "resources.gpu_model", settings),
         min_gpu_memory_mib=raw.min_gpu_memory_mib or 0,
         node_labels=tuple(sorted(labels.items())),
         min_enforcement=Enforcement(_in_range("resources.min_enforcement", raw.min_enforcement, 0, 3)),
     )
+
+
+def check_models(text: str, field: str, settings: CoreSettings) -> str:
+    """One model or several joined by "|", in sorted order without repeats; "" for any. Raises Refused or TextError."""
+    if not text:
+        return ""
+    models = text.split("|")
+    if len(models) > _MODELS_MAX:
+        raise _refuse(field, f"names {len(models)} models; accepted: {_MODELS_MAX}")
+    for model in models:
+        names.check_text(model, field, max_bytes=settings.label_max_chars)
+        if not model:
+            raise _refuse(field, f"{names.shown(text)} has an empty model; accepted: one model, or several joined by |")
+    return "|".join(sorted(set(models)))

@@ -6,7 +6,7 @@ follows a share by floor, a share follows memory by ceiling.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from gpushare.core.model import (
@@ -66,15 +66,24 @@ def tier_for(request: TaskRequest, offers: Iterable[TierOffer]) -> TierOffer | N
     return None
 
 
-def matches_card(request: TaskRequest, card: GpuInventory) -> bool:
+def matches_model(request: TaskRequest, model: str, usable_mib: int) -> bool:
     """Model and size, which no waiting can change."""
-    if request.gpu_model and request.gpu_model != card.model:
+    models = request.gpu_models
+    if models and model not in models:
         return False
-    return card.usable_mib >= max(1, request.min_gpu_memory_mib)
+    return usable_mib >= max(1, request.min_gpu_memory_mib)
+
+
+def matches_card(request: TaskRequest, card: GpuInventory) -> bool:
+    return matches_model(request, card.model, card.usable_mib)
+
+
+def has_labels(request: TaskRequest, labels: Mapping[str, str]) -> bool:
+    return all(labels.get(key) == value for key, value in request.node_labels)
 
 
 def matches_labels(request: TaskRequest, node: Node) -> bool:
-    return all(node.labels.get(key) == value for key, value in request.node_labels)
+    return has_labels(request, node.labels)
 
 
 def least_charge(state: ClusterState, request: TaskRequest) -> int | None:
@@ -116,19 +125,22 @@ def never_fits(state: ClusterState, request: TaskRequest, tasks: int) -> str:
 def _tasks_on_empty(request: TaskRequest, node: Node) -> int:
     if not matches_labels(request, node):
         return 0
-    cards = [g.inventory for g in node.gpus.values() if matches_card(request, g.inventory)]
+    cards = [g for g in node.gpus.values() if matches_card(request, g.inventory)]
     if request.is_cpu:
         by_cards, milli = 2**31, 0
     elif request.is_share:
-        shares = [share_on(request, card.usable_mib) for card in cards]
+        shares = [share_on(request, card.inventory.usable_mib) for card in cards]
         by_cards = sum(
-            min(WHOLE_CARD_MILLI // s.milli, card.usable_mib // s.mib) for s, card in zip(shares, cards, strict=True)
+            min(card.capacity_milli // s.milli, card.inventory.usable_mib // s.mib)
+            for s, card in zip(shares, cards, strict=True)
         )
         milli = min((s.milli for s in shares), default=0)
     else:
         by_cards, milli = len(cards) // request.gpus, WHOLE_CARD_MILLI * request.gpus
     cpu, memory = host_need(request, node, milli)
-    return min(by_cards, node.cpu_milli // cpu, node.memory_mib // memory)
+    by_cpu = node.cpu_milli // cpu if cpu else by_cards
+    by_memory = node.memory_mib // memory if memory else by_cards
+    return min(by_cards, by_cpu, by_memory)
 
 
 def _why_none(request: TaskRequest, nodes: list[Node]) -> str:
@@ -137,8 +149,9 @@ def _why_none(request: TaskRequest, nodes: list[Node]) -> str:
         return f"no registered node carries the labels {dict(request.node_labels)}"
     cards = [g.inventory for n in labelled for g in n.gpus.values()]
     models = sorted({c.model for c in cards})
-    if request.gpu_model and request.gpu_model not in models:
-        return f"no registered node has a {request.gpu_model}; there are: {', '.join(models) or 'none'}"
+    if request.gpu_model and not set(request.gpu_models) & set(models):
+        wanted = " or a ".join(request.gpu_models)
+        return f"no registered node has a {wanted}; there are: {', '.join(models) or 'none'}"
     largest = max((c.usable_mib for c in cards), default=0)
     if request.min_gpu_memory_mib > largest:
         return f"no card has {request.min_gpu_memory_mib} MiB; the largest has {largest} MiB usable"

@@ -10,12 +10,18 @@ import msgspec
 
 from gpushare.core.model import (
     AttemptState,
+    Dependency,
     GpuCondition,
     GpuInventory,
     OnDisconnect,
+    OnTaskFailure,
+    Power,
+    PreemptionMode,
     Principal,
+    Qos,
     Role,
     TenantSettings,
+    Topology,
 )
 from gpushare.reasons import Reason
 
@@ -63,6 +69,16 @@ class RawJob(msgspec.Struct, frozen=True):
     grace_ms: int | None = None
     labels: dict[str, str] = {}
     pty: bool = False
+    # 0 is unset, here and below.
+    min_tasks: int = 0
+    qos: Qos | None = None
+    preemption: PreemptionMode | None = None
+    on_task_failure: OnTaskFailure | None = None
+    topology: Topology | None = None
+    # Keys of jobs or arrays ("vision/42"), which need not exist.
+    after: tuple[Dependency, ...] = ()
+    array_max_running: int = 0
+    start_within_ms: int | None = None
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -143,6 +159,46 @@ class DeclareNodeDead(Command, frozen=True):
     node: str
 
 
+class SetNode(Command, frozen=True):
+    """`compute_overcommit_milli`: shares on each card of the node may add up to so many thousandths; None leaves it."""
+
+    node: str
+    compute_overcommit_milli: int | None = None
+
+
+class CreateReservation(Command, frozen=True):
+    """Keep capacity for `tenant` (and of it for `users`, where named) from `start_ms` to `end_ms`, or close whole
+    `nodes` for `maintenance`. One of `gpus` whole cards, or `gpu_milli` and `gpu_memory_mib` of one card; a model, and
+    nodes that they must be on, where named. It comes again every `repeat_ms` (0: once) until `until_ms` (0: for ever).
+    `force` makes it although jobs without a known end may still be there."""
+
+    name: str
+    tenant: str = ""
+    users: tuple[str, ...] = ()
+    maintenance: bool = False
+    nodes: tuple[str, ...] = ()
+    gpus: int | None = None
+    gpu_milli: int | None = None
+    gpu_memory_mib: int | None = None
+    gpu_model: str = ""
+    start_ms: int = 0
+    end_ms: int = 0
+    repeat_ms: int = 0
+    until_ms: int = 0
+    detail: str = ""
+    force: bool = False
+
+
+class DeleteReservation(Command, frozen=True):
+    name: str
+
+
+class ApplyRepack(Command, frozen=True):
+    """Carry out the moves of these jobs as a new plan finds them; a job that the plan no longer moves is refused."""
+
+    jobs: tuple[str, ...]
+
+
 class AttemptReport(msgspec.Struct, frozen=True):
     """What an agent says of one attempt."""
 
@@ -173,6 +229,8 @@ class SyncNode(Command, frozen=True):
     gpus: tuple[GpuInventory, ...]
     conditions: tuple[GpuCondition, ...] = ()
     attempts: tuple[AttemptReport, ...] = ()
+    # Where other nodes reach it; "": not known.
+    address: str = ""
 
 
 class ReportAttempt(Command, frozen=True):
@@ -262,6 +320,21 @@ class CoreSettings(msgspec.Struct, frozen=True):
     gpus_per_node_max: int = 64
     placements_per_cycle: int = 256
     policy: str = "best_fit"
+    # Of decayed usage: what was used so long ago counts half.
+    fair_share_half_life_ms: int = 7 * 24 * 3600 * 1000
+    # How long a borrower runs at least before a reclaim, where its tenant says nothing else.
+    min_run_ms: int = 0
+    # Blocked jobs at the head of the order that get a future start which nobody may delay.
+    backfill_depth: int = 1
+    # A job that waits for longer goes to the head of the order.
+    starvation_after_ms: int = 3600 * 1000
+    # How strongly measured load steers shares away from busy cards, from 0.0 (not at all) to 1.0.
+    load_weight: float = 0.1
+    # A node that was idle for so long is put to sleep; 0: never. So many stay awake all the same.
+    power_idle_ms: int = 0
+    power_keep_nodes: int = 0
+    # A node that is not back so long after it was asked to wake has failed to; what failed is not tried again sooner.
+    power_wake_timeout_ms: int = 600_000
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -285,3 +358,12 @@ class Call(msgspec.Struct, frozen=True):
     request_id: str = ""
     method: str = ""
     body_sha256: str = ""
+
+
+class ReportPower(Command, frozen=True):
+    """The end of the admin's hook that was to bring `node` to `power`. `detail` says why it failed, "" where it did
+    not."""
+
+    node: str
+    power: Power
+    detail: str = ""

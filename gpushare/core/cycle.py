@@ -1,110 +1,472 @@
-"""One scheduling pass: the queue in order, each job tried on a scratch plan, whole gangs only.
+"""One scheduling pass: an ordered list of stages over one scratch plan.
 
-Pure: `schedule` returns events and changes nothing. Order: priority, then submit time. A job that does not fit is
-passed over and the next is tried, so no capacity idles that a queued job could use. Equal requests of one tenant are
-judged once per pass: what did not fit does not fit again a moment later in the same pass.
+Pure. `schedule` returns events that are to be applied in their order, and changes nothing but the brain's short cuts.
+The stages: what is due (starts that came too late); holds (jobs that others made way for); the queue in its order, each
+line tried until its first job does not fit, with making way for whoever has a claim and a future start for the heads of
+the queue; growth of gangs that run with less than they asked for. A job that does not fit is passed over: no capacity
+idles that a waiting job could use, unless it is held, reserved or owed to a head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
-from gpushare.core.capacity import least_charge
+import msgspec
+
+from gpushare.core import due
+from gpushare.core.backfill import head_claim, shadow
+from gpushare.core.brain import Brain
 from gpushare.core.commands import CoreSettings
-from gpushare.core.events import AttemptsAllocated, Event, JobEnded
+from gpushare.core.due import Readiness
+from gpushare.core.events import (
+    AttemptResumed,
+    AttemptsAllocated,
+    AttemptStopRequested,
+    AttemptSuspendRequested,
+    CapacityHeld,
+    Event,
+    HoldReleased,
+    JobEnded,
+    ReservationDeleted,
+)
+from gpushare.core.fairshare import FairShare
+from gpushare.core.gangs import gang_port, missing_tasks
+from gpushare.core.gates import Gates
 from gpushare.core.lifecycle import INFRA_REASONS, OWN_FAILURE_CODE
-from gpushare.core.model import Job, JobState, Slice, TaskRequest
-from gpushare.core.placement import POLICIES, Policy
-from gpushare.core.placement.filters import Refusals, candidates
+from gpushare.core.making_way import could_claim, make_way
+from gpushare.core.model import Job, JobState, Slice, TaskRequest, Topology
+from gpushare.core.order import Order
+from gpushare.core.placement.ask import Ask
+from gpushare.core.placement.claims import Claim
+from gpushare.core.placement.filters import strongest
+from gpushare.core.placement.place import place_gang, place_task
 from gpushare.core.plan import Plan
+from gpushare.core.preemption import Way
+from gpushare.core.promises import CapacityHold
+from gpushare.core.quota import QuotaTree
+from gpushare.core.reservations import claims as reservation_claims
+from gpushare.core.reservations import expired, hold_claim, next_change_ms
 from gpushare.core.state import ClusterState
+from gpushare.core.waiting import LineKey
 from gpushare.reasons import Reason
 
-# Jobs of one tenant with equal requests share their fate within a pass.
-Shape = tuple[str, TaskRequest, int]
+# Waits that room on cards and nodes would end: these jobs may have others make way, and are owed a future start.
+ROOM_REASONS = frozenset({Reason.NO_CAPACITY, Reason.HOST_CAPACITY, Reason.HELD, Reason.RESERVED, Reason.TENANT_LIMIT})
+
+
+_NO_PRIORITY = 2**31
+
+# All that decides whether a job fits, but for limits and claims: request, tasks, fewest tasks, topology, time limit.
+Fate = tuple[TaskRequest, int, int, Topology, int]
 
 
 class Pass(NamedTuple):
-    """What a pass decided. `wake_ms`: when a job's backoff ends, or None. `more`: the bound was reached, run again."""
+    """What a pass decided. `waits` by line, `job_waits` for single jobs; `starts_ms`: when the heads of the queue start
+    at the latest; `wake_ms`: when time alone changes something, or None; `more`: the bound was reached, run again."""
 
     events: list[Event]
-    waits: dict[Shape, Reason]
+    waits: dict[LineKey, Reason]
     wake_ms: int | None
     more: bool
+    job_waits: Mapping[str, Reason] = MappingProxyType({})
+    starts_ms: Mapping[str, int] = MappingProxyType({})
 
 
-def shape_of(job: Job) -> Shape:
-    return (job.tenant, job.spec.resources, job.spec.tasks)
+NOTHING_YET = Pass([], {}, None, more=False)
 
 
-def schedule(state: ClusterState, now_ms: int, settings: CoreSettings) -> Pass:
-    """Place what fits now. At most `settings.placements_per_cycle` jobs, so that one pass stays short."""
-    plan = Plan(state)
-    policy = POLICIES[settings.policy]
-    events: list[Event] = []
-    waits: dict[Shape, Reason] = {}
-    wake_ms: int | None = None
-    waiting = (state.jobs[key] for key in state.lines)
-    for job in sorted(waiting, key=lambda j: (-j.spec.priority, j.submit_seq)):
-        if job.not_before_ms > now_ms:
-            wake_ms = job.not_before_ms if wake_ms is None else min(wake_ms, job.not_before_ms)
-            continue
-        shape = shape_of(job)
-        if shape in waits:
-            continue
-        if len(events) == settings.placements_per_cycle:
-            return Pass(events, waits, now_ms, more=True)
-        verdict = _try(plan, job, policy)
-        if isinstance(verdict, Reason):
-            waits[shape] = verdict
+def schedule(
+    state: ClusterState,
+    now_ms: int,
+    settings: CoreSettings,
+    brain: Brain | None = None,
+    loads: Mapping[str, int] | None = None,
+) -> Pass:
+    """Decide what starts, stops, grows and resumes now. At most `settings.placements_per_cycle` jobs start, so that one
+    pass stays short. Without a brain one is made for this pass alone."""
+    return Cycle(state, now_ms, settings, brain or Brain(state, settings), loads).run()
+
+
+class Cycle:
+    """One pass under way; see the module's text. Also the base of every what-if, which runs it on a changed state."""
+
+    def __init__(
+        self,
+        state: ClusterState,
+        now_ms: int,
+        settings: CoreSettings,
+        brain: Brain,
+        loads: Mapping[str, int] | None = None,
+    ) -> None:
+        brain.refresh(loads)
+        self.state, self.now_ms, self.settings, self.brain = state, now_ms, settings, brain
+        self.plan = Plan(state, brain.fleet)
+        self.claims: dict[str, Claim] = {c.id: c for c in reservation_claims(state, now_ms)}
+        brain.fleet.set_claims(self.claims.values(), now_ms)
+        self.tree = QuotaTree(state)
+        self.fair = FairShare(state, self.tree, now_ms)
+        self.gates = Gates(state, self.tree)
+        self.events: list[Event] = []
+        self.waits: dict[LineKey, Reason] = {}
+        self.job_waits: dict[str, Reason] = {}
+        self.starts_ms: dict[str, int] = {}
+        # Jobs that this pass has ended, started, or told to make way; the last are `told`, too.
+        self.settled: set[str] = set()
+        self.told: set[str] = set()
+        self.started: set[str] = set()
+        # Searches for jobs that could make way.
+        self.searches = 0
+        # By tenant with a claim: whether anybody borrows what it could take back, as far as this pass has looked.
+        self.reclaimable: dict[str, bool] = {}
+        self._lowest: dict[str, int] = {}
+        self._ports: set[tuple[str, int]] = set()
+        self._entitled = frozenset(c.tenant for c in self.claims.values() if c.tenant)
+        self._unfit: dict[Fate, Reason] = {}
+        self._no_way: set[LineKey] = set()
+        self._claimants: dict[tuple[str, int], bool] = {}
+        self._placed = 0
+        self._heads = 0
+        self._wakes: list[int] = []
+        # Of the last placing.
+        self._last: list[Slice] = []
+
+    def run(self) -> Pass:
+        more = False
+        for stage in (self._due, self._holds, self._queue, self._growth):
+            if stage():
+                more = True
+                break
+        self._wake_at(next_change_ms(self.state, self.now_ms))
+        self._wake_at(self.state.lines.next_deadline_ms(self.now_ms))
+        wake_ms = self.now_ms if more else min(self._wakes, default=None)
+        return Pass(self.events, self.waits, wake_ms, more, self.job_waits, self.starts_ms)
+
+    # -- stages; each says whether the pass has reached its bound
+
+    def _due(self) -> bool:
+        for name in expired(self.state, self.now_ms):
+            self.events.append(ReservationDeleted(name=name))
+        for end in due.overdue(self.state, self.now_ms):
+            self._end(end)
+        return False
+
+    def _holds(self) -> bool:
+        """Jobs for which others made way start first, in what was freed or in something better."""
+        for hold in sorted(self.state.holds.values(), key=lambda h: (h.since_ms, h.job)):
+            job = self.state.jobs[hold.job]
+            self.count_hold(hold, +1)
+            if job.key in self.settled or job.state not in (JobState.QUEUED, JobState.SUSPENDED):
+                self._release(hold, "it does not wait any more")
+                continue
+            self.count_hold(hold, -1)
+            if self._start(job):
+                self.drop_claim(hold_claim(self.state, hold).id)
+                continue
+            self.count_hold(hold, +1)
+            if any(v for v in hold.victims if self._is_making_way(v)):
+                self.job_waits[job.key] = Reason.PREEMPTING
+            else:
+                self._release(hold, "what was freed for it does not hold it any more")
+        return False
+
+    def _queue(self) -> bool:
+        order = Order(self.state, self.tree, self.fair, self._is_futile)
+        while (cursor := order.first()) is not None:
+            job = self.state.jobs[cursor.job_key]
+            if job.key in self.settled or job.key in self.job_waits:
+                order.skip()
+            elif job.not_before_ms > self.now_ms:
+                self._wake_at(job.not_before_ms)
+                order.skip()
+            elif self._placed >= self.settings.placements_per_cycle:
+                return True
+            else:
+                self._consider(job, cursor.key, order)
+        return False
+
+    def _growth(self) -> bool:
+        for key in sorted(self.state.growing):
+            job = self.state.jobs[key]
+            if key in self.settled:
+                continue
+            if self._placed >= self.settings.placements_per_cycle:
+                return True
+            self._grow(job)
+        return False
+
+    # -- one job
+
+    def _consider(self, job: Job, key: LineKey, order: Order) -> None:
+        readiness, dependency = self.gates.dependency(job)
+        if readiness is Readiness.NEVER and dependency is not None:
+            self._end(due.never_starts(job, dependency))
+            order.skip()
+            return
+        reason = Reason.DEPENDENCY if readiness is Readiness.WAITS else self._gate(job)
+        if reason is None:
+            try:
+                reason = self._try(job, key)
+            except Exception as err:  # one bad job must not stop the others
+                self._end(_broken(job, err))
+                order.skip()
+                return
+        if reason is None:
+            order.placed(job, sum(s.charge_milli for s in self._last))
+        elif reason is Reason.PREEMPTING:
+            # Only this one: the next of its line may fit elsewhere, or have a claim of its own.
+            self.job_waits[job.key] = reason
+            order.skip()
         else:
-            events.append(verdict)
-    return Pass(events, waits, wake_ms, more=False)
+            self.waits[key] = reason
+            order.set_aside()
 
+    def _gate(self, job: Job) -> Reason | None:
+        least = self.brain.least_charge(job.spec.resources)
+        never = self.gates.never(job, None if least is None else least * job.spec.least_tasks)
+        return never or self.gates.cap(job)
 
-def _try(plan: Plan, job: Job, policy: Policy) -> Event | Reason:
-    """Its allocation, or why it waits. A job that breaks the placing of it fails alone: the pass goes on."""
-    checkpoint = plan.checkpoint()
-    refusals = Refusals()
-    try:
-        slices = place(plan, job, policy, refusals)
-        if slices is None:
-            return wait_reason(plan.state, job, refusals)
-    except Exception as err:
-        plan.rollback(checkpoint)
-        return JobEnded(
-            job=job.key,
-            state=JobState.FAILED,
-            reason=Reason.INTERNAL,
-            detail=f"placing this job failed ({type(err).__name__}: {err}); report it with the job's id",
-            exit_code=OWN_FAILURE_CODE,
-        )
-    return AttemptsAllocated(job=job.key, round=job.round + 1, slices=tuple(slices))
+    def _try(self, job: Job, key: LineKey) -> Reason | None:
+        """None: it starts. Else why not; PREEMPTING when others were told to make way."""
+        fate = self._fate(job, key)
+        reason = None if fate is None else self._unfit.get(fate)
+        if reason is None:
+            checkpoint = self.plan.checkpoint()
+            try:
+                if self._start(job):
+                    return None
+                reason = strongest(self.plan, self.ask(job), job.spec.least_tasks)
+            except Exception:
+                self.plan.rollback(checkpoint)
+                raise
+            if fate is not None and reason is not Reason.TENANT_LIMIT:
+                self._unfit[fate] = reason
+        if reason not in ROOM_REASONS:
+            return reason
+        way = None if key in self._no_way else make_way(self, job, reason)
+        if way is not None:
+            self._make_way(job, way)
+            return Reason.PREEMPTING
+        self._no_way.add(key)
+        if reason is not Reason.TENANT_LIMIT:
+            self._owe(job)
+        return reason
 
+    def _is_futile(self, key: LineKey) -> bool:
+        """Nothing that looking at the line could still bring: no room for its like, no claim, no start to be owed."""
+        shape = key.shape
+        if self._heads < self.settings.backfill_depth or shape.after or shape.suspended or key.tenant in self._entitled:
+            return False
+        reason = self._unfit.get((shape.request, shape.tasks, shape.least_tasks, shape.topology, shape.max_run_ms))
+        if reason is None or (reason in ROOM_REASONS and self._could_claim(key.tenant, key.priority)):
+            return False
+        self.waits[key] = reason
+        return True
 
-def place(plan: Plan, job: Job, policy: Policy, refusals: Refusals) -> list[Slice] | None:
-    """All tasks of `job` on `plan`, which then holds them; or None and the plan as it was."""
-    checkpoint = plan.checkpoint()
-    tenant = plan.state.tenants[job.tenant]
-    slices: list[Slice] = []
-    # A node that lost this job before is taken last: one bad host must not burn all its tries.
-    burnt = {a.slice.node for a in job.attempts if a.reason in INFRA_REASONS}
-    for task in range(job.spec.tasks):
-        found = candidates(plan, job.spec.resources, job.tenant, task, tenant.settings.limit_milli, refusals)
-        best = min(found, key=lambda c: (c.slice.node in burnt, policy(c), c.slice.node, c.card_index), default=None)
-        if best is None:
-            plan.rollback(checkpoint)
+    def _could_claim(self, tenant: str, priority: int) -> bool:
+        """A quick look whether others might make way for anything of this tenant and priority."""
+        found = self._claimants.get((tenant, priority))
+        if found is None:
+            found = could_claim(self, tenant, priority)
+            self._claimants[tenant, priority] = found
+        return found
+
+    def _fate(self, job: Job, key: LineKey) -> Fate | None:
+        """Jobs of all tenants with the same fate fit together or not at all, but for the limits: what has found no
+        place finds none later in the pass. None for a job with a claim of its own, which sees other room."""
+        if job.state is JobState.SUSPENDED or job.key in self.state.holds or job.tenant in self._entitled:
             return None
-        plan.take(job.tenant, best.slice)
-        slices.append(best.slice)
-    return slices
+        shape = key.shape
+        return (shape.request, shape.tasks, shape.least_tasks, shape.topology, shape.max_run_ms)
+
+    def ask(self, job: Job, task: int | None = None) -> Ask:
+        """What placing must know of `job`."""
+        ends_ms = self.now_ms + job.spec.max_run_ms if job.spec.max_run_ms else None
+        node = job.current()[0].slice.node if job.state is JobState.SUSPENDED else ""
+        return Ask(
+            request=job.spec.resources,
+            tenant=job.tenant,
+            user=job.created_by.user,
+            job=job.key,
+            end_ms=ends_ms,
+            room=self.tree.room(job),
+            topology=job.spec.topology,
+            avoid=_burnt(job),
+            only=frozenset({node}) if node else None,
+        )
+
+    def _start(self, job: Job) -> bool:
+        """Place the job whole on the plan, and say so in events; nothing is taken when it does not fit."""
+        if job.state is JobState.SUSPENDED:
+            return self._resume(job)
+        slices = place_gang(self.plan, self.ask(job), job.spec.tasks, job.spec.least_tasks)
+        if slices is None:
+            return False
+        self._placed += 1
+        self.count(job, slices, +1)
+        self.gates.started(job)
+        self.settled.add(job.key)
+        self.started.add(job.key)
+        port = self._port(slices[0].node) if job.spec.tasks > 1 else 0
+        self.events.append(AttemptsAllocated(job=job.key, round=job.round + 1, slices=tuple(slices), master_port=port))
+        return True
+
+    def _resume(self, job: Job) -> bool:
+        attempt = job.current()[0]
+        piece = self._piece_to_resume(job, attempt.slice)
+        if piece is None:
+            return False
+        self._placed += 1
+        self.count(job, [piece], +1)
+        self.settled.add(job.key)
+        self.started.add(job.key)
+        self.events.append(AttemptResumed(attempt=attempt.id, slice=piece))
+        return True
+
+    def _piece_to_resume(self, job: Job, held: Slice) -> Slice | None:
+        """A place on its node; CPU and host memory it has never given up."""
+        checkpoint = self.plan.checkpoint()
+        self.plan.give(job.tenant, host_alone(held), job=job.key)
+        piece = place_task(self.plan, self.ask(job), held.task)
+        if piece is None:
+            self.plan.rollback(checkpoint)
+            return None
+        return msgspec.structs.replace(piece, cpu_milli=held.cpu_milli, memory_mib=held.memory_mib)
+
+    def _grow(self, job: Job) -> None:
+        missing = missing_tasks(job, self.now_ms, self.settings)
+        self._wake_at(missing.wake_ms)
+        slices: list[Slice] = []
+        for task in missing.tasks:
+            piece = place_task(self.plan, self.ask(job), task)
+            if piece is None:
+                break
+            self.count(job, [piece], +1)
+            slices.append(piece)
+        if slices:
+            self._placed += 1
+            self.events.append(AttemptsAllocated(job=job.key, round=job.round + 1, slices=tuple(slices), grow=True))
+
+    # -- promises
+
+    def _make_way(self, job: Job, way: Way) -> None:
+        """Tell the victims, and keep what they free for `job`."""
+        hold = CapacityHold(job=job.key, slices=way.slices, victims=way.victims, since_ms=self.now_ms)
+        self.events.append(CapacityHeld(hold=hold))
+        for key in way.victims:
+            victim = self.state.jobs[key]
+            self.settled.add(key)
+            self.told.add(key)
+            suspends = key in way.suspend
+            detail = f"makes way for {job.key}"
+            for attempt in victim.live():
+                if attempt.desired_stop or attempt.suspended_ms is not None:
+                    continue
+                kind = AttemptSuspendRequested if suspends else AttemptStopRequested
+                self.events.append(kind(attempt=attempt.id, reason=Reason.PREEMPTED, detail=detail, claimant=job.key))
+        self.count_hold(hold, +1)
+        self.add_claim(hold_claim(self.state, hold, suspends=way.suspend))
+
+    def count_hold(self, hold: CapacityHold, sign: int) -> None:
+        """In the tree a claimant has its cards from the moment that others make way, and the victims have not."""
+        self.count(self.state.jobs[hold.job], list(hold.slices), sign)
+        for key in hold.victims:
+            victim = self.state.jobs.get(key)
+            if victim is not None and self._is_making_way(key):
+                held = [a.slice for a in victim.live() if a.suspended_ms is None]
+                self.count(victim, held, -sign)
+
+    def _is_making_way(self, key: str) -> bool:
+        job = self.state.jobs.get(key)
+        if job is None:
+            return False
+        return key in self.told or any(
+            a.suspended_ms is None and (a.desired_stop or a.desired_suspend) for a in job.live()
+        )
+
+    def _release(self, hold: CapacityHold, detail: str) -> None:
+        self.count_hold(hold, -1)
+        self.drop_claim(hold_claim(self.state, hold).id)
+        self.events.append(HoldReleased(job=hold.job, detail=detail))
+
+    def _owe(self, job: Job) -> None:
+        """The first blocked jobs of the order are owed a future start, which nobody after them may delay."""
+        if self._heads >= self.settings.backfill_depth:
+            return
+        self._heads += 1
+        spec = job.spec
+        found = shadow(self.plan, self.ask(job), spec.tasks, spec.least_tasks, self.brain.endings, self.now_ms)
+        if found is not None:
+            self.starts_ms[job.key] = found.start_ms
+            self.add_claim(head_claim(found, job))
+
+    def add_claim(self, claim: Claim) -> None:
+        self.claims[claim.id] = claim
+        self.brain.fleet.set_claims(self.claims.values(), self.now_ms)
+
+    def drop_claim(self, claim_id: str) -> None:
+        if self.claims.pop(claim_id, None) is not None:
+            self._unfit.clear()
+            self.brain.fleet.set_claims(self.claims.values(), self.now_ms)
+
+    # -- small things
+
+    def lowest_running(self, tenant: str) -> int:
+        """The lowest priority of what the tenant runs."""
+        if not self._lowest:
+            for node in self.state.nodes.values():
+                for attempt in node.attempts:
+                    job = self.state.jobs[self.state.attempts[attempt].job_key]
+                    self._lowest[job.tenant] = min(job.spec.priority, self._lowest.get(job.tenant, _NO_PRIORITY))
+        return self._lowest.get(tenant, _NO_PRIORITY)
+
+    def count(self, job: Job, slices: list[Slice], sign: int) -> None:
+        """Tell the tenant tree what was placed (+1) or is taken away (-1)."""
+        self._last = slices
+        models = tuple(self._model(s) for s in slices)
+        self.tree.add(job, tuple(slices), models, sign)
+        self.reclaimable.clear()
+        self._claimants.clear()
+
+    def _model(self, piece: Slice) -> str:
+        if not piece.gpu_uuids:
+            return ""
+        return self.state.nodes[piece.node].gpus[piece.gpu_uuids[0]].inventory.model
+
+    def _port(self, node: str) -> int:
+        port = gang_port(self.state, node, frozenset(p for n, p in self._ports if n == node))
+        self._ports.add((node, port))
+        return port
+
+    def _end(self, end: JobEnded) -> None:
+        self.settled.add(end.job)
+        self.events.append(end)
+
+    def _wake_at(self, at_ms: int | None) -> None:
+        if at_ms is not None:
+            self._wakes.append(at_ms)
+
+    wake_at = _wake_at
 
 
-def wait_reason(state: ClusterState, job: Job, refusals: Refusals) -> Reason:
-    """The one reason that stands between a job and a card."""
-    limit = state.tenants[job.tenant].settings.limit_milli
-    if limit is not None:
-        least = least_charge(state, job.spec.resources)
-        if least is not None and least * job.spec.tasks > limit:
-            return Reason.TENANT_LIMIT_NEVER
-    return refusals.strongest()
+def host_alone(piece: Slice) -> Slice:
+    """CPU and host memory of a slice without its cards: what a suspended attempt still holds."""
+    return Slice(task=piece.task, node=piece.node, cpu_milli=piece.cpu_milli, memory_mib=piece.memory_mib)
+
+
+def _burnt(job: Job) -> frozenset[str]:
+    """Nodes that lost it before: taken last."""
+    return frozenset(
+        a.slice.node for a in job.attempts if a.reason in INFRA_REASONS and a.reason is not Reason.PREEMPTED
+    )
+
+
+def _broken(job: Job, err: Exception) -> JobEnded:
+    return JobEnded(
+        job=job.key,
+        state=JobState.FAILED,
+        reason=Reason.INTERNAL,
+        detail=f"placing this job failed ({type(err).__name__}: {err}); report it with the job's id",
+        exit_code=OWN_FAILURE_CODE,
+    )

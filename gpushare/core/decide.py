@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from gpushare import names
-from gpushare.core import decide_attempts, decide_nodes, decide_people
+from gpushare.core import decide_attempts, decide_nodes, decide_people, decide_reservations
 from gpushare.core.admission import check_jobs, dropped_env
 from gpushare.core.commands import (
     Bootstrap,
@@ -23,9 +23,11 @@ from gpushare.core.commands import (
     CordonNode,
     CoreSettings,
     CreateJoinToken,
+    CreateReservation,
     CreateTenant,
     CreateToken,
     DeclareNodeDead,
+    DeleteReservation,
     DeleteTenant,
     EndAttempt,
     EnrollNode,
@@ -37,8 +39,10 @@ from gpushare.core.commands import (
     Rejection,
     ReportAttempt,
     ReportConditions,
+    ReportPower,
     ReportRebooted,
     RevokeToken,
+    SetNode,
     SubmitJobs,
     SyncNode,
     UncordonNode,
@@ -55,7 +59,7 @@ from gpushare.core.events import (
     RequestsForgotten,
 )
 from gpushare.core.lifecycle import SIGTERM
-from gpushare.core.model import JobState
+from gpushare.core.model import Job, JobState
 from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason
 
@@ -171,16 +175,40 @@ def _cancel(state: ClusterState, command: CancelJob, call: Call, now_ms: int, se
 def _housekeep(state: ClusterState, command: Housekeep, call: Call, now_ms: int, settings: CoreSettings) -> Decision:
     events: list[Event] = []
     old: list[str] = []
+    kept = _NeededArrays(state)
     for key, ended_ms in state.ended.items():
         if ended_ms >= command.archive_before_ms or len(old) == command.most:
             break
-        old.append(key)
+        if not kept.needs(state.jobs[key]):
+            old.append(key)
     if old:
         events.append(JobsArchived(jobs=tuple(old)))
     stale = [k for k, r in state.requests.items() if 0 < r.expires_ms < now_ms][: command.most]
     if stale:
         events.append(RequestsForgotten(keys=tuple(stale)))
     return Outcome(events=tuple(events), is_partial=command.most in (len(old), len(stale)))
+
+
+class _NeededArrays:
+    """What stays in memory although it has ended: jobs that others wait for, and children of an array that has not
+    ended, so that whoever waits for the array sees all of it."""
+
+    def __init__(self, state: ClusterState) -> None:
+        self._state = state
+        self._open: dict[str, bool] = {}
+
+    def needs(self, job: Job) -> bool:
+        if job.key in self._state.dependents:
+            return True
+        if not job.array_id:
+            return False
+        array = job.array_key
+        if array not in self._open:
+            siblings = self._state.arrays.get(array, ())
+            self._open[array] = array in self._state.dependents or not all(
+                self._state.jobs[key].is_ended for key in siblings
+            )
+        return self._open[array]
 
 
 _HANDLERS: dict[type[Command], Callable[[ClusterState, Any, Call, int, CoreSettings], Decision]] = {
@@ -199,10 +227,14 @@ _HANDLERS: dict[type[Command], Callable[[ClusterState, Any, Call, int, CoreSetti
     CordonNode: decide_nodes.cordon,
     UncordonNode: decide_nodes.uncordon,
     DeclareNodeDead: decide_nodes.declare_dead,
+    SetNode: decide_nodes.set_node,
+    CreateReservation: decide_reservations.create,
+    DeleteReservation: decide_reservations.delete,
     NodeLeaseExpired: decide_nodes.lease_expired,
     NodeLeaseLapsed: decide_nodes.lease_lapsed,
     NodeSessionClosed: decide_nodes.session_closed,
     ReportConditions: decide_nodes.report_conditions,
+    ReportPower: decide_nodes.report_power,
     ReportAttempt: decide_attempts.report,
     ReportRebooted: decide_attempts.rebooted,
     EndAttempt: decide_attempts.end,

@@ -63,23 +63,37 @@ def _bad_report(said: AttemptReport) -> str:
 
 def _changed(attempt: Attempt, said: AttemptReport) -> Outcome:
     same = said.state is attempt.state and attempt.seen
-    if same or (said.state is not attempt.state and said.state not in ATTEMPT_MOVES[attempt.state]):
-        # A late message: what is known already is newer.
+    if same or _is_behind(attempt, said):
+        # A late message, or one that an order on its way makes late: what is known already is newer.
+        return Outcome()
+    states = [said.state]
+    if said.state is AttemptState.SUSPENDED and attempt.state in (AttemptState.ALLOCATED, AttemptState.LAUNCHING):
+        # An agent tells the newest state alone: it has run before it was suspended.
+        states.insert(0, AttemptState.RUNNING)
+    if states[0] is not attempt.state and states[0] not in ATTEMPT_MOVES[attempt.state]:
         return Outcome()
     return Outcome(
-        events=(
-            AttemptChanged(
-                attempt=attempt.id, state=said.state, started_ms=said.started_ms, containment=said.containment
-            ),
+        events=tuple(
+            AttemptChanged(attempt=attempt.id, state=state, started_ms=said.started_ms, containment=said.containment)
+            for state in states
         )
     )
 
 
+def _is_behind(attempt: Attempt, said: AttemptReport) -> bool:
+    """It runs although its cards were given to others, or is suspended although it holds some: its agent has missed an
+    order, which the next Sync repeats, and until that is obeyed the ledger stands."""
+    if said.state is AttemptState.RUNNING:
+        return attempt.suspended_ms is not None
+    return said.state is AttemptState.SUSPENDED and attempt.suspended_ms is None and not attempt.desired_suspend
+
+
 def _ended(state: ClusterState, attempt: Attempt, said: AttemptReport, now_ms: int, settings: CoreSettings) -> Outcome:
+    done = _finished_in_time(attempt, said)
     event = AttemptEnded(
         attempt=attempt.id,
-        state=said.state,
-        reason=Reason(said.reason),
+        state=AttemptState.SUCCEEDED if done else said.state,
+        reason=Reason.COMPLETED if done else Reason(said.reason),
         detail=said.detail[:_DETAIL_MAX_CHARS],
         exit_code=said.exit_code,
         signal=said.signal,
@@ -87,6 +101,11 @@ def _ended(state: ClusterState, attempt: Attempt, said: AttemptReport, now_ms: i
         ended_ms=_end_ms(attempt, said, now_ms),
     )
     return _with_consequences(state, attempt, event, now_ms, settings)
+
+
+def _finished_in_time(attempt: Attempt, said: AttemptReport) -> bool:
+    """It was told to make way and ended with 0 within its grace: its work is done, and nothing is to be repeated."""
+    return said.state is AttemptState.STOPPED and said.reason == Reason.PREEMPTED and said.exit_code == 0
 
 
 def _end_ms(attempt: Attempt, said: AttemptReport, now_ms: int) -> int | None:

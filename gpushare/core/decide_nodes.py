@@ -23,7 +23,9 @@ from gpushare.core.commands import (
     Rejection,
     ReportAttempt,
     ReportConditions,
+    ReportPower,
     ReportRebooted,
+    SetNode,
     SyncNode,
     UncordonNode,
 )
@@ -36,11 +38,14 @@ from gpushare.core.events import (
     NodeDeclaredDead,
     NodeDisconnected,
     NodeEnrolled,
+    NodeOvercommitted,
+    NodePowerRequested,
     NodeSilent,
     NodeSynced,
     NodeUncordoned,
 )
 from gpushare.core.model import (
+    WHOLE_CARD_MILLI,
     AttemptState,
     GpuCondition,
     GpuInventory,
@@ -49,6 +54,7 @@ from gpushare.core.model import (
     Node,
     NodeState,
     OnDisconnect,
+    Power,
 )
 from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason
@@ -61,6 +67,7 @@ _DETAIL_MAX_BYTES = 8192
 _STRANGERS_MAX = 1024
 _TIERS_MAX = 16
 _INDEX_MAX = 1024
+_OVERCOMMIT_MAX_MILLI = 10_000
 _JOIN_TTL_MAX_MS = 30 * 24 * 3600 * 1000
 
 
@@ -124,6 +131,7 @@ def sync(state: ClusterState, command: SyncNode, call: Call, now_ms: int, settin
         containment=command.containment,
         driver_version=command.driver_version,
         gpus=command.gpus,
+        address=command.address,
     )
     return Outcome(events=(event,), names=(command.node,))
 
@@ -148,7 +156,7 @@ def _bad_inventory(state: ClusterState, command: SyncNode, settings: CoreSetting
                     "that node dead first"
                 )
     try:
-        said = (command.driver_version, command.agent_version, command.containment)
+        said = (command.driver_version, command.agent_version, command.containment, command.address)
         for text in (*command.labels, *command.labels.values(), *said):
             names.check_text(text, "text", max_bytes=_TEXT_MAX_BYTES)
         return next((bad for card in command.gpus if (bad := _bad_card(card))), "")
@@ -157,10 +165,12 @@ def _bad_inventory(state: ClusterState, command: SyncNode, settings: CoreSetting
 
 
 def _bad_card(card: GpuInventory) -> str:
-    for text in (card.uuid, card.model):
+    for text in (card.uuid, card.model, card.domain):
         names.check_text(text, "card", max_bytes=_TEXT_MAX_BYTES)
-        if not text:
-            return "a card without UUID or model"
+    if not card.uuid or not card.model:
+        return "a card without UUID or model"
+    if "|" in card.model:
+        return f"card {names.shown(card.uuid)}: a | in the model {names.shown(card.model)} cannot be asked for"
     if len(card.tiers) > _TIERS_MAX or not 0 <= card.index < _INDEX_MAX:
         return f"card {names.shown(card.uuid)}: index {card.index} with {len(card.tiers)} tiers cannot be"
     for offer in card.tiers:
@@ -226,7 +236,8 @@ def _stops_on_lost_cards(state: ClusterState, node: Node, news: tuple[GpuConditi
         )
         for a in state.live_attempts(node)
         for uuid in a.slice.gpu_uuids[:64]
-        if uuid in lost and not a.desired_stop
+        # A suspended one has given its cards up, and goes on with others.
+        if uuid in lost and not a.desired_stop and a.suspended_ms is None
     ]
 
 
@@ -295,6 +306,32 @@ def uncordon(state: ClusterState, command: UncordonNode, call: Call, now_ms: int
     return Outcome(events=events, names=(node.name,))
 
 
+def set_node(state: ClusterState, command: SetNode, call: Call, now_ms: int, settings: CoreSettings) -> Decision:
+    """Less overcommit than its shares already use is refused: nothing is taken from a job that runs."""
+    node = state.nodes.get(command.node)
+    if node is None:
+        return _no_node(command.node)
+    wanted = command.compute_overcommit_milli
+    if wanted is None or wanted == node.compute_overcommit_milli:
+        return Outcome(names=(node.name,))
+    if not WHOLE_CARD_MILLI <= wanted <= _OVERCOMMIT_MAX_MILLI:
+        return Rejection(
+            Reason.INVALID_FIELD,
+            f"compute_overcommit_milli: is {wanted}; accepted: {WHOLE_CARD_MILLI} to {_OVERCOMMIT_MAX_MILLI} "
+            "(1.0 to 10.0)",
+            field="compute_overcommit_milli",
+        )
+    full = [gpu for gpu in node.gpus.values() if gpu.used_milli > wanted]
+    if full:
+        return Rejection(
+            Reason.NODE_BUSY,
+            f"shares on card {full[0].uuid} of node {node.name} add up to {full[0].used_milli} thousandths, above "
+            f"{wanted}; wait until some of them have ended, or drain the node first",
+        )
+    event = NodeOvercommitted(node=node.name, compute_overcommit_milli=wanted)
+    return Outcome(events=(event,), names=(node.name,))
+
+
 def declare_dead(
     state: ClusterState, command: DeclareNodeDead, call: Call, now_ms: int, settings: CoreSettings
 ) -> Decision:
@@ -320,3 +357,20 @@ def steps_of_death(state: ClusterState, command: DeclareNodeDead) -> list[Comman
         EndAttempt(attempt=a.id, state=AttemptState.FAILED, reason=Reason.DECLARED_DEAD, detail=detail)
         for a in state.live_attempts(node)
     ]
+
+
+# -- power
+
+
+def report_power(
+    state: ClusterState, command: ReportPower, call: Call, now_ms: int, settings: CoreSettings
+) -> Decision:
+    """A node that could not be put to sleep stays in use; one that could not be woken sleeps on."""
+    node = state.nodes.get(command.node)
+    if node is None:
+        return _no_node(command.node)
+    instead = {Power.DOWN: Power.ON, Power.WAKING: Power.DOWN}.get(command.power)
+    if not command.detail or node.power is not command.power or instead is None:
+        return Outcome(names=(node.name,))
+    event = NodePowerRequested(node=node.name, power=instead, detail=command.detail)
+    return Outcome(events=(event,), names=(node.name,))

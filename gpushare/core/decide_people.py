@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from gpushare import names
+from gpushare.core import tenant_rules
 from gpushare.core.commands import (
     Bootstrap,
     Call,
@@ -20,13 +22,16 @@ from gpushare.core.commands import (
 from gpushare.core.events import TenantCreated, TenantDeleted, TenantUpdated, TokenCreated, TokenRevoked
 from gpushare.core.model import Principal, Role, TenantSettings
 from gpushare.core.state import ClusterState
+from gpushare.core.tenant_tree import children, is_below
 from gpushare.reasons import Reason
 
 Decision = Outcome | Rejection
 
+#: What a tenant's own admin may make tokens of.
+GRANTABLE_ROLES: Final = (Role.TENANT_ADMIN, Role.USER, Role.VIEWER)
+_ROLES = (Role.ADMIN, Role.OPERATOR, *GRANTABLE_ROLES)
+
 _UNIX_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.@-]{0,63}")
-_LIMIT_MAX_MILLI = 10_000_000_000
-_QUEUE_MAX = 1_000_000
 _TTL_MAX_MS = 10 * 366 * 24 * 3600 * 1000
 
 
@@ -34,21 +39,15 @@ def _no_tenant(tenant: str) -> Rejection:
     return Rejection(Reason.NOT_FOUND, f"tenant {names.shown(tenant)} does not exist")
 
 
-def _bad_settings(settings: TenantSettings, caps: CoreSettings) -> Rejection | None:
-    checks = (
-        ("limit_milli", settings.limit_milli if settings.limit_milli is not None else 0, 0, _LIMIT_MAX_MILLI),
-        ("max_queued_jobs", settings.max_queued_jobs, 0, _QUEUE_MAX),
-        ("max_priority", settings.max_priority, -caps.priority_max, caps.priority_max),
-    )
-    for field, value, low, high in checks:
-        if not low <= value <= high:
-            return Rejection(Reason.INVALID_FIELD, f"{field}: is {value}; accepted: {low} to {high}", field=field)
-    try:
-        if settings.display_name:
-            names.check_display_name(settings.display_name, "display_name", caps.display_name_max_chars)
-    except names.TextError as err:
-        return Rejection(Reason.INVALID_FIELD, str(err), field=err.field)
-    return None
+def _bad_settings(
+    state: ClusterState, tenant: str, has: TenantSettings, call: Call, caps: CoreSettings
+) -> Rejection | None:
+    """The first rule of `tenant_rules` that stands against `has`."""
+    own = call.principal.tenant if call.principal.role is Role.TENANT_ADMIN else ""
+    bad = tenant_rules.bad_values(has, caps) or tenant_rules.bad_place(state.tenants, tenant, has)
+    if bad is None and own:
+        bad = tenant_rules.beyond_own_admin(state.tenants, own, tenant, has, caps)
+    return bad or tenant_rules.bad_guarantees(state.tenants, tenant, has, own)
 
 
 def create_tenant(
@@ -66,7 +65,7 @@ def create_tenant(
             else ("exists; use `gpushare tenant set` to change it")
         )
         return Rejection(Reason.ALREADY_EXISTS, f"tenant {command.tenant} {why}")
-    bad = _bad_settings(command.settings, settings)
+    bad = _bad_settings(state, command.tenant, command.settings, call, settings)
     if bad is not None:
         return bad
     return Outcome(events=(TenantCreated(tenant=command.tenant, settings=command.settings),), names=(command.tenant,))
@@ -79,7 +78,7 @@ def update_tenant(
     tenant = state.tenant(command.tenant)
     if tenant is None:
         return _no_tenant(command.tenant)
-    bad = _bad_settings(command.settings, settings)
+    bad = _bad_settings(state, command.tenant, command.settings, call, settings)
     if bad is not None:
         return bad
     if command.settings == tenant.settings:
@@ -99,14 +98,22 @@ def delete_tenant(
             Reason.TENANT_NOT_EMPTY,
             f"tenant {command.tenant} has {left} jobs that have not ended; cancel them or wait, then delete it",
         )
+    below = sorted(t.name for t in children(state.tenants, command.tenant))
+    if below:
+        return Rejection(
+            Reason.TENANT_NOT_EMPTY,
+            f"tenant {command.tenant} has tenants below it ({', '.join(below[:5])}); delete them, or move them first",
+        )
     return Outcome(events=(TenantDeleted(tenant=command.tenant),), names=(command.tenant,))
 
 
 def create_token(
     state: ClusterState, command: CreateToken, call: Call, now_ms: int, settings: CoreSettings
 ) -> Decision:
-    """A role may be given only by an admin (the API's table says so); agents get theirs by enrolling."""
+    """Agents get theirs by enrolling."""
     bad = _bad_token(state, command)
+    if bad is None and call.principal.role is Role.TENANT_ADMIN:
+        bad = _beyond_own_admin(state, command, call.principal)
     if bad is not None:
         return bad
     principal = Principal(user=command.user, role=command.role, tenant=command.tenant, unix_user=command.unix_user)
@@ -120,13 +127,13 @@ def _bad_token(state: ClusterState, command: CreateToken) -> Rejection | None:
         names.check_name(command.user, "user")
     except names.TextError as err:
         return Rejection(Reason.INVALID_FIELD, str(err), field="user")
-    if command.role not in (Role.ADMIN, Role.OPERATOR, Role.USER, Role.VIEWER):
+    if command.role not in _ROLES:
         return Rejection(
             Reason.INVALID_FIELD,
-            "role: accepted are admin, operator, user and viewer (an agent gets its token by enrolling)",
+            "role: accepted are admin, operator, tenant-admin, user and viewer (an agent gets its token by enrolling)",
             field="role",
         )
-    if command.role in (Role.USER, Role.VIEWER) and not command.tenant:
+    if command.role in GRANTABLE_ROLES and not command.tenant:
         return Rejection(Reason.INVALID_FIELD, f"tenant: a {command.role} belongs to a tenant; name it", field="tenant")
     if command.role is Role.OPERATOR and command.tenant:
         return Rejection(Reason.INVALID_FIELD, "tenant: an operator belongs to none; leave it out", field="tenant")
@@ -144,6 +151,29 @@ def _bad_token(state: ClusterState, command: CreateToken) -> Rejection | None:
         )
     if command.token_id in state.tokens or command.sha256 in state.tokens_by_sha:
         return Rejection(Reason.ALREADY_EXISTS, "this token exists; ask again for a new one")
+    return None
+
+
+def _beyond_own_admin(state: ClusterState, command: CreateToken, who: Principal) -> Rejection | None:
+    """The API has hidden other tenants already. Accounts of the hosts are an admin's to give: whoever could name any
+    account would run as anybody."""
+    if command.role not in GRANTABLE_ROLES:
+        return Rejection(
+            Reason.PERMISSION_DENIED,
+            f"a tenant's admin makes tokens of the roles {', '.join(GRANTABLE_ROLES)}; {command.role} is not one",
+        )
+    if not is_below(state.tenants, command.tenant, who.tenant):
+        return _no_tenant(command.tenant)
+    known = {
+        (t.principal.user, t.principal.unix_user)
+        for t in state.tokens.values()
+        if is_below(state.tenants, t.principal.tenant, who.tenant)
+    }
+    if command.unix_user and (command.user, command.unix_user) not in known:
+        return Rejection(
+            Reason.PERMISSION_DENIED,
+            f"no token lets {command.user} run as the account {command.unix_user} yet; ask an admin for the first one",
+        )
     return None
 
 

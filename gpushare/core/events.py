@@ -134,10 +134,12 @@ class NodeOvercommitted(Event, frozen=True):
 
 
 class NodePowerRequested(Event, frozen=True):
-    """The admin's hook is to put the node to sleep, or to wake it."""
+    """The admin's hook is to put the node to sleep, or to wake it. With a `detail` no hook is run: the last one failed,
+    or the node did not come back, and `power` is what counts from now on."""
 
     node: str
     power: Power
+    detail: str = ""
 
 
 class ReservationCreated(Event, frozen=True):

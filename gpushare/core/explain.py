@@ -11,22 +11,24 @@ from collections.abc import Callable
 
 import msgspec
 
+from gpushare.core.brain import Brain
 from gpushare.core.capacity import least_charge
 from gpushare.core.commands import CoreSettings
-from gpushare.core.cycle import place, wait_reason
+from gpushare.core.cycle import Cycle
 from gpushare.core.model import Attempt, Gpu, Job, JobState, Node, TaskRequest
-from gpushare.core.placement import POLICIES, Policy
-from gpushare.core.placement.filters import Refusals
-from gpushare.core.plan import Plan
-from gpushare.core.state import ClusterState
+from gpushare.core.placement.filters import Refusals, gang_refusals
+from gpushare.core.placement.place import place_gang
+from gpushare.core.state import WAITING_STATES, ClusterState
+from gpushare.core.waiting import line_key
 from gpushare.reasons import Reason
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """One stable word and one sentence."""
+    """One stable word and one sentence; `expected_start_ms` where a pass has planned the start."""
 
     reason: Reason
     detail: str
+    expected_start_ms: int | None = None
 
 
 class FilterCount(msgspec.Struct, frozen=True):
@@ -38,8 +40,18 @@ class FilterCount(msgspec.Struct, frozen=True):
     nodes: tuple[str, ...]
 
 
+class Counterfactual(msgspec.Struct, frozen=True):
+    """A change with which the job would start at `start_ms`: in words, and as the command line writes it."""
+
+    change: str
+    flag: str
+    start_ms: int
+
+
 class Explanation(msgspec.Struct, frozen=True):
-    """`earliest_start_ms` None: unknown. `blocking_jobs`: keys of jobs whose end makes the room."""
+    """`earliest_start_ms`, `expected_start_ms` None: unknown. `blocking_jobs`: keys of jobs whose end makes the room.
+    `ahead`: keys of queued jobs that go first, of `ahead_count` in all. `claimant`: the job for which the room that
+    this one would fit is kept. `victims`: jobs that have been making way for this one since `hold_ms`."""
 
     job: str
     state: JobState
@@ -49,6 +61,13 @@ class Explanation(msgspec.Struct, frozen=True):
     blocking_jobs: tuple[str, ...] = ()
     earliest_start_ms: int | None = None
     suggestion: str = ""
+    counterfactuals: tuple[Counterfactual, ...] = ()
+    expected_start_ms: int | None = None
+    ahead: tuple[str, ...] = ()
+    ahead_count: int = 0
+    claimant: str = ""
+    victims: tuple[str, ...] = ()
+    hold_ms: int | None = None
 
 
 _STAGES = {
@@ -65,7 +84,7 @@ _STAGES = {
 
 def wait_of(state: ClusterState, job: Job, reason: Reason | None, now_ms: int) -> Wait | None:
     """The wait of a job for a listing: `reason` is the last pass's verdict on its shape, None when not judged yet."""
-    if job.state is not JobState.QUEUED:
+    if job.state not in WAITING_STATES:
         return None
     if job.not_before_ms > now_ms:
         return _backoff(job, now_ms)
@@ -74,9 +93,11 @@ def wait_of(state: ClusterState, job: Job, reason: Reason | None, now_ms: int) -
     return Wait(reason, _sentence(state, job, reason))
 
 
-def explain(state: ClusterState, job: Job, now_ms: int, settings: CoreSettings) -> Explanation:
-    """Everything there is to say of `job` now."""
-    if job.state is not JobState.QUEUED:
+def explain(
+    state: ClusterState, job: Job, now_ms: int, settings: CoreSettings, brain: Brain | None = None
+) -> Explanation:
+    """Everything there is to say of `job` now: what the next pass would say of it, by running that pass on scratch."""
+    if job.state not in WAITING_STATES:
         return Explanation(job=job.key, state=job.state)
     if job.not_before_ms > now_ms:
         return Explanation(
@@ -86,22 +107,23 @@ def explain(state: ClusterState, job: Job, now_ms: int, settings: CoreSettings) 
             wait=_backoff(job, now_ms),
             earliest_start_ms=job.not_before_ms,
         )
-    policy = POLICIES[settings.policy]
-    refusals = Refusals()
-    if place(Plan(state), job, policy, refusals) is not None:
+    cycle = Cycle(state, now_ms, settings, brain or Brain(state, settings))
+    found = cycle.run()
+    if job.key in cycle.started:
         wait = Wait(Reason.SCHEDULING, "it fits now and starts with the next scheduling pass")
         return Explanation(job=job.key, state=job.state, stage="order", wait=wait, earliest_start_ms=now_ms)
-    reason = wait_reason(state, job, refusals)
-    blocking, earliest_ms = _when_room(state, job, policy)
+    reason = found.job_waits.get(job.key) or found.waits.get(line_key(job)) or Reason.SCHEDULING
+    ask = cycle.ask(job)
+    blocking, earliest_ms = _when_room(cycle, job)
     return Explanation(
         job=job.key,
         state=job.state,
         stage=_STAGES.get(reason, "capacity"),
         wait=Wait(reason, _sentence(state, job, reason)),
-        filters=_filter_counts(state, refusals),
+        filters=_filter_counts(state, gang_refusals(cycle.plan, ask, job.spec.least_tasks)),
         blocking_jobs=blocking,
         earliest_start_ms=earliest_ms,
-        suggestion=_suggestion(state, job, policy),
+        suggestion=_suggestion(cycle, job),
     )
 
 
@@ -234,20 +256,28 @@ _FILTER_WORDS = {
 # -- what-if
 
 
-def _when_room(state: ClusterState, job: Job, policy: Policy) -> tuple[tuple[str, ...], int | None]:
+def _when_room(cycle: Cycle, job: Job) -> tuple[tuple[str, ...], int | None]:
     """Let running jobs end in the order of their time limits until `job` fits: who must end, and when that is at the
     latest. Jobs without a limit end last and make the time unknown."""
-    plan = Plan(state)
+    state, plan = cycle.state, cycle.plan
     endings = sorted((_end_ms(state, a), a.job_key) for n in state.nodes.values() for a in state.live_attempts(n))
+    checkpoint = plan.checkpoint()
     blocking: dict[str, None] = {}
-    for end_ms, key in endings:
-        if key in blocking:
-            continue
-        blocking[key] = None
-        for attempt in state.jobs[key].live():
-            plan.give(attempt.tenant, attempt.slice)
-        if place(plan, job, policy, Refusals()) is not None:
-            return tuple(blocking), None if end_ms == _NEVER_MS else end_ms
+    try:
+        for end_ms, key in endings:
+            if key in blocking:
+                continue
+            blocking[key] = None
+            ended = state.jobs[key]
+            for attempt in ended.live():
+                plan.give(attempt.tenant, attempt.slice, job=key)
+            cycle.count(ended, [a.slice for a in ended.live()], -1)
+            if place_gang(plan, cycle.ask(job), job.spec.tasks, job.spec.least_tasks) is not None:
+                return tuple(blocking), None if end_ms == _NEVER_MS else end_ms
+    finally:
+        plan.rollback(checkpoint)
+        for key in blocking:
+            cycle.count(state.jobs[key], [a.slice for a in state.jobs[key].live()], +1)
     return (), None
 
 
@@ -259,12 +289,12 @@ def _end_ms(state: ClusterState, attempt: Attempt) -> int:
     return (attempt.started_ms or attempt.allocated_ms) + limit_ms if limit_ms else _NEVER_MS
 
 
-def _suggestion(state: ClusterState, job: Job, policy: Policy) -> str:
+def _suggestion(cycle: Cycle, job: Job) -> str:
     """The largest smaller share that starts now, found by trying it on the plan."""
     request = job.spec.resources
     if not request.is_share:
         return ""
-    milli, mib = _largest_gap(state)
+    milli, mib = _largest_gap(cycle.state)
     smaller = msgspec.structs.replace(
         request,
         gpu_milli=None if request.gpu_milli is None else min(request.gpu_milli, milli),
@@ -272,17 +302,11 @@ def _suggestion(state: ClusterState, job: Job, policy: Policy) -> str:
     )
     if smaller == request or smaller.gpu_milli == 0 or smaller.gpu_memory_mib == 0:
         return ""
-    trial = Job(
-        tenant=job.tenant,
-        id=job.id,
-        spec=msgspec.structs.replace(job.spec, resources=smaller),
-        created_ms=job.created_ms,
-        created_by=job.created_by,
-        submit_seq=job.submit_seq,
-    )
-    if place(Plan(state), trial, policy, Refusals()) is None:
-        return ""
-    return f"it would start now with {describe(smaller)}"
+    ask = cycle.ask(job)._replace(request=smaller)
+    checkpoint = cycle.plan.checkpoint()
+    found = place_gang(cycle.plan, ask, job.spec.tasks, job.spec.least_tasks)
+    cycle.plan.rollback(checkpoint)
+    return "" if found is None else f"it would start now with {describe(smaller)}"
 
 
 def _largest_gap(state: ClusterState) -> tuple[int, int]:

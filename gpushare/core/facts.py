@@ -148,7 +148,7 @@ def _node_synced(state: ClusterState, event: NodeSynced, entry: Entry) -> None:
     node = state.nodes[event.node]
     state.touched.update(state.nodes)
     node.address = event.address
-    node.power = Power.ON
+    _wake(node, event, entry.at_ms)
     node.instance_id, node.boot_id, node.start_counter = event.instance_id, event.boot_id, event.start_counter
     node.agent_version, node.driver_version = event.agent_version, event.driver_version
     node.cpu_milli, node.memory_mib, node.labels = event.cpu_milli, event.memory_mib, event.labels
@@ -165,6 +165,18 @@ def _node_synced(state: ClusterState, event: NodeSynced, entry: Entry) -> None:
             for card in event.gpus:
                 other.gpus.pop(card.uuid, None)
     _register_cards(node, event.gpus)
+
+
+def _wake(node: Node, event: NodeSynced, at_ms: int) -> None:
+    """An agent that syncs is proof that its host is up. One that was told to sleep and has never gone is on its way
+    down; it stays asleep, so that nothing starts there."""
+    same = (node.boot_id, node.start_counter) == (event.boot_id, event.start_counter)
+    if node.power is Power.DOWN and same:
+        return
+    if not node.attempts and (node.power is not Power.ON or not node.idle_since_ms):
+        node.idle_since_ms = at_ms
+    if node.power is not Power.ON:
+        node.power, node.power_since_ms, node.power_detail = Power.ON, at_ms, ""
 
 
 def _register_cards(node: Node, cards: tuple[GpuInventory, ...]) -> None:
@@ -242,7 +254,8 @@ def _node_overcommitted(state: ClusterState, event: NodeOvercommitted, entry: En
 
 
 def _node_power_requested(state: ClusterState, event: NodePowerRequested, entry: Entry) -> None:
-    state.nodes[event.node].power = event.power
+    node = state.nodes[event.node]
+    node.power, node.power_since_ms, node.power_detail = event.power, entry.at_ms, event.detail
     state.touched.add(event.node)
 
 

@@ -32,6 +32,7 @@ from gpushare.core.model import (
     AttemptState,
     Job,
     JobState,
+    OnTaskFailure,
 )
 
 if TYPE_CHECKING:
@@ -154,12 +155,18 @@ def _attempt_changed(state: ClusterState, event: AttemptChanged, entry: Entry) -
     job = state.jobs[attempt.job_key]
     if event.state is AttemptState.SUSPENDED and attempt.suspended_ms is None:
         _suspended(state, job, attempt, entry.at_ms)
-    if job.state is JobState.STARTING and all(a.state is AttemptState.RUNNING for a in job.current()):
-        job.started_ms = entry.at_ms if job.started_ms is None else job.started_ms
-        state.set_job_state(job, JobState.RUNNING)
+    if job.state is JobState.STARTING:
+        _begin_if_whole(state, job, entry.at_ms)
     elif job.state is JobState.RUNNING and event.state is AttemptState.SUSPENDED:
         state.set_job_state(job, JobState.SUSPENDED)
     elif job.state is JobState.SUSPENDED and event.state is AttemptState.RUNNING:
+        state.set_job_state(job, JobState.RUNNING)
+
+
+def _begin_if_whole(state: ClusterState, job: Job, at_ms: int) -> None:
+    """A gang runs once every task that lives does; one may have ended by then."""
+    if all(a.state is AttemptState.RUNNING and not a.desired_stop for a in job.live()):
+        job.started_ms = at_ms if job.started_ms is None else job.started_ms
         state.set_job_state(job, JobState.RUNNING)
 
 
@@ -180,6 +187,9 @@ def _attempt_ended(state: ClusterState, event: AttemptEnded, entry: Entry) -> No
     state.touched.add(node.name)
     if not node.attempts:
         node.idle_since_ms = entry.at_ms
+    goes_on = event.state is AttemptState.SUCCEEDED or job.spec.on_task_failure is OnTaskFailure.CONTINUE
+    if job.state is JobState.STARTING and goes_on and job.live():
+        _begin_if_whole(state, job, entry.at_ms)
 
 
 def _job_requeued(state: ClusterState, event: JobRequeued, entry: Entry) -> None:

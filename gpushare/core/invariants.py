@@ -10,7 +10,7 @@ from collections import Counter
 
 from gpushare.core.lifecycle import BrokenInvariant
 from gpushare.core.model import Attempt, AttemptState, Hold, JobState
-from gpushare.core.state import ClusterState
+from gpushare.core.state import WAITING_STATES, ClusterState
 
 
 def check(state: ClusterState) -> None:
@@ -89,7 +89,7 @@ def _check_tenants(state: ClusterState, live: list[Attempt]) -> None:
 
 def _check_queue(state: ClusterState) -> None:
     keys = sorted(state.lines)
-    waiting = sorted(j.key for j in state.jobs.values() if j.state is JobState.QUEUED)
+    waiting = sorted(j.key for j in state.jobs.values() if j.state in WAITING_STATES)
     if keys != waiting or len(keys) != len(state.lines):
         raise BrokenInvariant("the queue differs from the queued jobs")
     for job_key in state.holds:
@@ -117,8 +117,10 @@ def _check_job(state: ClusterState, key: str) -> None:
     live = bool(job.live())
     if live != (job.state in (JobState.STARTING, JobState.RUNNING, JobState.SUSPENDED, JobState.CANCELLING)):
         raise BrokenInvariant(f"job {key} is {job.state} with {len(job.live())} live attempts")
-    if job.state is JobState.RUNNING and any(a.state is AttemptState.ALLOCATED for a in job.live()):
+    first = [a for a in job.live() if a.number == job.base_round]
+    if job.state is JobState.RUNNING and any(a.state is AttemptState.ALLOCATED for a in first):
         # An order that never arrived before its node fell silent is sent again; the job has not run whole before.
+        # What it grew by since is launched while it runs.
         raise BrokenInvariant(f"job {key} is RUNNING with a task that was never launched")
     if job.is_ended != (job.ended_ms is not None) or job.is_ended != (key in state.ended):
         raise BrokenInvariant(f"job {key}: state {job.state}, ended_ms {job.ended_ms}")

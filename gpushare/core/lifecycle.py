@@ -1,22 +1,23 @@
 """Which moves a job and an attempt may make, and what follows when an attempt ends.
 
 Pure. The transition tables are literal; the diagrams in the docs are generated from them. `consequences` is policy: it
-returns the outcomes that the journal stores, so replay never runs it.
+returns the outcomes that the journal stores, so replay never runs it. A gang ends as one: its first own failure says
+how, else that it was preempted, else its first loss to the infrastructure.
 """
 
 from __future__ import annotations
 
 from gpushare.core.commands import CoreSettings
 from gpushare.core.events import AttemptEnded, AttemptStopRequested, Event, JobEnded, JobRequeued
-from gpushare.core.model import Attempt, AttemptState, Job, JobState
+from gpushare.core.model import Attempt, AttemptState, Job, JobState, OnTaskFailure, PreemptionMode
 from gpushare.reasons import Reason
 
 _J = JobState
 JOB_MOVES: dict[JobState, frozenset[JobState]] = {
     _J.QUEUED: frozenset({_J.STARTING, _J.CANCELLING, _J.FAILED}),
-    _J.STARTING: frozenset({_J.RUNNING, _J.QUEUED, _J.CANCELLING, _J.SUCCEEDED, _J.FAILED}),
-    _J.RUNNING: frozenset({_J.SUSPENDED, _J.QUEUED, _J.CANCELLING, _J.SUCCEEDED, _J.FAILED}),
-    _J.SUSPENDED: frozenset({_J.RUNNING, _J.QUEUED, _J.CANCELLING, _J.SUCCEEDED, _J.FAILED}),
+    _J.STARTING: frozenset({_J.RUNNING, _J.QUEUED, _J.CANCELLING, _J.SUCCEEDED, _J.FAILED, _J.CANCELLED}),
+    _J.RUNNING: frozenset({_J.SUSPENDED, _J.QUEUED, _J.CANCELLING, _J.SUCCEEDED, _J.FAILED, _J.CANCELLED}),
+    _J.SUSPENDED: frozenset({_J.RUNNING, _J.QUEUED, _J.CANCELLING, _J.SUCCEEDED, _J.FAILED, _J.CANCELLED}),
     _J.CANCELLING: frozenset({_J.CANCELLED, _J.SUCCEEDED}),
     _J.SUCCEEDED: frozenset(),
     _J.FAILED: frozenset(),
@@ -47,7 +48,6 @@ INFRA_REASONS = frozenset(
         Reason.GPU_LOST,
         Reason.NOT_STARTED,
         Reason.COLLATERAL,
-        Reason.PREEMPTED,
         Reason.FENCE_FAILED,
         Reason.OCCUPIED,
         Reason.STALE,
@@ -93,25 +93,61 @@ def check_attempt_move(attempt: Attempt, to: AttemptState) -> None:
 def consequences(job: Job, ended: AttemptEnded, now_ms: int, settings: CoreSettings) -> list[Event]:
     """What follows from `ended`, which is not yet applied: peers to stop, another round, or the job's end."""
     others = [a for a in job.live() if a.id != ended.attempt]
-    if job.state is not JobState.CANCELLING and ended.state is not AttemptState.SUCCEEDED and others:
+    if others:
+        if job.state is JobState.CANCELLING or _goes_on(job, ended, others):
+            return []
         return [
             AttemptStopRequested(attempt=a.id, reason=Reason.PEER_FAILED, detail=f"{ended.attempt}: {ended.reason}")
             for a in others
             if not a.desired_stop
         ]
-    if others:
-        return []
-    ends = [_end_of(a, ended) for a in job.current()]
     if job.state is JobState.CANCELLING:
-        return [_cancelled(job, ends)]
-    culprits = [
-        end
-        for end, attempt in zip(ends, job.current(), strict=True)
-        if end.state is not AttemptState.SUCCEEDED and attempt.stop_reason is not Reason.PEER_FAILED
+        return [_cancelled(job, [_end_of(a, ended) for a in job.current()])]
+    return [_outcome(job, ended, now_ms, settings)]
+
+
+def _goes_on(job: Job, ended: AttemptEnded, others: list[Attempt]) -> bool:
+    """Whether the gang may do without the task that has just ended."""
+    if ended.state is AttemptState.SUCCEEDED:
+        return True
+    if job.spec.on_task_failure is OnTaskFailure.STOP:
+        return False
+    staying = sum(not a.desired_stop for a in others)
+    done = sum(a.state is AttemptState.SUCCEEDED for a in job.current())
+    return staying + done >= job.spec.least_tasks
+
+
+def _outcome(job: Job, ended: AttemptEnded, now_ms: int, settings: CoreSettings) -> Event:
+    """The last task has ended: the job's end, or its next round."""
+    bad = [
+        (attempt, end)
+        for attempt in job.current()
+        if (end := _end_of(attempt, ended)).state is not AttemptState.SUCCEEDED
+        and attempt.stop_reason is not Reason.PEER_FAILED
     ]
-    if not culprits:
-        return [JobEnded(job=job.key, state=JobState.SUCCEEDED, reason=Reason.COMPLETED, exit_code=0)]
-    return [_after_failure(job, culprits[0], now_ms, settings)]
+    if not bad:
+        return JobEnded(job=job.key, state=JobState.SUCCEEDED, reason=Reason.COMPLETED, exit_code=0)
+    culprit, end = min(bad, key=lambda each: (_weight(*each), _ended_ms(each[0], each[1], now_ms), each[0].task))
+    if _weight(culprit, end) == _PREEMPTION:
+        return _after_preemption(job, culprit, end, now_ms)
+    return _after_failure(job, end, _retries_used(job, ended), now_ms, settings)
+
+
+_OWN_FAILURE, _PREEMPTION, _LOSS = range(3)
+
+
+def _weight(attempt: Attempt, end: AttemptEnded) -> int:
+    """What one task's bad end is for the whole job; the smallest decides."""
+    if end.reason not in INFRA_REASONS and end.reason is not Reason.PREEMPTED:
+        return _OWN_FAILURE
+    # Lost while it was making way: it was to end anyway.
+    making_way = attempt.desired_stop and attempt.stop_reason is Reason.PREEMPTED
+    return _PREEMPTION if making_way or end.reason is Reason.PREEMPTED else _LOSS
+
+
+def _ended_ms(attempt: Attempt, end: AttemptEnded, now_ms: int) -> int:
+    told = end.ended_ms if attempt.is_live else attempt.ended_ms
+    return now_ms if told is None else told
 
 
 def _end_of(attempt: Attempt, ended: AttemptEnded) -> AttemptEnded:
@@ -145,7 +181,29 @@ def _cancelled(job: Job, ends: list[AttemptEnded]) -> JobEnded:
     )
 
 
-def _after_failure(job: Job, end: AttemptEnded, now_ms: int, settings: CoreSettings) -> Event:
+def _after_preemption(job: Job, attempt: Attempt, end: AttemptEnded, now_ms: int) -> Event:
+    """It made way: queued again at its old place, free of every retry, unless it asked to be cancelled instead."""
+    if job.spec.preemption is not PreemptionMode.CANCEL:
+        return JobRequeued(
+            job=job.key,
+            infra=False,
+            reason=Reason.PREEMPTED,
+            detail=end.detail,
+            not_before_ms=now_ms,
+            preempted_for=attempt.claimant or "scheduler",
+        )
+    signal = end.signal
+    return JobEnded(
+        job=job.key,
+        state=JobState.CANCELLED,
+        reason=Reason.PREEMPTED,
+        detail=end.detail,
+        exit_code=128 + (signal if signal is not None else SIGTERM),
+        signal=signal,
+    )
+
+
+def _after_failure(job: Job, end: AttemptEnded, retries_used: int, now_ms: int, settings: CoreSettings) -> Event:
     if end.reason in INFRA_REASONS:
         if job.infra_retries < settings.infra_retries:
             wait_ms = min(settings.infra_backoff_ms << job.infra_retries, settings.infra_backoff_max_ms)
@@ -155,7 +213,7 @@ def _after_failure(job: Job, end: AttemptEnded, now_ms: int, settings: CoreSetti
         tries = job.infra_retries + 1
         times = f"{tries} times" if tries > 1 else "once"
         return _failed(job, end, f"lost {times} to the infrastructure, not retried again; last: {end.detail}")
-    if end.reason in RETRYABLE_REASONS and job.retries < job.spec.max_retries:
+    if end.reason in RETRYABLE_REASONS and retries_used < job.spec.max_retries:
         return JobRequeued(
             job=job.key,
             infra=False,
@@ -164,6 +222,21 @@ def _after_failure(job: Job, end: AttemptEnded, now_ms: int, settings: CoreSetti
             not_before_ms=now_ms + settings.retry_backoff_ms,
         )
     return _failed(job, end, end.detail)
+
+
+def _retries_used(job: Job, ended: AttemptEnded) -> int:
+    """Of `spec.max_retries`. Where a gang goes on without a failed task, each task's own failure uses one, and the one
+    that is to be answered now has not used its own yet."""
+    if job.spec.on_task_failure is OnTaskFailure.STOP:
+        return job.retries
+    new = ended.state is AttemptState.FAILED and ended.reason in RETRYABLE_REASONS
+    return max(0, len(own_failures(job)) + new - 1)
+
+
+def own_failures(job: Job) -> list[Attempt]:
+    """Its ended attempts that failed by themselves in a way that another try can mend, first end first."""
+    failed = [a for a in job.attempts if a.state is AttemptState.FAILED and a.reason in RETRYABLE_REASONS]
+    return sorted(failed, key=lambda a: (a.ended_ms or 0, a.number, a.task))
 
 
 def _failed(job: Job, end: AttemptEnded, detail: str) -> JobEnded:

@@ -453,7 +453,10 @@ class Node(msgspec.Struct):
     # Where other nodes reach it.
     address: str = ""
     power: Power = Power.ON
-    # Since when nothing runs on it; for power saving.
+    # When that was asked for, and why what was asked before did not come about; "": nothing went wrong.
+    power_since_ms: int = 0
+    power_detail: str = ""
+    # Since when nothing runs on it, for power saving; 0 while something does.
     idle_since_ms: int = 0
     compute_overcommit_milli: int = WHOLE_CARD_MILLI
     gpus: dict[str, Gpu] = {}
@@ -462,7 +465,7 @@ class Node(msgspec.Struct):
 
     @property
     def is_placeable(self) -> bool:
-        return self.ready and not self.cordoned and self.state is NodeState.ACTIVE
+        return self.ready and not self.cordoned and self.state is NodeState.ACTIVE and self.power is Power.ON
 
     @property
     def free_cpu_milli(self) -> int:

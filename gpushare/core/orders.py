@@ -11,16 +11,30 @@ from collections.abc import Iterable
 import msgspec
 
 from gpushare.core.commands import AttemptReport
-from gpushare.core.events import AttemptEnded, AttemptsAllocated, AttemptStopRequested, Entry
-from gpushare.core.model import ENDED_ATTEMPT_STATES, Attempt, Job, Node
+from gpushare.core.events import (
+    AttemptEnded,
+    AttemptResumed,
+    AttemptsAllocated,
+    AttemptStopRequested,
+    AttemptSuspendRequested,
+    Entry,
+)
+from gpushare.core.gangs import GangPlace, peers_of, place_of
+from gpushare.core.model import ENDED_ATTEMPT_STATES, WHOLE_CARD_MILLI, Attempt, AttemptState, Job, Node, Slice
 from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason
 
 
 class StartOrder(msgspec.Struct, frozen=True):
+    """`task_count` is how many tasks the job has with this one; `gang` is None for a job of one task; `capacity_milli`
+    is what shares on its card may have together."""
+
     node: str
     attempt: Attempt
     job: Job
+    task_count: int = 1
+    gang: GangPlace | None = None
+    capacity_milli: int = WHOLE_CARD_MILLI
 
 
 class StopOrder(msgspec.Struct, frozen=True):
@@ -29,6 +43,22 @@ class StopOrder(msgspec.Struct, frozen=True):
     reason: Reason
     grace_ms: int
     detail: str = ""
+
+
+class SuspendOrder(msgspec.Struct, frozen=True):
+    """Give up the cards, keep the processes."""
+
+    node: str
+    attempt_id: str
+
+
+class ResumeOrder(msgspec.Struct, frozen=True):
+    """Go on, on the cards of `slice`, which may be others than before."""
+
+    node: str
+    attempt_id: str
+    slice: Slice
+    capacity_milli: int = WHOLE_CARD_MILLI
 
 
 class SealOrder(msgspec.Struct, frozen=True):
@@ -45,7 +75,7 @@ class ForgetOrder(msgspec.Struct, frozen=True):
     attempt_id: str
 
 
-Order = StartOrder | StopOrder | SealOrder | ForgetOrder
+Order = StartOrder | StopOrder | SuspendOrder | ResumeOrder | SealOrder | ForgetOrder
 
 
 def orders_for(entry: Entry, state: ClusterState) -> list[Order]:
@@ -53,10 +83,12 @@ def orders_for(entry: Entry, state: ClusterState) -> list[Order]:
     event = entry.event
     if isinstance(event, AttemptsAllocated):
         job = state.jobs[event.job]
-        return [StartOrder(a.slice.node, a, job) for a in job.current()]
-    if isinstance(event, AttemptStopRequested):
+        # Of a gang that grew, only what is new.
+        return [_start(state, a) for a in job.attempts if a.number == event.round]
+    if isinstance(event, AttemptStopRequested | AttemptSuspendRequested | AttemptResumed):
         attempt = state.must_attempt(event.attempt)
-        return [_stop(state, attempt)] if attempt.is_live else []
+        order = _wish(state, attempt, None) if attempt.is_live else None
+        return [order] if order else []
     if isinstance(event, AttemptEnded):
         attempt = state.must_attempt(event.attempt)
         return [ForgetOrder(attempt.slice.node, attempt.id)]
@@ -72,9 +104,9 @@ def orders_after_sync(state: ClusterState, node: Node, reports: Iterable[Attempt
             if attempt.seen or attempt.desired_stop:
                 orders.append(SealOrder(node.name, attempt.id))
             else:
-                orders.append(StartOrder(node.name, attempt, state.jobs[attempt.job_key]))
-        elif attempt.desired_stop:
-            orders.append(_stop(state, attempt))
+                orders.append(_start(state, attempt))
+        elif (order := _wish(state, attempt, told[attempt.id].state)) is not None:
+            orders.append(order)
     for attempt_id, report in told.items():
         known = state.attempt(attempt_id)
         if known is None or not known.is_live:
@@ -87,6 +119,37 @@ def stale_order(node: str, attempt_id: str, *, ended: bool) -> Order:
     if ended:
         return ForgetOrder(node, attempt_id)
     return StopOrder(node, attempt_id, Reason.STALE, 0, "the scheduler knows this attempt as ended, or not at all")
+
+
+def _start(state: ClusterState, attempt: Attempt) -> StartOrder:
+    job = state.jobs[attempt.job_key]
+    return StartOrder(
+        attempt.slice.node,
+        attempt,
+        job,
+        task_count=len(peers_of(job, attempt)),
+        gang=place_of(state, job, attempt),
+        capacity_milli=_capacity_milli(state, attempt),
+    )
+
+
+def _resume(state: ClusterState, attempt: Attempt) -> ResumeOrder:
+    return ResumeOrder(attempt.slice.node, attempt.id, attempt.slice, _capacity_milli(state, attempt))
+
+
+def _capacity_milli(state: ClusterState, attempt: Attempt) -> int:
+    gpus = state.nodes[attempt.slice.node].gpus
+    return max((gpus[uuid].capacity_milli for uuid in attempt.slice.gpu_uuids), default=WHOLE_CARD_MILLI)
+
+
+def _wish(state: ClusterState, attempt: Attempt, told: AttemptState | None) -> Order | None:
+    """What is wanted of a live attempt beyond that it runs; nothing where its agent `told` that it is so already."""
+    if attempt.desired_stop:
+        return _stop(state, attempt)
+    suspended = told is AttemptState.SUSPENDED
+    if attempt.desired_suspend:
+        return None if suspended else SuspendOrder(attempt.slice.node, attempt.id)
+    return _resume(state, attempt) if suspended or told is None else None
 
 
 def _stop(state: ClusterState, attempt: Attempt) -> StopOrder:

@@ -1,74 +1,94 @@
 """A scratch transaction over free capacity: try, roll back, or take the result.
 
-Pure. A plan never changes the state: it keeps what it would take per card, node and tenant beside it. A gang is placed
-task by task between `checkpoint` and, when one does not fit, `rollback`.
+Pure, and without arrays itself. A plan never changes the state: what it would take is noted in its fleet, per tenant.
+A gang is placed task by task between `checkpoint` and, when one does not fit, `rollback`. One fleet serves one plan at
+a time: what an earlier plan left is forgotten when the next begins.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import NamedTuple
 
 from gpushare.core.model import Gpu, Node, Slice
+from gpushare.core.placement import POLICIES
+from gpushare.core.placement.claims import Owner
+from gpushare.core.placement.fleet import Fleet
 from gpushare.core.state import ClusterState
 
 
-class Plan:
-    """Free capacity of `state` less the slices taken so far (plus what `give` put back, for what-if questions)."""
+class _Charge(NamedTuple):
+    tenant: str
+    model: str
+    milli: int
 
-    def __init__(self, state: ClusterState) -> None:
+
+class Plan:
+    """Free capacity of `state` less the slices taken so far (plus what `give` put back, for what-if questions). Without
+    a fleet it makes its own, which costs a look at every card."""
+
+    def __init__(self, state: ClusterState, fleet: Fleet | None = None) -> None:
         self.state = state
-        self._taken: list[tuple[str, Slice, int]] = []
-        self._milli: defaultdict[str, int] = defaultdict(int)
-        self._mib: defaultdict[str, int] = defaultdict(int)
-        self._holds: defaultdict[str, int] = defaultdict(int)
-        self._cpu: defaultdict[str, int] = defaultdict(int)
-        self._memory: defaultdict[str, int] = defaultdict(int)
+        if fleet is None:
+            fleet = Fleet(state, POLICIES["best_fit"]())
+        else:
+            fleet.refresh()
+        self.fleet = fleet
+        self._taken: list[_Charge] = []
         self._charge: defaultdict[str, int] = defaultdict(int)
+        self._charge_by_model: defaultdict[tuple[str, str], int] = defaultdict(int)
 
     def free_milli(self, gpu: Gpu) -> int:
-        return gpu.free_milli - self._milli[gpu.uuid]
+        return int(self.fleet.free_milli[self.fleet.card_id[gpu.uuid]])
 
     def free_mib(self, gpu: Gpu) -> int:
         """Free memory for slices; what strangers hold is not free."""
-        return gpu.free_mib - self._mib[gpu.uuid]
+        return int(self.fleet.free_mib[self.fleet.card_id[gpu.uuid]])
 
     def holders(self, gpu: Gpu) -> int:
-        return len(gpu.holds) + self._holds[gpu.uuid]
+        return int(self.fleet.holders[self.fleet.card_id[gpu.uuid]])
 
     def free_cpu_milli(self, node: Node) -> int:
-        return node.free_cpu_milli - self._cpu[node.name]
+        return int(self.fleet.free_cpu_milli[self.fleet.node_id[node.name]])
 
     def free_memory_mib(self, node: Node) -> int:
-        return node.free_memory_mib - self._memory[node.name]
+        return int(self.fleet.free_memory_mib[self.fleet.node_id[node.name]])
 
     def charge_milli(self, tenant: str) -> int:
         """The tenant's charge with this plan's slices."""
         found = self.state.tenants.get(tenant)
         return (found.charge_milli if found else 0) + self._charge[tenant]
 
-    def take(self, tenant: str, piece: Slice) -> None:
-        self._book(tenant, piece, +1)
-        self._taken.append((tenant, piece, +1))
+    def model_charge_milli(self, tenant: str, model: str) -> int:
+        """The same on cards of one model."""
+        found = self.state.tenants.get(tenant)
+        return (found.charge_by_model.get(model, 0) if found else 0) + self._charge_by_model[tenant, model]
 
-    def give(self, tenant: str, piece: Slice) -> None:
+    def take(self, tenant: str, piece: Slice, end_ms: int | None = None, user: str = "", job: str = "") -> None:
+        """Hold `piece` for a task of `tenant`'s `user` and `job` that surely ends at `end_ms` (None: unknown)."""
+        self.fleet.take(piece, end_ms, Owner(tenant, user, job))
+        self._charge_for(tenant, piece, +1)
+
+    def give(self, tenant: str, piece: Slice, end_ms: int | None = None, user: str = "", job: str = "") -> None:
         """Put a live attempt's slice back, as if it had ended."""
-        self._book(tenant, piece, -1)
-        self._taken.append((tenant, piece, -1))
+        self.fleet.give(piece, end_ms, Owner(tenant, user, job))
+        self._charge_for(tenant, piece, -1)
 
     def checkpoint(self) -> int:
-        return len(self._taken)
+        return self.fleet.checkpoint()
 
     def rollback(self, checkpoint: int) -> None:
         """Undo everything since `checkpoint`."""
+        self.fleet.rollback(checkpoint)
         while len(self._taken) > checkpoint:
-            tenant, piece, sign = self._taken.pop()
-            self._book(tenant, piece, -sign)
+            self._add(self._taken.pop(), -1)
 
-    def _book(self, tenant: str, piece: Slice, sign: int) -> None:
-        for uuid, mib in zip(piece.gpu_uuids, piece.held_mib, strict=True):
-            self._milli[uuid] += sign * piece.gpu_milli
-            self._mib[uuid] += sign * mib
-            self._holds[uuid] += sign
-        self._cpu[piece.node] += sign * piece.cpu_milli
-        self._memory[piece.node] += sign * piece.memory_mib
-        self._charge[tenant] += sign * piece.charge_milli
+    def _charge_for(self, tenant: str, piece: Slice, sign: int) -> None:
+        model = self.fleet.model_of(piece.gpu_uuids[0]) if piece.gpu_uuids else ""
+        charge = _Charge(tenant, model, sign * piece.charge_milli)
+        self._taken.append(charge)
+        self._add(charge, +1)
+
+    def _add(self, charge: _Charge, sign: int) -> None:
+        self._charge[charge.tenant] += sign * charge.milli
+        self._charge_by_model[charge.tenant, charge.model] += sign * charge.milli

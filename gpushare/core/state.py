@@ -49,8 +49,8 @@ class Snapshot(msgspec.Struct):
 
 class ClusterState:
     """Everything the scheduler knows. `jobs` and `holds` are keyed by "tenant/id", `join_tokens` and `tokens_by_sha` by
-    hash. `lines` are the queued jobs as a pass takes them, `touched` the nodes whose capacity may have changed since
-    its reader last emptied it."""
+    hash. `lines` are the queued jobs as a pass takes them, `touched` the nodes whose capacity may have changed and
+    `submitted` the jobs that came since their reader last emptied them."""
 
     def __init__(self, snapshot: Snapshot | None = None) -> None:
         snap = snapshot or Snapshot()
@@ -68,9 +68,9 @@ class ClusterState:
         # Ended jobs, first end first.
         over = sorted((j.ended_ms or 0, j.submit_seq, j.key) for j in self.jobs.values() if j.is_ended)
         self.ended: dict[str, int] = {key: ended_ms for ended_ms, _, key in over}
-        self.suspended: set[str] = set()
         self.growing: set[str] = set()
         self.touched: set[str] = set(self.nodes)
+        self.submitted = [j.key for j in sorted(self.jobs.values(), key=lambda j: j.submit_seq)]
         for job in self.jobs.values():
             self._index_job(job)
             self._count_running(job, job.state, +1)
@@ -133,7 +133,7 @@ class ClusterState:
     def set_job_state(self, job: Job, state: JobState) -> None:
         check_job_move(job, state)
         tenant, was = self.tenants[job.tenant], job.state
-        if was is JobState.QUEUED:
+        if was in WAITING_STATES:
             self.lines.remove(job)
         _count(tenant, was, -1)
         self._count_running(job, was, -1)
@@ -147,6 +147,7 @@ class ClusterState:
 
     def add_job(self, job: Job) -> None:
         self.jobs[job.key] = job
+        self.submitted.append(job.key)
         _count(self.tenants[job.tenant], job.state, +1)
         self._index_job(job)
         self._index_state(job)
@@ -177,10 +178,9 @@ class ClusterState:
                 self.dependents.pop(dependency.job, None)
 
     def _index_state(self, job: Job) -> None:
-        """The small sets that a pass walks: queued lines, suspended jobs, gangs that may grow."""
-        if job.state is JobState.QUEUED:
+        """What a pass walks: the lines that wait, and gangs that may grow."""
+        if job.state in WAITING_STATES:
             self.lines.add(job)
-        _set_member(self.suspended, job.key, job.state is JobState.SUSPENDED)
         running = job.state in (JobState.STARTING, JobState.RUNNING)
         _set_member(self.growing, job.key, running and 0 < job.spec.min_tasks < job.spec.tasks)
 
@@ -214,6 +214,8 @@ def _set_member(members: set[str], key: str, is_in: bool) -> None:
 
 
 _APPLY = {**facts.HANDLERS, **facts_jobs.HANDLERS}
+# Jobs that a pass may give cards to.
+WAITING_STATES = frozenset({JobState.QUEUED, JobState.SUSPENDED})
 _RUNNING_STATES = frozenset({JobState.STARTING, JobState.RUNNING, JobState.SUSPENDED, JobState.CANCELLING})
 
 

@@ -1,4 +1,5 @@
-"""The queued jobs, grouped as a scheduling pass takes them: tenant, priority, user, shape, and in each shape by submit.
+"""The jobs that wait for cards (queued and suspended ones), grouped as a scheduling pass takes them: tenant, priority,
+user, shape, and in each shape by submit.
 
 Pure, and derived: `state` adds and removes, nobody stores it. Jobs of one shape share their fate within a pass, so
 that a hundred thousand queued jobs cost a pass no more than their distinct shapes.
@@ -10,7 +11,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gpushare.core.model import Dependency, Job, PreemptionMode, Qos, TaskRequest, Topology
+from gpushare.core.model import Dependency, Job, JobState, PreemptionMode, Qos, TaskRequest, Topology
 
 
 class Shape(NamedTuple):
@@ -25,6 +26,8 @@ class Shape(NamedTuple):
     preemption: PreemptionMode
     after: tuple[Dependency, ...]
     array_key: str
+    # A suspended job is alone in its line: it waits for cards of its own node.
+    suspended: str
 
 
 class LineKey(NamedTuple):
@@ -55,6 +58,7 @@ def line_key(job: Job) -> LineKey:
         spec.preemption,
         spec.after,
         job.array_key if spec.array_max_running else "",
+        job.key if job.state is JobState.SUSPENDED else "",
     )
     return LineKey(job.tenant, spec.priority, job.created_by.user, shape)
 
@@ -71,7 +75,7 @@ class WaitingLines:
         return self._size
 
     def __iter__(self) -> Iterator[str]:
-        """Every queued job's key, in no particular order."""
+        """Every waiting job's key, in no particular order."""
         for priorities in self.tenants.values():
             for users in priorities.values():
                 for shapes in users.values():

@@ -145,7 +145,7 @@ class JobApi:
     def _listing(self, request: job_pb2.ListJobsRequest, caller: Caller) -> _Listing:
         tenant = convert.parse_parent(request.parent, wildcard=True)
         if tenant == convert.ALL_TENANTS:
-            tenant = "" if caller.reach is Reach.ALL else caller.tenant
+            tenant = "" if caller.reach in (Reach.ALL, Reach.SUBTREE) else caller.tenant
         elif tenant not in self._engine.state.tenants or not caller.sees_tenant(tenant):
             raise convert.not_found(convert.tenant_name(tenant))
         state = convert.job_state_in(request.state)
@@ -157,7 +157,9 @@ class JobApi:
     ) -> None:
         """Newest first; `before` is the submit sequence of the last job shown."""
         fitting = (
-            job for job in state.jobs.values() if (before is None or job.submit_seq < before) and listing.has(job)
+            job
+            for job in state.jobs.values()
+            if (before is None or job.submit_seq < before) and listing.has(job) and caller.sees_tenant(job.tenant)
         )
         for job in heapq.nlargest(page.size + 1, fitting, key=lambda each: each.submit_seq):
             if not page.add(self._shown(job, view_of(caller, job, listing=True)), ["memory", job.submit_seq, "", ""]):
@@ -177,7 +179,8 @@ class JobApi:
             )
             for row in rows:
                 job = job_from_history(row)
-                shown = self._shown(job, view_of(caller, job, listing=True)) if listing.has(job) else None
+                fits = listing.has(job) and caller.sees_tenant(job.tenant)
+                shown = self._shown(job, view_of(caller, job, listing=True)) if fits else None
                 if shown is not None and not page.add(shown, ["history", *row.cursor]):
                     return
                 after = row.cursor
@@ -362,7 +365,11 @@ def _wanted_attempt(job: Job, request: job_pb2.StreamLogsRequest) -> Attempt | N
 
 
 def _explanation(found: Explanation, caller: Caller) -> job_pb2.JobExplanation:
-    visible = [key for key in found.blocking_jobs if caller.sees_tenant(key.partition("/")[0])]
+    def visible(keys: tuple[str, ...]) -> list[str]:
+        return [convert.job_name(key) for key in keys if caller.sees_tenant(key.partition("/")[0])]
+
+    tenant = found.job.partition("/")[0]
+    claimant = found.claimant if caller.sees_tenant(found.claimant.partition("/")[0]) else ""
     made = job_pb2.JobExplanation(
         name=convert.job_name(found.job),
         state=convert.JOB_STATES[found.state],
@@ -371,9 +378,19 @@ def _explanation(found: Explanation, caller: Caller) -> job_pb2.JobExplanation:
             job_pb2.FilterCount(reason=each.reason.value, detail=each.detail, gpus=each.gpus, nodes=each.nodes)
             for each in found.filters
         ],
-        blocking_jobs=[convert.job_name(key) for key in visible],
+        blocking_jobs=visible(found.blocking_jobs),
         earliest_start_time=convert.timestamp(found.earliest_start_ms),
         suggestion=found.suggestion,
+        counterfactuals=[
+            job_pb2.Counterfactual(change=each.change, flag=each.flag, start_time=convert.timestamp(each.start_ms))
+            for each in found.counterfactuals
+        ],
+        expected_start_time=convert.timestamp(found.expected_start_ms),
+        ahead_jobs=visible(found.ahead),
+        ahead_count=found.ahead_count,
+        claimant=convert.job_name(claimant) if claimant else convert.claimant(tenant, found.claimant),
+        victims=visible(found.victims),
+        hold_time=convert.timestamp(found.hold_ms),
     )
     if found.wait is not None:
         made.wait.reason, made.wait.detail = found.wait.reason.value, found.wait.detail

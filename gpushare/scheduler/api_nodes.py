@@ -6,7 +6,7 @@ whose attempts and whose foreign processes sit on a card is not: users and viewe
 
 from __future__ import annotations
 
-from gpushare.core.commands import CordonNode, CreateJoinToken, DeclareNodeDead, Outcome, UncordonNode
+from gpushare.core.commands import CordonNode, CreateJoinToken, DeclareNodeDead, Outcome, SetNode, UncordonNode
 from gpushare.core.model import Node
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of
@@ -72,6 +72,10 @@ class NodeApi:
     async def declare_node_dead(self, request: node_pb2.DeclareNodeDeadRequest, caller: Caller) -> node_pb2.Node:
         return await self._change(DeclareNodeDead(convert.parse_node_name(request.name)), request, caller)
 
+    async def update_node(self, request: node_pb2.UpdateNodeRequest, caller: Caller) -> node_pb2.Node:
+        wanted = request.compute_overcommit_milli if request.HasField("compute_overcommit_milli") else None
+        return await self._change(SetNode(convert.parse_node_name(request.name), wanted), request, caller)
+
     async def create_join_token(
         self, request: node_pb2.CreateJoinTokenRequest, caller: Caller
     ) -> node_pb2.CreateJoinTokenResponse:
@@ -98,7 +102,7 @@ class NodeApi:
     def _shown(self, node: Node, caller: Caller) -> node_pb2.Node:
         live = self._sessions.live(node.name)
         full = caller.reach is Reach.ALL
-        own = node.attempts if full else {a for a in node.attempts if a.partition(".")[0] == caller.tenant}
+        own = node.attempts if full else {a for a in node.attempts if caller.sees_tenant(a.partition(".")[0])}
         return convert_nodes.node(
             node,
             last_seen_ms=max(live.seen_ms, node.last_seen_ms),
@@ -109,12 +113,13 @@ class NodeApi:
         )
 
 
-_Change = CordonNode | UncordonNode | DeclareNodeDead
+_Change = CordonNode | UncordonNode | DeclareNodeDead | SetNode
 _ChangeRequest = (
     node_pb2.CordonNodeRequest
     | node_pb2.UncordonNodeRequest
     | node_pb2.DrainNodeRequest
     | node_pb2.DeclareNodeDeadRequest
+    | node_pb2.UpdateNodeRequest
 )
 
 

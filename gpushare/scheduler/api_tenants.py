@@ -2,7 +2,8 @@
 
 Imports the gate, the converters and the token functions. Invariants: a secret leaves once, in the answer of the call
 that made it, and is nowhere else; a repeated CreateToken makes no second token and cannot show the first one's secret
-again, so it says which token that is; changes of one tenant are made one after the other, so that none is lost.
+again, so it says which token that is; changes of one tenant are made one after the other, so that none is lost. A
+tenant's admin reaches the own tenant and those below it; another's tenant or token answers NOT_FOUND.
 """
 
 from __future__ import annotations
@@ -15,15 +16,25 @@ import msgspec
 
 from gpushare import names
 from gpushare.core.admission import Refused, check_resources
-from gpushare.core.commands import CreateTenant, CreateToken, DeleteTenant, Outcome, RevokeToken, UpdateTenant
-from gpushare.core.model import TaskRequest, Tenant, TenantSettings, Token
+from gpushare.core.commands import (
+    CreateTenant,
+    CreateToken,
+    DeleteTenant,
+    Outcome,
+    Rejection,
+    RevokeToken,
+    UpdateTenant,
+)
+from gpushare.core.decide_people import GRANTABLE_ROLES
+from gpushare.core.model import TaskRequest, TenantSettings, Token
+from gpushare.core.preview import preview
 from gpushare.core.state import ClusterState
-from gpushare.errors import GpushareError, error_of, invalid_field
+from gpushare.errors import FieldViolation, GpushareError, error_of, invalid_field
 from gpushare.reasons import Reason
-from gpushare.scheduler import convert, tokens
+from gpushare.scheduler import convert, convert_tenants, tokens
 from gpushare.scheduler.api_gate import call_of, commit
 from gpushare.scheduler.api_paging import Place, page_size
-from gpushare.scheduler.auth import Caller
+from gpushare.scheduler.auth import Caller, Reach
 from gpushare.scheduler.engine import Engine
 from gpushare.v1 import job_pb2, tenant_pb2
 
@@ -44,16 +55,30 @@ class TenantApi:
     # -- tenants
 
     async def create_tenant(self, request: tenant_pb2.CreateTenantRequest, caller: Caller) -> tenant_pb2.Tenant:
-        settings = self._settings(self._fresh, request.settings)
+        call = call_of(caller, request)
+        settings = self._settings(self._fresh_for(caller), request.settings)
+        _check_parent(settings, caller)
         command = CreateTenant(request.tenant_id, settings)
-        return await commit(self._engine, command, call_of(caller, request), _shown_tenant)
+        return await commit(self._engine, command, call, self._shown_tenant)
+
+    def _fresh_for(self, caller: Caller) -> TenantSettings:
+        """Settings to begin with: a tenant's admin makes tenants below the own one, with no more than that has."""
+        own = self._engine.state.tenant(caller.tenant)
+        if caller.reach is not Reach.SUBTREE or own is None:
+            return self._fresh
+        return msgspec.structs.replace(
+            self._fresh,
+            parent=caller.tenant,
+            max_queued_jobs=min(self._fresh.max_queued_jobs, own.settings.max_queued_jobs),
+            max_priority=min(self._fresh.max_priority, own.settings.max_priority),
+        )
 
     async def get_tenant(self, request: tenant_pb2.GetTenantRequest, caller: Caller) -> tenant_pb2.Tenant:
         tenant = convert.parse_tenant_name(request.name)
         if not caller.sees_tenant(tenant):
             raise convert.not_found(request.name)
         found = await self._engine.read(
-            lambda state: None if state.tenant(tenant) is None else convert.tenant(state.tenants[tenant])
+            lambda state: None if state.tenant(tenant) is None else self._shown(state, [tenant])[0]
         )
         if found is None:
             raise convert.not_found(request.name)
@@ -72,7 +97,7 @@ class TenantApi:
                 for t in state.tenants.values()
                 if not t.deleted and t.name > after and caller.sees_tenant(t.name)
             )
-            return [convert.tenant(state.tenants[name]) for name in visible[: size + 1]]
+            return self._shown(state, visible[: size + 1])
 
         found = await self._engine.read(look)
         token = place.token([found[size - 1].name.partition("/")[2]]) if len(found) > size else ""
@@ -86,10 +111,12 @@ class TenantApi:
         call = call_of(caller, request)
         async with self._changing:
             known = self._engine.state.tenant(tenant)
-            if known is None:
+            if known is None or not caller.sees_tenant(tenant):
                 raise convert.not_found(request.name)
-            command = UpdateTenant(tenant, self._settings(known.settings, request.settings))
-            return await commit(self._engine, command, call, _shown_tenant)
+            settings = self._settings(known.settings, request.settings)
+            if settings.parent != known.settings.parent:
+                _check_parent(settings, caller)
+            return await commit(self._engine, UpdateTenant(tenant, settings), call, self._shown_tenant)
 
     async def delete_tenant(
         self, request: tenant_pb2.DeleteTenantRequest, caller: Caller
@@ -98,20 +125,18 @@ class TenantApi:
         await self._engine.execute(DeleteTenant(tenant), call_of(caller, request))
         return tenant_pb2.DeleteTenantResponse()
 
+    def _shown(self, state: ClusterState, tenants: list[str]) -> list[tenant_pb2.Tenant]:
+        view = convert_tenants.TenantView(state, self._engine.now_ms())
+        return [view.shown(state.tenants[name]) for name in tenants]
+
+    def _shown_tenant(self, state: ClusterState, outcome: Outcome) -> tenant_pb2.Tenant:
+        """Also for a repeated request whose tenant was deleted since: the tombstone says what it was."""
+        return self._shown(state, [outcome.names[0]])[0]
+
     def _settings(self, old: TenantSettings, new: tenant_pb2.TenantSettings) -> TenantSettings:
         """`old` with the fields that are set in `new`."""
-        if new.no_limit and new.HasField("limit_milli"):
-            raise invalid_field("settings.no_limit", "excludes limit_milli; set one of the two")
-        changed: dict[str, object] = {
-            field: getattr(new, field)
-            for field in ("display_name", "limit_milli", "max_queued_jobs", "max_priority")
-            if new.HasField(field)
-        }
-        if new.no_limit:
-            changed["limit_milli"] = None
-        if new.HasField("default_request"):
-            changed["default_request"] = self._default_request(new.default_request)
-        return msgspec.structs.replace(old, **changed)
+        asked = new.default_request if new.HasField("default_request") else None
+        return convert_tenants.settings(old, new, None if asked is None else self._default_request(asked))
 
     def _default_request(self, asked: job_pb2.Resources) -> TaskRequest:
         if not any(asked.HasField(f) for f in ("gpus", "gpu_milli", "gpu_memory_mib")):
@@ -124,11 +149,36 @@ class TenantApi:
         except names.TextError as err:
             raise invalid_field(f"settings.default_request.{err.field}", str(err)) from err
 
+    async def preview_quota(
+        self, request: tenant_pb2.PreviewQuotaRequest, caller: Caller
+    ) -> tenant_pb2.PreviewQuotaResponse:
+        def look(state: ClusterState) -> tenant_pb2.PreviewQuotaResponse:
+            changes: dict[str, TenantSettings] = {}
+            for each in request.changes:
+                tenant = convert.parse_tenant_name(each.name)
+                if state.tenant(tenant) is None:
+                    raise convert.not_found(each.name)
+                old = changes.get(tenant, state.tenants[tenant].settings)
+                changes[tenant] = self._settings(old, each.settings)
+            found = preview(state, changes, self._engine.now_ms(), self._engine.settings)
+            if isinstance(found, Rejection):
+                violation = FieldViolation(f"changes.{found.field}", found.detail)
+                raise error_of(found.reason, found.detail, violations=(violation,))
+            return convert_tenants.previewed(found)
+
+        if len(request.changes) > self._page_max:
+            raise invalid_field("changes", f"has {len(request.changes)} tenants; accepted: {self._page_max}")
+        return await self._engine.read(look)
+
     # -- tokens
 
     async def create_token(
         self, request: tenant_pb2.CreateTokenRequest, caller: Caller
     ) -> tenant_pb2.CreateTokenResponse:
+        call = call_of(caller, request)
+        tenant = request.tenant or (caller.tenant if caller.reach is Reach.SUBTREE else "")
+        if not caller.sees_tenant(tenant):
+            raise convert.not_found(convert.tenant_name(tenant))
         secret = tokens.new_token()
         token_id = secrets.token_hex(8)
         command = CreateToken(
@@ -136,11 +186,11 @@ class TenantApi:
             sha256=tokens.token_sha256(secret),
             user=request.user,
             role=convert.role_in(request.role),
-            tenant=request.tenant,
+            tenant=tenant,
             unix_user=request.unix_user,
             ttl_ms=convert.duration_ms(request.ttl, "ttl") if request.HasField("ttl") else None,
         )
-        made = await commit(self._engine, command, call_of(caller, request), _made_token)
+        made = await commit(self._engine, command, call, _made_token)
         if made.id != token_id:
             raise _shown_before(convert.token_name(made.id))
         return tenant_pb2.CreateTokenResponse(token=convert.token(made), secret=secret, join=self._join_line(secret))
@@ -157,7 +207,7 @@ class TenantApi:
             fitting = sorted(
                 (t.created_ms, t.id)
                 for t in state.tokens.values()
-                if request.tenant in ("", t.principal.tenant) and (t.created_ms, t.id) > after
+                if request.tenant in ("", t.principal.tenant) and (t.created_ms, t.id) > after and _reaches(caller, t)
             )
             return [([ms, token_id], convert.token(state.tokens[token_id])) for ms, token_id in fitting[: size + 1]]
 
@@ -167,14 +217,25 @@ class TenantApi:
 
     async def revoke_token(self, request: tenant_pb2.RevokeTokenRequest, caller: Caller) -> tenant_pb2.Token:
         token_id = convert.parse_token_name(request.name)
+        known = self._engine.state.tokens.get(token_id)
+        if known is not None and not _reaches(caller, known):
+            raise convert.not_found(request.name)
         made = await commit(self._engine, RevokeToken(token_id), call_of(caller, request), _made_token)
         return convert.token(made)
 
 
-def _shown_tenant(state: ClusterState, outcome: Outcome) -> tenant_pb2.Tenant:
-    """Also for a repeated request whose tenant was deleted since: the tombstone says what it was."""
-    found: Tenant = state.tenants[outcome.names[0]]
-    return convert.tenant(found)
+def _check_parent(settings: TenantSettings, caller: Caller) -> None:
+    """A tenant's admin makes tenants below the own one, and no other."""
+    if caller.reach is Reach.SUBTREE and not settings.parent:
+        raise invalid_field("settings.parent", "is empty; only an admin puts a tenant at the top of the tree")
+    if not caller.sees_tenant(settings.parent):
+        raise convert.not_found(convert.tenant_name(settings.parent))
+
+
+def _reaches(caller: Caller, token: Token) -> bool:
+    """A tenant's admin has to do with the tokens that such an admin could have made."""
+    who = token.principal
+    return caller.reach is Reach.ALL or (who.role in GRANTABLE_ROLES and caller.sees_tenant(who.tenant))
 
 
 def _made_token(state: ClusterState, outcome: Outcome) -> Token:

@@ -7,14 +7,17 @@ environment, script and hashes of secrets, and is cut where it would be long.
 
 from __future__ import annotations
 
+import difflib
 import json
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 
+from gpushare.core.events import AnyEvent
 from gpushare.core.model import Principal, Role
 from gpushare.core.state import ClusterState
 from gpushare.errors import invalid_field
+from gpushare.names import shown
 from gpushare.scheduler import convert
 from gpushare.scheduler.api_paging import PAGE_BYTES_MAX, Place, page_size
 from gpushare.scheduler.auth import Caller
@@ -25,6 +28,7 @@ from gpushare.store.port import AuditFilter, Denial, Record
 from gpushare.v1 import usage_pb2
 
 _GROUPS: Final = (usage_pb2.USAGE_GROUP_TENANT, usage_pb2.USAGE_GROUP_USER, usage_pb2.USAGE_GROUP_JOB)
+_KINDS: Final = frozenset(each.__name__ for each in get_args(AnyEvent))
 #: Rows of one answer; a person reads the largest.
 ROWS_MAX = 10_000
 _HIDDEN: Final = frozenset(
@@ -95,6 +99,9 @@ class UsageApi:
             return await self._list_denials(request, size)
         # Up to here everything is durable once this returns, so that the answer holds what the caller did before it.
         await self._engine.read(lambda state: None)
+        if request.kind not in ("", *_KINDS):
+            near = difflib.get_close_matches(request.kind, _KINDS, n=3) or sorted(_KINDS)
+            raise invalid_field("kind", f"{shown(request.kind)} is no kind of event; there are: {', '.join(near)}")
         wanted = AuditFilter(
             user=request.user or None,
             tenant=request.tenant or None,

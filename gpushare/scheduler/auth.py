@@ -16,16 +16,18 @@ import msgspec
 
 from gpushare.core.model import Job, Principal, Role, Token
 from gpushare.core.state import ClusterState
+from gpushare.core.tenant_tree import is_below
 from gpushare.errors import GpushareError, error_of
 from gpushare.reasons import Reason
 from gpushare.scheduler import tokens
 
 
 class Reach(Enum):
-    """How far a role gets with one RPC: everything; its own tenant; its own tenant, but touching only its own jobs; its
-    own node."""
+    """How far a role gets with one RPC: everything; its own tenant and all below it; its own tenant; its own tenant,
+    but touching only its own jobs; its own node."""
 
     ALL = "all"
+    SUBTREE = "subtree"
     TENANT = "tenant"
     OWN_JOBS = "own jobs"
     NODE = "node"
@@ -46,9 +48,15 @@ ANONYMOUS: Final[Rule] = MappingProxyType({})
 
 _ADMIN: Final = {Role.ADMIN: Reach.ALL}
 _OPERATORS: Final = {Role.ADMIN: Reach.ALL, Role.OPERATOR: Reach.ALL}
-_READERS: Final = {**_OPERATORS, Role.USER: Reach.TENANT, Role.VIEWER: Reach.TENANT}
+_TENANT_ADMINS: Final = {Role.ADMIN: Reach.ALL, Role.TENANT_ADMIN: Reach.SUBTREE}
+_READERS: Final = {
+    **_OPERATORS,
+    Role.TENANT_ADMIN: Reach.SUBTREE,
+    Role.USER: Reach.TENANT,
+    Role.VIEWER: Reach.TENANT,
+}
 # Capacity is no secret: whoever may submit or look may see the nodes.
-_NODE_READERS: Final = {**_OPERATORS, Role.USER: Reach.TENANT, Role.VIEWER: Reach.TENANT}
+_NODE_READERS: Final = _READERS
 _SUBMITTERS: Final = {Role.ADMIN: Reach.ALL, Role.USER: Reach.TENANT}
 _AGENT: Final = {Role.AGENT: Reach.NODE}
 
@@ -58,20 +66,26 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "/gpushare.v1.JobService/BatchCreateJobs": _SUBMITTERS,
         "/gpushare.v1.JobService/GetJob": _READERS,
         "/gpushare.v1.JobService/ListJobs": _READERS,
-        "/gpushare.v1.JobService/CancelJob": {**_OPERATORS, Role.USER: Reach.OWN_JOBS},
+        "/gpushare.v1.JobService/CancelJob": {
+            **_OPERATORS,
+            Role.TENANT_ADMIN: Reach.SUBTREE,
+            Role.USER: Reach.OWN_JOBS,
+        },
         "/gpushare.v1.JobService/ExplainJob": _READERS,
         "/gpushare.v1.JobService/WatchJobs": _READERS,
         # What a job prints is its user's; an operator sees that it runs, not what it says.
         "/gpushare.v1.JobService/StreamLogs": {Role.ADMIN: Reach.ALL, Role.USER: Reach.OWN_JOBS},
-        "/gpushare.v1.TenantService/CreateTenant": _ADMIN,
+        # What a tenant's admin may set, and whom they may give a token, the core decides.
+        "/gpushare.v1.TenantService/CreateTenant": _TENANT_ADMINS,
         "/gpushare.v1.TenantService/GetTenant": _READERS,
         "/gpushare.v1.TenantService/ListTenants": _READERS,
-        "/gpushare.v1.TenantService/UpdateTenant": _ADMIN,
+        "/gpushare.v1.TenantService/UpdateTenant": _TENANT_ADMINS,
         "/gpushare.v1.TenantService/DeleteTenant": _ADMIN,
-        "/gpushare.v1.TenantService/CreateToken": _ADMIN,
-        "/gpushare.v1.TenantService/ListTokens": _ADMIN,
-        "/gpushare.v1.TenantService/RevokeToken": _ADMIN,
+        "/gpushare.v1.TenantService/CreateToken": _TENANT_ADMINS,
+        "/gpushare.v1.TenantService/ListTokens": _TENANT_ADMINS,
+        "/gpushare.v1.TenantService/RevokeToken": _TENANT_ADMINS,
         "/gpushare.v1.TenantService/WhoAmI": _READERS,
+        "/gpushare.v1.TenantService/PreviewQuota": _ADMIN,
         "/gpushare.v1.NodeService/GetNode": _NODE_READERS,
         "/gpushare.v1.NodeService/ListNodes": _NODE_READERS,
         "/gpushare.v1.NodeService/CordonNode": _OPERATORS,
@@ -79,6 +93,11 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "/gpushare.v1.NodeService/DrainNode": _OPERATORS,
         "/gpushare.v1.NodeService/DeclareNodeDead": _ADMIN,
         "/gpushare.v1.NodeService/CreateJoinToken": _ADMIN,
+        "/gpushare.v1.NodeService/UpdateNode": _ADMIN,
+        # An operator closes nodes for maintenance; what a tenant gets is an admin's to say.
+        "/gpushare.v1.ReservationService/CreateReservation": _OPERATORS,
+        "/gpushare.v1.ReservationService/ListReservations": _NODE_READERS,
+        "/gpushare.v1.ReservationService/DeleteReservation": _OPERATORS,
         "/gpushare.v1.UsageService/GetUsage": _READERS,
         "/gpushare.v1.UsageService/ListAuditEvents": _ADMIN,
         "/gpushare.v1.AgentService/Enroll": ANONYMOUS,
@@ -96,21 +115,30 @@ def rule_of(rpc: str) -> Rule:
     return rule
 
 
+def _nothing_below(tenant: str, top: str) -> bool:
+    return False
+
+
 class Caller(msgspec.Struct, frozen=True):
-    """One authenticated call. `peer` is the network address, for the audit; `token_id` is "" for an anonymous RPC."""
+    """One authenticated call. `peer` is the network address, for the audit; `token_id` is "" for an anonymous RPC;
+    `is_below` looks at the tree of tenants as it is then, so that it is true for a stream's whole life."""
 
     rpc: str
     principal: Principal
     token_id: str
     reach: Reach
     peer: str = ""
+    is_below: Callable[[str, str], bool] = _nothing_below
 
     @property
     def tenant(self) -> str:
         return self.principal.tenant
 
     def sees_tenant(self, tenant: str) -> bool:
-        return self.reach is Reach.ALL or (tenant != "" and tenant == self.principal.tenant)
+        if self.reach is Reach.ALL:
+            return True
+        own = self.principal.tenant
+        return tenant != "" and (tenant == own or (self.reach is Reach.SUBTREE and self.is_below(tenant, own)))
 
     def owns(self, job: Job) -> bool:
         """True where the job is the caller's own: same person, same tenant."""
@@ -119,15 +147,18 @@ class Caller(msgspec.Struct, frozen=True):
 
     def may_touch(self, job: Job) -> bool:
         """For RPCs whose reach may be OWN_JOBS, on a job that the caller sees."""
-        return self.reach is Reach.ALL or self.owns(job)
+        return self.reach in (Reach.ALL, Reach.SUBTREE) or self.owns(job)
 
 
 ANYBODY: Final = Principal(user="", role=Role.VIEWER)
 
 
 def view_of(caller: Caller, job: Job, *, listing: bool = False) -> JobView:
-    """How much of a visible job the caller gets: command and environment for admins, and for users their own."""
+    """How much of a visible job the caller gets: command and environment for admins, and for users their own; the
+    command for a tenant's admin."""
     role = caller.principal.role
+    if role is Role.TENANT_ADMIN:
+        return JobView.BASIC
     if role is Role.ADMIN or (role is Role.USER and caller.owns(job)):
         return JobView.BASIC if listing else JobView.FULL
     return JobView.REDACTED
@@ -149,7 +180,7 @@ class Authenticator:
         reach = rule.get(token.principal.role)
         if reach is None:
             raise denied(token.principal, rpc)
-        return Caller(rpc, token.principal, token.id, reach, peer)
+        return Caller(rpc, token.principal, token.id, reach, peer, self._is_below)
 
     def known(self, metadata: Iterable[tuple[str, str | bytes]]) -> Principal | None:
         """Who it is, for a line of the audit; None where the token says nothing."""
@@ -157,6 +188,9 @@ class Authenticator:
             return self._token(metadata).principal
         except GpushareError:
             return None
+
+    def _is_below(self, tenant: str, top: str) -> bool:
+        return is_below(self._state().tenants, tenant, top)
 
     def _token(self, metadata: Iterable[tuple[str, str | bytes]]) -> Token:
         headers = [value for key, value in metadata if key == "authorization"]

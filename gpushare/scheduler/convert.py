@@ -1,4 +1,4 @@
-"""Protobuf <-> the core's nouns, for jobs, tenants and tokens.
+"""Protobuf <-> the core's nouns, for jobs and tokens; names and times for all.
 
 Imports the generated messages, the core's nouns and the errors. Shape only: what a value may be is the core's to say,
 so numbers, names and texts pass through as they came, and only what has no counterpart in the core (an unknown enum
@@ -9,28 +9,35 @@ left out here and nowhere else (`auth.JobView`).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from typing import Final, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gpushare import names
+from gpushare.core import ledger
 from gpushare.core.commands import RawJob, RawResources
 from gpushare.core.explain import Wait
 from gpushare.core.model import (
     Attempt,
     AttemptState,
+    Dependency,
+    DependencyKind,
     Enforcement,
     Job,
     JobSpec,
     JobState,
     OnDisconnect,
+    OnTaskFailure,
+    PreemptionMode,
     Principal,
+    Qos,
     Role,
     TaskRequest,
-    Tenant,
     Token,
+    Topology,
 )
 from gpushare.errors import GpushareError, error_of, invalid_field
 from gpushare.reasons import Reason
@@ -45,6 +52,7 @@ _JOB_ID = re.compile(r"[1-9][0-9]{0,18}(_(0|[1-9][0-9]{0,9}))?")
 _TOKEN_ID = re.compile(r"[a-z0-9]{1,40}")
 _NANOS_PER_MS = 1_000_000
 _NANOS_PER_S = 1_000_000_000
+_Noun = TypeVar("_Noun", bound=Enum)
 # Year 1 to 9999 in ms: what Timestamp holds.
 _TIMESTAMP_MS_MIN, _TIMESTAMP_MS_MAX = -62_135_596_800_000, 253_402_300_799_999
 
@@ -55,6 +63,16 @@ ATTEMPT_STATES: Final = {state: f"ATTEMPT_STATE_{state.value}" for state in Atte
 ATTEMPT_STATES_IN: Final = {job_pb2.AttemptState.Value(name): state for state, name in ATTEMPT_STATES.items()}
 ON_DISCONNECT: Final = {choice: f"ON_DISCONNECT_{choice.value.upper()}" for choice in OnDisconnect}
 _ON_DISCONNECT_IN: Final = {job_pb2.OnDisconnect.Value(name): choice for choice, name in ON_DISCONNECT.items()}
+QOS: Final = {choice: f"QOS_{choice.name}" for choice in Qos}
+_QOS_IN: Final = {job_pb2.Qos.Value(name): choice for choice, name in QOS.items()}
+PREEMPTIONS: Final = {choice: f"PREEMPTION_{choice.name}" for choice in PreemptionMode}
+_PREEMPTIONS_IN: Final = {job_pb2.Preemption.Value(name): choice for choice, name in PREEMPTIONS.items()}
+ON_TASK_FAILURE: Final = {choice: f"ON_TASK_FAILURE_{choice.name}" for choice in OnTaskFailure}
+_ON_TASK_FAILURE_IN: Final = {job_pb2.OnTaskFailure.Value(name): choice for choice, name in ON_TASK_FAILURE.items()}
+TOPOLOGIES: Final = {choice: f"TOPOLOGY_{choice.name}" for choice in Topology}
+_TOPOLOGIES_IN: Final = {job_pb2.Topology.Value(name): choice for choice, name in TOPOLOGIES.items()}
+DEPENDENCY_KINDS: Final = {kind: f"DEPENDENCY_KIND_{kind.name}" for kind in DependencyKind}
+_DEPENDENCY_KINDS_IN: Final = {job_pb2.DependencyKind.Value(name): kind for kind, name in DEPENDENCY_KINDS.items()}
 ENFORCEMENTS: Final = {level: f"ENFORCEMENT_{level.name if level else 'UNSPECIFIED'}" for level in Enforcement}
 ENFORCEMENTS_IN: Final = {job_pb2.Enforcement.Value(name): level for level, name in ENFORCEMENTS.items()}
 # The system's own role has no token, hence no number.
@@ -80,6 +98,10 @@ def job_name(key: str) -> str:
 
 def node_name(node: str) -> str:
     return f"nodes/{node}"
+
+
+def reservation_name(reservation: str) -> str:
+    return f"reservations/{reservation}"
 
 
 def token_name(token_id: str) -> str:
@@ -113,6 +135,11 @@ def parse_tenant_name(name: str) -> str:
 def parse_node_name(name: str) -> str:
     """The node of "nodes/{node}". Raises NOT_FOUND for anything else."""
     return _parse_two(name, "nodes", is_name)
+
+
+def parse_reservation_name(name: str) -> str:
+    """The name of "reservations/{name}". Raises NOT_FOUND for anything else."""
+    return _parse_two(name, "reservations", is_name)
 
 
 def parse_token_name(name: str) -> str:
@@ -199,11 +226,26 @@ def raw_job(spec: job_pb2.JobSpec) -> RawJob:
         else None,
         priority=spec.priority if spec.HasField("priority") else None,
         max_retries=spec.max_retries,
-        on_disconnect=_on_disconnect_in(spec.on_disconnect),
+        on_disconnect=_choice_in(spec.on_disconnect, "on_disconnect", _ON_DISCONNECT_IN),
         grace_ms=duration_ms(spec.grace_duration, "grace_duration") if spec.HasField("grace_duration") else None,
         labels=dict(spec.labels),
         pty=spec.pty,
+        min_tasks=spec.min_tasks,
+        qos=_choice_in(spec.qos, "qos", _QOS_IN),
+        preemption=_choice_in(spec.preemption, "preemption", _PREEMPTIONS_IN),
+        on_task_failure=_choice_in(spec.on_task_failure, "on_task_failure", _ON_TASK_FAILURE_IN),
+        topology=_choice_in(spec.topology, "topology", _TOPOLOGIES_IN),
+        after=tuple(_dependency_in(each) for each in spec.after),
+        array_max_running=spec.array_max_running,
+        start_within_ms=duration_ms(spec.start_within, "start_within") if spec.HasField("start_within") else None,
     )
+
+
+def _dependency_in(asked: job_pb2.Dependency) -> Dependency:
+    """Raises NOT_FOUND for what names no job, as for a job that is not there."""
+    kind = _choice_in(asked.kind, "after.kind", _DEPENDENCY_KINDS_IN)
+    tenant, job_id = parse_job_name(asked.job)
+    return Dependency(f"{tenant}/{job_id}", kind or DependencyKind.AFTEROK)
 
 
 def raw_resources(asked: job_pb2.Resources) -> RawResources:
@@ -231,16 +273,18 @@ def job_state_in(number: int, field: str = "state") -> JobState | None:
 
 def role_in(number: int, field: str = "role") -> Role:
     if number not in _ROLES_IN:
-        raise invalid_field(field, f"{number} is no role; accepted: admin, operator, user, viewer")
+        raise invalid_field(field, f"{number} is no role; accepted: admin, operator, tenant-admin, user, viewer")
     return _ROLES_IN[number]
 
 
-def _on_disconnect_in(number: int) -> OnDisconnect | None:
-    if number == job_pb2.ON_DISCONNECT_UNSPECIFIED:
+def _choice_in(number: int, field: str, choices: Mapping[int, _Noun]) -> _Noun | None:
+    """None for unspecified, which is 0 in every enum. Raises INVALID_FIELD for an unknown number."""
+    if number == 0:
         return None
-    if number not in _ON_DISCONNECT_IN:
-        raise invalid_field("on_disconnect", f"{number} is no such choice; accepted: keep, stop_and_requeue")
-    return _ON_DISCONNECT_IN[number]
+    if number not in choices:
+        accepted = ", ".join(str(choice.value) for choice in choices.values())
+        raise invalid_field(field, f"{number} is no such choice; accepted: {accepted}")
+    return choices[number]
 
 
 # -- jobs, out
@@ -264,12 +308,17 @@ def job(found: Job, view: JobView, now_ms: int, wait: Wait | None = None) -> job
         tasks=[task_attempt(a, hidden) for a in found.current()],
         infra_retries=found.infra_retries,
         retries=found.retries,
+        preemptions=found.preemptions,
+        preempted_for=claimant(found.tenant, found.preempted_for),
+        expected_end_time=timestamp(_expected_end_ms(found)),
         array_id=found.array_id,
         redacted=hidden,
         charge_milli_seconds=charge_milli_ms(found.attempts, now_ms) // 1000,
     )
     if wait is not None:
         made.wait.reason, made.wait.detail = wait.reason.value, wait.detail
+        if wait.expected_start_ms is not None:
+            made.expected_start_time.FromMilliseconds(wait.expected_start_ms)
     if found.cancelled_by is not None:
         made.cancelled_by.CopyFrom(principal(found.cancelled_by))
     if found.exit_code is not None:
@@ -299,12 +348,37 @@ def job_spec(spec: JobSpec, view: JobView) -> job_pb2.JobSpec:
         grace_duration=duration(spec.grace_ms),
         labels=spec.labels,
         pty=spec.pty,
+        min_tasks=spec.min_tasks,
+        qos=QOS[spec.qos],
+        preemption=PREEMPTIONS[spec.preemption],
+        on_task_failure=ON_TASK_FAILURE[spec.on_task_failure],
+        topology=TOPOLOGIES[spec.topology],
+        after=[job_pb2.Dependency(job=job_name(each.job), kind=DEPENDENCY_KINDS[each.kind]) for each in spec.after],
+        array_max_running=spec.array_max_running,
     )
     if spec.name:
         made.name = spec.name
     if spec.max_run_ms:
         made.max_run_duration.CopyFrom(duration(spec.max_run_ms))
+    if spec.start_within_ms:
+        made.start_within.CopyFrom(duration(spec.start_within_ms))
     return made
+
+
+def claimant(tenant: str, job_key: str) -> str:
+    """For whom a job of `tenant` made way: a job of the same tenant by name; of another's job the tenant alone."""
+    other, slash, _ = job_key.partition("/")
+    if not slash:
+        return ""
+    return job_name(job_key) if other == tenant else tenant_name(other)
+
+
+def _expected_end_ms(found: Job) -> int | None:
+    """When the time limit ends its last task; None where it does not run, or has no limit."""
+    running = [a for a in found.live() if a.suspended_ms is None]
+    if not running or not found.spec.max_run_ms:
+        return None
+    return max(a.started_ms or a.allocated_ms for a in running) + found.spec.max_run_ms
 
 
 def _is_short(argv: tuple[str, ...]) -> bool:
@@ -352,6 +426,8 @@ def task_attempt(attempt: Attempt, hidden: bool) -> job_pb2.TaskAttempt:
         allocate_time=timestamp(attempt.allocated_ms),
         start_time=timestamp(attempt.started_ms),
         end_time=timestamp(attempt.ended_ms),
+        suspend_time=timestamp(attempt.suspended_ms),
+        claimant=claimant(attempt.tenant, attempt.claimant),
     )
 
 
@@ -360,31 +436,15 @@ def principal(who: Principal) -> job_pb2.Principal:
 
 
 def charge_milli_ms(attempts: Iterable[Attempt], now_ms: int) -> int:
-    """Charge times ms held so far, allocation to end, in thousandths of a card."""
-    return sum(a.slice.charge_milli * max(0, (a.ended_ms or now_ms) - a.allocated_ms) for a in attempts)
+    """Charge times ms in which cards were held so far, in thousandths of a card."""
+    return sum(ledger.held_charge_milli_ms(a, now_ms) for a in attempts)
 
 
 def _shown_detail(reason: Reason | None, detail: str, hidden: bool) -> str:
     return "" if hidden and reason in _DETAIL_NAMES_COMMAND else detail
 
 
-# -- tenants and tokens
-
-
-def tenant(found: Tenant) -> tenant_pb2.Tenant:
-    settings = found.settings
-    return tenant_pb2.Tenant(
-        name=tenant_name(found.name),
-        display_name=settings.display_name,
-        limit_milli=settings.limit_milli,
-        max_queued_jobs=settings.max_queued_jobs,
-        default_request=resources(settings.default_request),
-        max_priority=settings.max_priority,
-        create_time=timestamp(found.created_ms),
-        running_charge_milli=found.charge_milli,
-        queued_jobs=found.queued_jobs,
-        running_jobs=found.running_jobs,
-    )
+# -- tokens
 
 
 def token(found: Token) -> tenant_pb2.Token:

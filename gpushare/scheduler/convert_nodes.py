@@ -13,6 +13,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gpushare.core.commands import AttemptReport, SyncNode
+from gpushare.core.gangs import RANK_ENV, GangPlace
 from gpushare.core.model import (
     Gpu,
     GpuCondition,
@@ -20,16 +21,18 @@ from gpushare.core.model import (
     GpuState,
     Node,
     NodeState,
+    Power,
     Stranger,
     TierOffer,
 )
-from gpushare.core.orders import ForgetOrder, Order, SealOrder, StartOrder, StopOrder
+from gpushare.core.orders import ForgetOrder, Order, ResumeOrder, SealOrder, StartOrder, StopOrder, SuspendOrder
 from gpushare.errors import GpushareError, error_of
 from gpushare.reasons import Reason
 from gpushare.scheduler import convert
 from gpushare.v1 import agent_pb2, node_pb2
 
 NODE_STATES: Final = {state: f"NODE_STATE_{state.value}" for state in NodeState}
+POWERS: Final = {power: f"POWER_{power.name}" for power in Power}
 GPU_STATES: Final = {state: f"GPU_STATE_{state.value}" for state in GpuState}
 _GPU_STATES_IN: Final = {node_pb2.GpuState.Value(name): state for state, name in GPU_STATES.items()}
 
@@ -54,6 +57,7 @@ def sync_command(node: str, hello: agent_pb2.Hello, sync: agent_pb2.Sync) -> Syn
         labels=dict(sync.labels),
         containment=sync.containment,
         driver_version=sync.driver_version,
+        address=sync.address,
         gpus=tuple(_inventory(card) for card in sync.gpus),
         conditions=conditions(sync.conditions),
         attempts=tuple(attempt_report(each) for each in sync.attempts),
@@ -69,6 +73,7 @@ def _inventory(card: agent_pb2.GpuInventory) -> GpuInventory:
         usable_mib=card.usable_mib,
         tiers=tuple(_tier(offer) for offer in card.tiers),
         simulated=card.simulated,
+        domain=card.domain,
     )
 
 
@@ -76,7 +81,12 @@ def _tier(offer: node_pb2.TierOffer) -> TierOffer:
     level = convert.ENFORCEMENTS_IN.get(offer.enforcement)
     if level is None:
         raise _bad(f"{offer.enforcement} is no level of enforcement")
-    return TierOffer(tier=offer.tier, enforcement=level, absent_because=offer.absent_because)
+    return TierOffer(
+        tier=offer.tier,
+        enforcement=level,
+        absent_because=offer.absent_because,
+        can_suspend=offer.can_suspend,
+    )
 
 
 def conditions(told: Collection[agent_pb2.GpuCondition]) -> tuple[GpuCondition, ...]:
@@ -143,10 +153,32 @@ def order_message(order: Order, term: int) -> agent_pb2.SchedulerMessage:
                 detail=order.detail,
             )
         )
+    if isinstance(order, SuspendOrder):
+        suspend = agent_pb2.SuspendAttempt(attempt_id=order.attempt_id, term=term)
+        return agent_pb2.SchedulerMessage(suspend_attempt=suspend)
+    if isinstance(order, ResumeOrder):
+        return agent_pb2.SchedulerMessage(resume_attempt=_resume(order, term))
     if isinstance(order, SealOrder):
         return agent_pb2.SchedulerMessage(seal_attempt=agent_pb2.SealAttempt(attempt_id=order.attempt_id, term=term))
     assert isinstance(order, ForgetOrder)
     return agent_pb2.SchedulerMessage(forget_attempt=agent_pb2.ForgetAttempt(attempt_id=order.attempt_id, term=term))
+
+
+def _resume(order: ResumeOrder, term: int) -> agent_pb2.ResumeAttempt:
+    held = order.slice
+    return agent_pb2.ResumeAttempt(
+        attempt_id=order.attempt_id,
+        term=term,
+        gpu_uuids=held.gpu_uuids,
+        whole=held.whole,
+        gpu_milli=held.gpu_milli,
+        gpu_memory_mib=held.gpu_memory_mib,
+        capacity_milli=order.capacity_milli,
+    )
+
+
+def _gang(place: GangPlace | None) -> agent_pb2.Gang | None:
+    return None if place is None else agent_pb2.Gang(**place._asdict())
 
 
 def _start(order: StartOrder, term: int) -> agent_pb2.StartAttempt:
@@ -156,14 +188,13 @@ def _start(order: StartOrder, term: int) -> agent_pb2.StartAttempt:
         term=term,
         job_id=job.id,
         task_index=attempt.task,
-        task_count=spec.tasks,
+        task_count=order.task_count,
         array_index=job.array_index,
         number=attempt.number,
         unix_user=spec.unix_user,
         argv=spec.argv,
         script=spec.script,
-        # What was said explicitly wins over what was found in the submitter's environment.
-        env={**spec.captured_env, **spec.env},
+        env=_env(order),
         working_directory=spec.working_directory,
         pty=spec.pty,
         gpu_uuids=held.gpu_uuids,
@@ -176,7 +207,19 @@ def _start(order: StartOrder, term: int) -> agent_pb2.StartAttempt:
         grace_ms=spec.grace_ms,
         on_disconnect=convert.ON_DISCONNECT[spec.on_disconnect],
         tier=held.tier,
+        gang=_gang(order.gang),
+        capacity_milli=order.capacity_milli,
     )
+
+
+def _env(order: StartOrder) -> dict[str, str]:
+    """What was said explicitly wins over everything; what was found in the submitter's environment tells no task of a
+    gang its rank."""
+    spec = order.job.spec
+    found = spec.captured_env
+    if order.gang is not None:
+        found = {name: value for name, value in found.items() if name not in RANK_ENV}
+    return {**found, **spec.env}
 
 
 # -- to people
@@ -198,7 +241,7 @@ def node(
         state=NODE_STATES[found.state],
         cordoned=found.cordoned,
         reason=found.reason or "",
-        detail=found.detail if full else "",
+        detail="; ".join(filter(None, (found.detail, found.power_detail))) if full else "",
         drained=found.drain and not found.attempts,
         cpu_milli=found.cpu_milli,
         memory_mib=found.memory_mib,
@@ -215,6 +258,11 @@ def node(
         last_seen_time=convert.timestamp(last_seen_ms or None),
         ready=found.ready,
         clock_skew_ms=clock_skew_ms,
+        compute_overcommit_milli=found.compute_overcommit_milli,
+        power=POWERS[found.power],
+        address=found.address,
+        idle_since_time=convert.timestamp(found.idle_since_ms or None),
+        task_count=len(found.attempts),
     )
 
 
@@ -237,6 +285,7 @@ def _gpu(card: Gpu, sample: node_pb2.GpuSample | None, visible_attempts: Collect
                 tier=offer.tier,
                 enforcement=convert.ENFORCEMENTS[offer.enforcement],
                 absent_because=offer.absent_because,
+                can_suspend=offer.can_suspend,
             )
             for offer in inventory.tiers
         ],
@@ -247,6 +296,8 @@ def _gpu(card: Gpu, sample: node_pb2.GpuSample | None, visible_attempts: Collect
         sample=sample,
         simulated=inventory.simulated,
         attempt_ids=[each for each in card.holds if each in visible_attempts],
+        capacity_milli=card.capacity_milli,
+        domain=inventory.domain,
     )
 
 

@@ -10,8 +10,9 @@ from the store.
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -19,13 +20,15 @@ from typing import Any, TypeVar, cast
 import structlog
 
 from gpushare.core import explain as explaining
+from gpushare.core.brain import Brain
 from gpushare.core.commands import Call, Command, CoreSettings, Outcome, Rejection, SubmitJobs
-from gpushare.core.cycle import schedule, shape_of
+from gpushare.core.cycle import NOTHING_YET, schedule
 from gpushare.core.decide import decide, expand
-from gpushare.core.events import AnyEvent, Entry, JobsArchived, JobsCreated, TermStarted
+from gpushare.core.events import AnyEvent, AttemptChanged, Entry, JobsArchived, JobsCreated, TermStarted
 from gpushare.core.invariants import check
-from gpushare.core.model import SYSTEM, Job, Principal
+from gpushare.core.model import SYSTEM, AttemptState, Job, Principal
 from gpushare.core.state import ClusterState
+from gpushare.core.waiting import line_key
 from gpushare.errors import RETRY_AFTER_S, FieldViolation, GpushareError, error_of
 from gpushare.reasons import Reason
 from gpushare.scheduler.inbox import Inbox, Item
@@ -84,7 +87,9 @@ class Engine:
         self._inbox = Inbox(inbox_per_tenant)
         self._projectors: list[Projector] = []
         self._reset_listeners: list[Thunk] = []
-        self._waits: dict[Any, Reason] = {}
+        self._brain = Brain(self.state, settings)
+        self._loads: Callable[[], Mapping[str, int]] = dict
+        self._last_pass = NOTHING_YET
         self._dirty = True
         self._pass_due = 0.0
         self._snapshot_seq = 0
@@ -118,6 +123,10 @@ class Engine:
     def add_projector(self, projector: Projector) -> None:
         """`projector(entries, state)` runs right after each application; the thunk it returns once they are durable."""
         self._projectors.append(projector)
+
+    def set_loads(self, loads: Callable[[], Mapping[str, int]]) -> None:
+        """`loads()`: measured use of the SMs in percent by card UUID; asked at each pass."""
+        self._loads = loads
 
     def add_reset_listener(self, listener: Thunk) -> None:
         """Called when the state was dropped and reloaded: what hangs on it (sessions, watches) must start over."""
@@ -193,7 +202,9 @@ class Engine:
 
     def wait_of(self, job: Job) -> explaining.Wait | None:
         """Why `job` waits, by the last pass; None when it does not."""
-        return explaining.wait_of(self.state, job, self._waits.get(shape_of(job)), self.now_ms())
+        last = self._last_pass
+        reason = last.job_waits.get(job.key) or last.waits.get(line_key(job))
+        return explaining.wait_of(self.state, job, reason, self.now_ms())
 
     def explain(self, job_key: str) -> explaining.Explanation:
         """Raises KeyError for an unknown job."""
@@ -206,13 +217,16 @@ class Engine:
         self.state = await self._in_writer(lambda: load_state(self._store))
         check(self.state)
         self.durable_seq = self._snapshot_seq = self.state.seq
-        self._waits, self._dirty, self._failure = {}, True, None
+        self._brain = Brain(self.state, self.settings)
+        self._last_pass, self._dirty, self._failure = NOTHING_YET, True, None
         self._records, self._history, self._snapshot = [], [], None
         self._failed.clear()
-        self._apply((TermStarted(holder=self._holder),), SYSTEM, "")
+        began = TermStarted(holder=self._holder, half_life_ms=self.settings.fair_share_half_life_ms)
+        self._apply((began,), SYSTEM, "")
         records, self._records = self._records, []
         await self._in_writer(lambda: self._store.append(records, self.term))
         self.durable_seq = self.state.seq
+        _spare_the_collector()
         self.leading = True
         self._tasks = [self._spawn(self._run(), "decide"), self._spawn(self._write(), "write")]
         self._work.set()
@@ -365,14 +379,21 @@ class Engine:
         """Whether a pass may now decide what the last one could not. A new job like one that was found waiting waits
         too: until something frees room, and that wakes, so that submits to a full cluster cost no passes."""
         if isinstance(event, JobsCreated):
-            return shape_of(self.state.jobs[f"{event.tenant}/{event.ids()[0]}"]) not in self._waits
+            return line_key(self.state.jobs[f"{event.tenant}/{event.ids()[0]}"]) not in self._last_pass.waits
+        if isinstance(event, AttemptChanged):
+            return event.state is AttemptState.SUSPENDED or self._frees_dependents(event.attempt)
         return isinstance(event, WAKES_PASS)
+
+    def _frees_dependents(self, attempt_id: str) -> bool:
+        """Whether jobs wait for the beginning of this one."""
+        job = self.state.jobs[self.state.must_attempt(attempt_id).job_key]
+        return job.key in self.state.dependents or (bool(job.array_id) and job.array_key in self.state.dependents)
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> float | None:
         started = loop.time()
         now_ms = self.now_ms()
-        result = schedule(self.state, now_ms, self.settings)
-        self._waits = dict(result.waits)
+        result = schedule(self.state, now_ms, self.settings, self._brain, self._loads())
+        self._last_pass = result
         self._dirty = result.more
         for event in result.events:
             self._apply((cast("AnyEvent", event),), SYSTEM, "")
@@ -421,6 +442,7 @@ class Engine:
             await self._keep_snapshot(*snapshot)
 
     def _take_snapshot(self) -> tuple[int, bytes]:
+        _spare_the_collector()
         if len(self.state.jobs) <= _CHECK_MAX_JOBS:
             check(self.state)
         return self.state.seq, self.state.encode()
@@ -447,6 +469,13 @@ class Engine:
 
     async def _in_writer(self, fn: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, fn)
+
+
+def _spare_the_collector() -> None:
+    """What the state holds now has no cycles and stays for long: a full collection would walk all of it, and a pass
+    would stand still for a second with a hundred thousand jobs."""
+    gc.collect()
+    gc.freeze()
 
 
 def _lane_of(who: Principal) -> str:

@@ -22,8 +22,8 @@ from gpushare.address import is_wildcard
 from gpushare.config import SchedulerConfig, join_address, load_scheduler_config
 from gpushare.configfile import ConfigError
 from gpushare.core.commands import Call, CoreSettings, Housekeep
-from gpushare.core.model import SYSTEM, TenantSettings
 from gpushare.core.lifecycle import BrokenInvariant
+from gpushare.core.model import SYSTEM, TenantSettings
 from gpushare.errors import GpushareError
 from gpushare.rpc import bind
 from gpushare.scheduler.bootstrap import bootstrap
@@ -100,6 +100,14 @@ def core_settings(config: SchedulerConfig) -> CoreSettings:
         infra_retries=config.infra_retries,
         infra_backoff_ms=config.infra_backoff_ms,
         infra_backoff_max_ms=config.infra_backoff_max_ms,
+        load_weight=config.load_weight,
+        fair_share_half_life_ms=config.fair_share_half_life_s * 1000,
+        min_run_ms=config.min_run_s * 1000,
+        backfill_depth=config.backfill_depth,
+        starvation_after_ms=config.starvation_after_s * 1000,
+        power_idle_ms=config.power_idle_s * 1000,
+        power_keep_nodes=config.power_keep_nodes,
+        power_wake_timeout_ms=config.power_wake_timeout_s * 1000,
     )
 
 

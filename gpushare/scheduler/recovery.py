@@ -16,9 +16,12 @@ from gpushare.core.events import (
     JobsCreated,
     NodeCordoned,
     NodeDisconnected,
+    NodeOvercommitted,
     NodeSilent,
     NodeSynced,
     NodeUncordoned,
+    ReservationCreated,
+    ReservationDeleted,
     TenantUpdated,
 )
 from gpushare.core.state import ClusterState
@@ -36,9 +39,12 @@ WAKES_PASS = (
     JobsCreated,
     NodeCordoned,
     NodeDisconnected,
+    NodeOvercommitted,
     NodeSilent,
     NodeSynced,
     NodeUncordoned,
+    ReservationCreated,
+    ReservationDeleted,
     TenantUpdated,
 )
 

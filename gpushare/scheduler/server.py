@@ -30,6 +30,7 @@ from gpushare.scheduler.api_agents import AgentApi
 from gpushare.scheduler.api_gate import Gate, OpenStreams
 from gpushare.scheduler.api_jobs import JobApi
 from gpushare.scheduler.api_nodes import NodeApi
+from gpushare.scheduler.api_reservations import ReservationApi
 from gpushare.scheduler.api_tenants import TenantApi
 from gpushare.scheduler.api_usage import UsageApi
 from gpushare.scheduler.auth import Authenticator
@@ -106,6 +107,7 @@ class ApiServer:
             "JobService": JobApi(self._engine, self.sessions, self._watches, self._logs, page_max),
             "TenantService": TenantApi(self._engine, self.join_line, fresh, page_max),
             "NodeService": NodeApi(self._engine, self.sessions, self.join_line, page_max),
+            "ReservationService": ReservationApi(self._engine, page_max),
             "UsageService": UsageApi(self._engine, self._denials, page_max),
             "AgentService": AgentApi(self._engine, self.sessions, self._logs),
         }

@@ -18,7 +18,7 @@ import structlog
 
 from gpushare.core.commands import Call, NodeLeaseExpired, NodeLeaseLapsed, NodeSessionClosed
 from gpushare.core.events import Entry, NodeDeclaredDead, NodeSilent
-from gpushare.core.model import SYSTEM, Attempt, Principal, Role
+from gpushare.core.model import SYSTEM, Attempt, Power, Principal, Role
 from gpushare.core.orders import Order, orders_for
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of
@@ -27,6 +27,7 @@ from gpushare.scheduler import convert_nodes
 from gpushare.scheduler.api_gate import StreamEnd
 from gpushare.scheduler.engine import Engine
 from gpushare.scheduler.leases import Leases, Overdue, Silence
+from gpushare.scheduler.loads import Loads
 from gpushare.v1 import agent_pb2, node_pb2
 
 OUTGOING_MAX = 10_000
@@ -104,6 +105,7 @@ class Sessions:
     """All sessions of this scheduler. `project` and `reset` are for the engine, `run` looks after the leases."""
 
     def __init__(self, engine: Engine, leases: Leases) -> None:
+        self.loads = Loads()
         self._engine = engine
         self._leases = leases
         self._lease_ttl_ms = engine.settings.lease_ttl_ms
@@ -160,6 +162,14 @@ class Sessions:
         except GpushareError as err:
             _log.info("the end of a session was not noted", node=node, error=str(err))
 
+    def drop(self, node: str) -> None:
+        """End its session: an agent that lives connects and syncs anew."""
+        session = self.of(node)
+        if session is not None:
+            session.end(
+                error_of(Reason.NODE_UNREACHABLE, f"Node {node} was asleep to the scheduler; connect and sync.")
+            )
+
     def heard(self, session: Session) -> None:
         """A word from the agent: its lease runs from now."""
         self._leases.heard(session.node)
@@ -173,6 +183,9 @@ class Sessions:
         live = self._live.setdefault(node, NodeLive())
         if report.samples:
             live.samples = {uuid: sample for uuid, sample in report.samples.items() if uuid in known.gpus}
+            for uuid, sample in live.samples.items():
+                if sample.HasField("sm_percent"):
+                    self.loads.note(uuid, sample.sm_percent)
             live.attempt_use = {a: use for a, use in report.attempt_use.items() if a in known.attempts}
 
     def use_of(self, attempt: Attempt) -> agent_pb2.AttemptUse | None:
@@ -220,7 +233,11 @@ class Sessions:
                 _log.warning("the end of a lease waits", node=each.node, lease=each.silence.value, error=str(err))
                 return
             self._leases.done(each)
-            _log.warning("node silent", node=each.node, lease=each.silence.value)
+            node = self._engine.state.nodes.get(each.node)
+            if node is not None and node.power is not Power.ON:
+                _log.info("node asleep", node=each.node, lease=each.silence.value)
+            else:
+                _log.warning("node silent", node=each.node, lease=each.silence.value)
 
     def _replaces(self, hello: agent_pb2.Hello, old: Session) -> bool:
         """The same agent started again replaces its older session at once. Where the older one said nothing for half a

@@ -128,7 +128,11 @@ class Watches:
         place = Place(caller.rpc, caller.principal, [scope.tenant, scope.job_id], Reason.RESUME_TOKEN_INVALID)
         with self._subscribed(_Subscription(scope, caller, end)) as subscription:
             begin_seq = await self._engine.read(lambda state: state.seq)
-            keys = await self._to_tell(request, scope, place, begin_seq)
+            keys = [
+                key
+                for key in await self._to_tell(request, scope, place, begin_seq)
+                if caller.sees_tenant(key.partition("/")[0])
+            ]
             told: dict[str, int] = {}
             for first in range(0, len(keys), CHUNK_JOBS):
                 seq, jobs = await self._present(keys[first : first + CHUNK_JOBS], caller)
@@ -161,7 +165,7 @@ class Watches:
 
     def _scope(self, request: job_pb2.WatchJobsRequest, caller: Caller) -> Scope:
         tenant = convert.parse_parent(request.parent, wildcard=True)
-        if tenant == convert.ALL_TENANTS and caller.reach is not Reach.ALL:
+        if tenant == convert.ALL_TENANTS and caller.reach not in (Reach.ALL, Reach.SUBTREE):
             tenant = caller.tenant
         if tenant == convert.ALL_TENANTS:
             if request.id:
@@ -195,6 +199,8 @@ class Watches:
         shown: dict[JobView, _Change] = {}
         for scope in scopes:
             for subscription in self._by_scope.get(scope, ()):
+                if not subscription.caller.sees_tenant(job.tenant):
+                    continue
                 view = view_of(subscription.caller, job, listing=True)
                 if view not in shown:
                     made = self._shown(job, view)

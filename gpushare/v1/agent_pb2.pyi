@@ -42,7 +42,7 @@ class AgentMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., sync: _Optional[_Union[Sync, _Mapping]] = ..., renewal: _Optional[_Union[Renewal, _Mapping]] = ..., attempt_report: _Optional[_Union[AttemptReport, _Mapping]] = ..., gpu_report: _Optional[_Union[GpuReport, _Mapping]] = ...) -> None: ...
 
 class SchedulerMessage(_message.Message):
-    __slots__ = ("hello_ack", "lease_grant", "start_attempt", "stop_attempt", "seal_attempt", "forget_attempt", "read_logs", "cancel_read")
+    __slots__ = ("hello_ack", "lease_grant", "start_attempt", "stop_attempt", "seal_attempt", "forget_attempt", "read_logs", "cancel_read", "suspend_attempt", "resume_attempt")
     HELLO_ACK_FIELD_NUMBER: _ClassVar[int]
     LEASE_GRANT_FIELD_NUMBER: _ClassVar[int]
     START_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,8 @@ class SchedulerMessage(_message.Message):
     FORGET_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     READ_LOGS_FIELD_NUMBER: _ClassVar[int]
     CANCEL_READ_FIELD_NUMBER: _ClassVar[int]
+    SUSPEND_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    RESUME_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     hello_ack: HelloAck
     lease_grant: LeaseGrant
     start_attempt: StartAttempt
@@ -59,7 +61,9 @@ class SchedulerMessage(_message.Message):
     forget_attempt: ForgetAttempt
     read_logs: ReadLogs
     cancel_read: CancelRead
-    def __init__(self, hello_ack: _Optional[_Union[HelloAck, _Mapping]] = ..., lease_grant: _Optional[_Union[LeaseGrant, _Mapping]] = ..., start_attempt: _Optional[_Union[StartAttempt, _Mapping]] = ..., stop_attempt: _Optional[_Union[StopAttempt, _Mapping]] = ..., seal_attempt: _Optional[_Union[SealAttempt, _Mapping]] = ..., forget_attempt: _Optional[_Union[ForgetAttempt, _Mapping]] = ..., read_logs: _Optional[_Union[ReadLogs, _Mapping]] = ..., cancel_read: _Optional[_Union[CancelRead, _Mapping]] = ...) -> None: ...
+    suspend_attempt: SuspendAttempt
+    resume_attempt: ResumeAttempt
+    def __init__(self, hello_ack: _Optional[_Union[HelloAck, _Mapping]] = ..., lease_grant: _Optional[_Union[LeaseGrant, _Mapping]] = ..., start_attempt: _Optional[_Union[StartAttempt, _Mapping]] = ..., stop_attempt: _Optional[_Union[StopAttempt, _Mapping]] = ..., seal_attempt: _Optional[_Union[SealAttempt, _Mapping]] = ..., forget_attempt: _Optional[_Union[ForgetAttempt, _Mapping]] = ..., read_logs: _Optional[_Union[ReadLogs, _Mapping]] = ..., cancel_read: _Optional[_Union[CancelRead, _Mapping]] = ..., suspend_attempt: _Optional[_Union[SuspendAttempt, _Mapping]] = ..., resume_attempt: _Optional[_Union[ResumeAttempt, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("instance_id", "boot_id", "start_counter", "agent_version", "wall_time", "highest_term", "node")
@@ -90,7 +94,7 @@ class HelloAck(_message.Message):
     def __init__(self, term: _Optional[int] = ..., lease_ttl_ms: _Optional[int] = ..., node: _Optional[str] = ...) -> None: ...
 
 class GpuInventory(_message.Message):
-    __slots__ = ("uuid", "index", "model", "total_mib", "usable_mib", "tiers", "simulated")
+    __slots__ = ("uuid", "index", "model", "total_mib", "usable_mib", "tiers", "simulated", "domain")
     UUID_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +102,7 @@ class GpuInventory(_message.Message):
     USABLE_MIB_FIELD_NUMBER: _ClassVar[int]
     TIERS_FIELD_NUMBER: _ClassVar[int]
     SIMULATED_FIELD_NUMBER: _ClassVar[int]
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
     uuid: str
     index: int
     model: str
@@ -105,10 +110,11 @@ class GpuInventory(_message.Message):
     usable_mib: int
     tiers: _containers.RepeatedCompositeFieldContainer[_node_pb2.TierOffer]
     simulated: bool
-    def __init__(self, uuid: _Optional[str] = ..., index: _Optional[int] = ..., model: _Optional[str] = ..., total_mib: _Optional[int] = ..., usable_mib: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[_node_pb2.TierOffer, _Mapping]]] = ..., simulated: _Optional[bool] = ...) -> None: ...
+    domain: str
+    def __init__(self, uuid: _Optional[str] = ..., index: _Optional[int] = ..., model: _Optional[str] = ..., total_mib: _Optional[int] = ..., usable_mib: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[_node_pb2.TierOffer, _Mapping]]] = ..., simulated: _Optional[bool] = ..., domain: _Optional[str] = ...) -> None: ...
 
 class Sync(_message.Message):
-    __slots__ = ("cpu_milli", "memory_mib", "labels", "containment", "driver_version", "gpus", "conditions", "attempts")
+    __slots__ = ("cpu_milli", "memory_mib", "labels", "containment", "driver_version", "gpus", "conditions", "attempts", "address")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +130,7 @@ class Sync(_message.Message):
     GPUS_FIELD_NUMBER: _ClassVar[int]
     CONDITIONS_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
     cpu_milli: int
     memory_mib: int
     labels: _containers.ScalarMap[str, str]
@@ -132,7 +139,8 @@ class Sync(_message.Message):
     gpus: _containers.RepeatedCompositeFieldContainer[GpuInventory]
     conditions: _containers.RepeatedCompositeFieldContainer[GpuCondition]
     attempts: _containers.RepeatedCompositeFieldContainer[AttemptReport]
-    def __init__(self, cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., containment: _Optional[str] = ..., driver_version: _Optional[str] = ..., gpus: _Optional[_Iterable[_Union[GpuInventory, _Mapping]]] = ..., conditions: _Optional[_Iterable[_Union[GpuCondition, _Mapping]]] = ..., attempts: _Optional[_Iterable[_Union[AttemptReport, _Mapping]]] = ...) -> None: ...
+    address: str
+    def __init__(self, cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., containment: _Optional[str] = ..., driver_version: _Optional[str] = ..., gpus: _Optional[_Iterable[_Union[GpuInventory, _Mapping]]] = ..., conditions: _Optional[_Iterable[_Union[GpuCondition, _Mapping]]] = ..., attempts: _Optional[_Iterable[_Union[AttemptReport, _Mapping]]] = ..., address: _Optional[str] = ...) -> None: ...
 
 class Renewal(_message.Message):
     __slots__ = ("sequence",)
@@ -215,7 +223,7 @@ class GpuReport(_message.Message):
     def __init__(self, conditions: _Optional[_Iterable[_Union[GpuCondition, _Mapping]]] = ..., samples: _Optional[_Mapping[str, _node_pb2.GpuSample]] = ..., attempt_use: _Optional[_Mapping[str, AttemptUse]] = ...) -> None: ...
 
 class StartAttempt(_message.Message):
-    __slots__ = ("attempt_id", "term", "job_id", "task_index", "task_count", "array_index", "number", "unix_user", "argv", "script", "env", "working_directory", "pty", "gpu_uuids", "whole", "gpu_milli", "gpu_memory_mib", "cpu_milli", "memory_mib", "max_run_ms", "grace_ms", "on_disconnect", "tier")
+    __slots__ = ("attempt_id", "term", "job_id", "task_index", "task_count", "array_index", "number", "unix_user", "argv", "script", "env", "working_directory", "pty", "gpu_uuids", "whole", "gpu_milli", "gpu_memory_mib", "cpu_milli", "memory_mib", "max_run_ms", "grace_ms", "on_disconnect", "tier", "gang", "capacity_milli")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +254,8 @@ class StartAttempt(_message.Message):
     GRACE_MS_FIELD_NUMBER: _ClassVar[int]
     ON_DISCONNECT_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
+    GANG_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_MILLI_FIELD_NUMBER: _ClassVar[int]
     attempt_id: str
     term: int
     job_id: str
@@ -269,7 +279,29 @@ class StartAttempt(_message.Message):
     grace_ms: int
     on_disconnect: _job_pb2.OnDisconnect
     tier: str
-    def __init__(self, attempt_id: _Optional[str] = ..., term: _Optional[int] = ..., job_id: _Optional[str] = ..., task_index: _Optional[int] = ..., task_count: _Optional[int] = ..., array_index: _Optional[int] = ..., number: _Optional[int] = ..., unix_user: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., script: _Optional[bytes] = ..., env: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., pty: _Optional[bool] = ..., gpu_uuids: _Optional[_Iterable[str]] = ..., whole: _Optional[bool] = ..., gpu_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., max_run_ms: _Optional[int] = ..., grace_ms: _Optional[int] = ..., on_disconnect: _Optional[_Union[_job_pb2.OnDisconnect, str]] = ..., tier: _Optional[str] = ...) -> None: ...
+    gang: Gang
+    capacity_milli: int
+    def __init__(self, attempt_id: _Optional[str] = ..., term: _Optional[int] = ..., job_id: _Optional[str] = ..., task_index: _Optional[int] = ..., task_count: _Optional[int] = ..., array_index: _Optional[int] = ..., number: _Optional[int] = ..., unix_user: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., script: _Optional[bytes] = ..., env: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., pty: _Optional[bool] = ..., gpu_uuids: _Optional[_Iterable[str]] = ..., whole: _Optional[bool] = ..., gpu_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., max_run_ms: _Optional[int] = ..., grace_ms: _Optional[int] = ..., on_disconnect: _Optional[_Union[_job_pb2.OnDisconnect, str]] = ..., tier: _Optional[str] = ..., gang: _Optional[_Union[Gang, _Mapping]] = ..., capacity_milli: _Optional[int] = ...) -> None: ...
+
+class Gang(_message.Message):
+    __slots__ = ("master_addr", "master_port", "rank", "world_size", "local_rank", "local_world_size", "node_rank", "nodes")
+    MASTER_ADDR_FIELD_NUMBER: _ClassVar[int]
+    MASTER_PORT_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_RANK_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    NODE_RANK_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    master_addr: str
+    master_port: int
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node_rank: int
+    nodes: int
+    def __init__(self, master_addr: _Optional[str] = ..., master_port: _Optional[int] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., local_rank: _Optional[int] = ..., local_world_size: _Optional[int] = ..., node_rank: _Optional[int] = ..., nodes: _Optional[int] = ...) -> None: ...
 
 class StopAttempt(_message.Message):
     __slots__ = ("attempt_id", "term", "reason", "grace_ms", "detail")
@@ -284,6 +316,32 @@ class StopAttempt(_message.Message):
     grace_ms: int
     detail: str
     def __init__(self, attempt_id: _Optional[str] = ..., term: _Optional[int] = ..., reason: _Optional[str] = ..., grace_ms: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class SuspendAttempt(_message.Message):
+    __slots__ = ("attempt_id", "term")
+    ATTEMPT_ID_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    attempt_id: str
+    term: int
+    def __init__(self, attempt_id: _Optional[str] = ..., term: _Optional[int] = ...) -> None: ...
+
+class ResumeAttempt(_message.Message):
+    __slots__ = ("attempt_id", "term", "gpu_uuids", "whole", "gpu_milli", "gpu_memory_mib", "capacity_milli")
+    ATTEMPT_ID_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    GPU_UUIDS_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    GPU_MILLI_FIELD_NUMBER: _ClassVar[int]
+    GPU_MEMORY_MIB_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_MILLI_FIELD_NUMBER: _ClassVar[int]
+    attempt_id: str
+    term: int
+    gpu_uuids: _containers.RepeatedScalarFieldContainer[str]
+    whole: bool
+    gpu_milli: int
+    gpu_memory_mib: int
+    capacity_milli: int
+    def __init__(self, attempt_id: _Optional[str] = ..., term: _Optional[int] = ..., gpu_uuids: _Optional[_Iterable[str]] = ..., whole: _Optional[bool] = ..., gpu_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ..., capacity_milli: _Optional[int] = ...) -> None: ...
 
 class SealAttempt(_message.Message):
     __slots__ = ("attempt_id", "term")

@@ -49,6 +49,39 @@ class OnDisconnect(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ON_DISCONNECT_KEEP: _ClassVar[OnDisconnect]
     ON_DISCONNECT_STOP_AND_REQUEUE: _ClassVar[OnDisconnect]
 
+class Qos(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    QOS_UNSPECIFIED: _ClassVar[Qos]
+    QOS_GUARANTEED: _ClassVar[Qos]
+    QOS_BURST: _ClassVar[Qos]
+
+class Preemption(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PREEMPTION_UNSPECIFIED: _ClassVar[Preemption]
+    PREEMPTION_SUSPEND: _ClassVar[Preemption]
+    PREEMPTION_REQUEUE: _ClassVar[Preemption]
+    PREEMPTION_CANCEL: _ClassVar[Preemption]
+
+class OnTaskFailure(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ON_TASK_FAILURE_UNSPECIFIED: _ClassVar[OnTaskFailure]
+    ON_TASK_FAILURE_STOP: _ClassVar[OnTaskFailure]
+    ON_TASK_FAILURE_CONTINUE: _ClassVar[OnTaskFailure]
+
+class Topology(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TOPOLOGY_UNSPECIFIED: _ClassVar[Topology]
+    TOPOLOGY_ANY: _ClassVar[Topology]
+    TOPOLOGY_NODE: _ClassVar[Topology]
+    TOPOLOGY_DOMAIN: _ClassVar[Topology]
+
+class DependencyKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DEPENDENCY_KIND_UNSPECIFIED: _ClassVar[DependencyKind]
+    DEPENDENCY_KIND_AFTER: _ClassVar[DependencyKind]
+    DEPENDENCY_KIND_AFTERANY: _ClassVar[DependencyKind]
+    DEPENDENCY_KIND_AFTEROK: _ClassVar[DependencyKind]
+
 class OutputStream(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     OUTPUT_STREAM_UNSPECIFIED: _ClassVar[OutputStream]
@@ -80,6 +113,24 @@ ENFORCEMENT_HARD: Enforcement
 ON_DISCONNECT_UNSPECIFIED: OnDisconnect
 ON_DISCONNECT_KEEP: OnDisconnect
 ON_DISCONNECT_STOP_AND_REQUEUE: OnDisconnect
+QOS_UNSPECIFIED: Qos
+QOS_GUARANTEED: Qos
+QOS_BURST: Qos
+PREEMPTION_UNSPECIFIED: Preemption
+PREEMPTION_SUSPEND: Preemption
+PREEMPTION_REQUEUE: Preemption
+PREEMPTION_CANCEL: Preemption
+ON_TASK_FAILURE_UNSPECIFIED: OnTaskFailure
+ON_TASK_FAILURE_STOP: OnTaskFailure
+ON_TASK_FAILURE_CONTINUE: OnTaskFailure
+TOPOLOGY_UNSPECIFIED: Topology
+TOPOLOGY_ANY: Topology
+TOPOLOGY_NODE: Topology
+TOPOLOGY_DOMAIN: Topology
+DEPENDENCY_KIND_UNSPECIFIED: DependencyKind
+DEPENDENCY_KIND_AFTER: DependencyKind
+DEPENDENCY_KIND_AFTERANY: DependencyKind
+DEPENDENCY_KIND_AFTEROK: DependencyKind
 OUTPUT_STREAM_UNSPECIFIED: OutputStream
 OUTPUT_STREAM_STDOUT: OutputStream
 OUTPUT_STREAM_STDERR: OutputStream
@@ -113,8 +164,16 @@ class Resources(_message.Message):
     min_enforcement: Enforcement
     def __init__(self, gpus: _Optional[int] = ..., gpu_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., gpu_model: _Optional[str] = ..., min_gpu_memory_mib: _Optional[int] = ..., node_labels: _Optional[_Mapping[str, str]] = ..., min_enforcement: _Optional[_Union[Enforcement, str]] = ...) -> None: ...
 
+class Dependency(_message.Message):
+    __slots__ = ("job", "kind")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    kind: DependencyKind
+    def __init__(self, job: _Optional[str] = ..., kind: _Optional[_Union[DependencyKind, str]] = ...) -> None: ...
+
 class JobSpec(_message.Message):
-    __slots__ = ("name", "display_name", "argv", "script", "env", "captured_env", "working_directory", "resources", "tasks", "array_indexes", "max_run_duration", "priority", "max_retries", "on_disconnect", "grace_duration", "labels", "pty")
+    __slots__ = ("name", "display_name", "argv", "script", "env", "captured_env", "working_directory", "resources", "tasks", "array_indexes", "max_run_duration", "priority", "max_retries", "on_disconnect", "grace_duration", "labels", "pty", "min_tasks", "qos", "preemption", "on_task_failure", "topology", "after", "array_max_running", "start_within")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +212,14 @@ class JobSpec(_message.Message):
     GRACE_DURATION_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     PTY_FIELD_NUMBER: _ClassVar[int]
+    MIN_TASKS_FIELD_NUMBER: _ClassVar[int]
+    QOS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTION_FIELD_NUMBER: _ClassVar[int]
+    ON_TASK_FAILURE_FIELD_NUMBER: _ClassVar[int]
+    TOPOLOGY_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    ARRAY_MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    START_WITHIN_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
     argv: _containers.RepeatedScalarFieldContainer[str]
@@ -170,7 +237,15 @@ class JobSpec(_message.Message):
     grace_duration: _duration_pb2.Duration
     labels: _containers.ScalarMap[str, str]
     pty: bool
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., script: _Optional[bytes] = ..., env: _Optional[_Mapping[str, str]] = ..., captured_env: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., resources: _Optional[_Union[Resources, _Mapping]] = ..., tasks: _Optional[int] = ..., array_indexes: _Optional[_Iterable[int]] = ..., max_run_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., max_retries: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ..., grace_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., pty: _Optional[bool] = ...) -> None: ...
+    min_tasks: int
+    qos: Qos
+    preemption: Preemption
+    on_task_failure: OnTaskFailure
+    topology: Topology
+    after: _containers.RepeatedCompositeFieldContainer[Dependency]
+    array_max_running: int
+    start_within: _duration_pb2.Duration
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., script: _Optional[bytes] = ..., env: _Optional[_Mapping[str, str]] = ..., captured_env: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., resources: _Optional[_Union[Resources, _Mapping]] = ..., tasks: _Optional[int] = ..., array_indexes: _Optional[_Iterable[int]] = ..., max_run_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., max_retries: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ..., grace_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., pty: _Optional[bool] = ..., min_tasks: _Optional[int] = ..., qos: _Optional[_Union[Qos, str]] = ..., preemption: _Optional[_Union[Preemption, str]] = ..., on_task_failure: _Optional[_Union[OnTaskFailure, str]] = ..., topology: _Optional[_Union[Topology, str]] = ..., after: _Optional[_Iterable[_Union[Dependency, _Mapping]]] = ..., array_max_running: _Optional[int] = ..., start_within: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Principal(_message.Message):
     __slots__ = ("user", "role", "tenant")
@@ -191,7 +266,7 @@ class Wait(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class TaskAttempt(_message.Message):
-    __slots__ = ("attempt_id", "task_index", "number", "state", "reason", "detail", "node", "gpu_uuids", "gpu_milli", "gpu_memory_mib", "cpu_milli", "memory_mib", "charge_milli", "tier", "enforcement", "containment", "exit_code", "signal", "allocate_time", "start_time", "end_time", "used_mib", "sm_percent")
+    __slots__ = ("attempt_id", "task_index", "number", "state", "reason", "detail", "node", "gpu_uuids", "gpu_milli", "gpu_memory_mib", "cpu_milli", "memory_mib", "charge_milli", "tier", "enforcement", "containment", "exit_code", "signal", "allocate_time", "start_time", "end_time", "used_mib", "sm_percent", "suspend_time", "claimant")
     ATTEMPT_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_INDEX_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
@@ -215,6 +290,8 @@ class TaskAttempt(_message.Message):
     END_TIME_FIELD_NUMBER: _ClassVar[int]
     USED_MIB_FIELD_NUMBER: _ClassVar[int]
     SM_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    SUSPEND_TIME_FIELD_NUMBER: _ClassVar[int]
+    CLAIMANT_FIELD_NUMBER: _ClassVar[int]
     attempt_id: str
     task_index: int
     number: int
@@ -238,10 +315,12 @@ class TaskAttempt(_message.Message):
     end_time: _timestamp_pb2.Timestamp
     used_mib: int
     sm_percent: int
-    def __init__(self, attempt_id: _Optional[str] = ..., task_index: _Optional[int] = ..., number: _Optional[int] = ..., state: _Optional[_Union[AttemptState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., node: _Optional[str] = ..., gpu_uuids: _Optional[_Iterable[str]] = ..., gpu_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., charge_milli: _Optional[int] = ..., tier: _Optional[str] = ..., enforcement: _Optional[_Union[Enforcement, str]] = ..., containment: _Optional[str] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., allocate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used_mib: _Optional[int] = ..., sm_percent: _Optional[int] = ...) -> None: ...
+    suspend_time: _timestamp_pb2.Timestamp
+    claimant: str
+    def __init__(self, attempt_id: _Optional[str] = ..., task_index: _Optional[int] = ..., number: _Optional[int] = ..., state: _Optional[_Union[AttemptState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., node: _Optional[str] = ..., gpu_uuids: _Optional[_Iterable[str]] = ..., gpu_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., charge_milli: _Optional[int] = ..., tier: _Optional[str] = ..., enforcement: _Optional[_Union[Enforcement, str]] = ..., containment: _Optional[str] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., allocate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used_mib: _Optional[int] = ..., sm_percent: _Optional[int] = ..., suspend_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., claimant: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("name", "tenant", "id", "spec", "state", "reason", "detail", "wait", "exit_code", "signal", "created_by", "cancelled_by", "create_time", "start_time", "end_time", "tasks", "infra_retries", "retries", "array_id", "array_index", "redacted", "charge_milli_seconds")
+    __slots__ = ("name", "tenant", "id", "spec", "state", "reason", "detail", "wait", "exit_code", "signal", "created_by", "cancelled_by", "create_time", "start_time", "end_time", "tasks", "infra_retries", "retries", "array_id", "array_index", "redacted", "charge_milli_seconds", "preemptions", "preempted_for", "expected_start_time", "expected_end_time")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
@@ -264,6 +343,10 @@ class Job(_message.Message):
     ARRAY_INDEX_FIELD_NUMBER: _ClassVar[int]
     REDACTED_FIELD_NUMBER: _ClassVar[int]
     CHARGE_MILLI_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTED_FOR_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_START_TIME_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_END_TIME_FIELD_NUMBER: _ClassVar[int]
     name: str
     tenant: str
     id: str
@@ -286,7 +369,11 @@ class Job(_message.Message):
     array_index: int
     redacted: bool
     charge_milli_seconds: int
-    def __init__(self, name: _Optional[str] = ..., tenant: _Optional[str] = ..., id: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., created_by: _Optional[_Union[Principal, _Mapping]] = ..., cancelled_by: _Optional[_Union[Principal, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tasks: _Optional[_Iterable[_Union[TaskAttempt, _Mapping]]] = ..., infra_retries: _Optional[int] = ..., retries: _Optional[int] = ..., array_id: _Optional[str] = ..., array_index: _Optional[int] = ..., redacted: _Optional[bool] = ..., charge_milli_seconds: _Optional[int] = ...) -> None: ...
+    preemptions: int
+    preempted_for: str
+    expected_start_time: _timestamp_pb2.Timestamp
+    expected_end_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., tenant: _Optional[str] = ..., id: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., created_by: _Optional[_Union[Principal, _Mapping]] = ..., cancelled_by: _Optional[_Union[Principal, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tasks: _Optional[_Iterable[_Union[TaskAttempt, _Mapping]]] = ..., infra_retries: _Optional[int] = ..., retries: _Optional[int] = ..., array_id: _Optional[str] = ..., array_index: _Optional[int] = ..., redacted: _Optional[bool] = ..., charge_milli_seconds: _Optional[int] = ..., preemptions: _Optional[int] = ..., preempted_for: _Optional[str] = ..., expected_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expected_end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class CreateJobRequest(_message.Message):
     __slots__ = ("parent", "job", "request_id", "validate_only")
@@ -386,8 +473,18 @@ class FilterCount(_message.Message):
     nodes: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, reason: _Optional[str] = ..., detail: _Optional[str] = ..., gpus: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class Counterfactual(_message.Message):
+    __slots__ = ("change", "flag", "start_time")
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    FLAG_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    change: str
+    flag: str
+    start_time: _timestamp_pb2.Timestamp
+    def __init__(self, change: _Optional[str] = ..., flag: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
 class JobExplanation(_message.Message):
-    __slots__ = ("name", "state", "stage", "wait", "filters", "blocking_jobs", "earliest_start_time", "suggestion")
+    __slots__ = ("name", "state", "stage", "wait", "filters", "blocking_jobs", "earliest_start_time", "suggestion", "counterfactuals", "expected_start_time", "ahead_jobs", "ahead_count", "claimant", "victims", "hold_time")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -396,6 +493,13 @@ class JobExplanation(_message.Message):
     BLOCKING_JOBS_FIELD_NUMBER: _ClassVar[int]
     EARLIEST_START_TIME_FIELD_NUMBER: _ClassVar[int]
     SUGGESTION_FIELD_NUMBER: _ClassVar[int]
+    COUNTERFACTUALS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_START_TIME_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_JOBS_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    CLAIMANT_FIELD_NUMBER: _ClassVar[int]
+    VICTIMS_FIELD_NUMBER: _ClassVar[int]
+    HOLD_TIME_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: JobState
     stage: str
@@ -404,7 +508,14 @@ class JobExplanation(_message.Message):
     blocking_jobs: _containers.RepeatedScalarFieldContainer[str]
     earliest_start_time: _timestamp_pb2.Timestamp
     suggestion: str
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., stage: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., filters: _Optional[_Iterable[_Union[FilterCount, _Mapping]]] = ..., blocking_jobs: _Optional[_Iterable[str]] = ..., earliest_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., suggestion: _Optional[str] = ...) -> None: ...
+    counterfactuals: _containers.RepeatedCompositeFieldContainer[Counterfactual]
+    expected_start_time: _timestamp_pb2.Timestamp
+    ahead_jobs: _containers.RepeatedScalarFieldContainer[str]
+    ahead_count: int
+    claimant: str
+    victims: _containers.RepeatedScalarFieldContainer[str]
+    hold_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., stage: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., filters: _Optional[_Iterable[_Union[FilterCount, _Mapping]]] = ..., blocking_jobs: _Optional[_Iterable[str]] = ..., earliest_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., suggestion: _Optional[str] = ..., counterfactuals: _Optional[_Iterable[_Union[Counterfactual, _Mapping]]] = ..., expected_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ahead_jobs: _Optional[_Iterable[str]] = ..., ahead_count: _Optional[int] = ..., claimant: _Optional[str] = ..., victims: _Optional[_Iterable[str]] = ..., hold_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class WatchJobsRequest(_message.Message):
     __slots__ = ("parent", "resume_token", "id")

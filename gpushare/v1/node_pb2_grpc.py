@@ -69,6 +69,11 @@ class NodeServiceStub:
                 request_serializer=gpushare_dot_v1_dot_node__pb2.CreateJoinTokenRequest.SerializeToString,
                 response_deserializer=gpushare_dot_v1_dot_node__pb2.CreateJoinTokenResponse.FromString,
                 _registered_method=True)
+        self.UpdateNode = channel.unary_unary(
+                '/gpushare.v1.NodeService/UpdateNode',
+                request_serializer=gpushare_dot_v1_dot_node__pb2.UpdateNodeRequest.SerializeToString,
+                response_deserializer=gpushare_dot_v1_dot_node__pb2.Node.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -120,6 +125,13 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateNode(self, request, context):
+        """What an admin sets of a node. Refused while more is in use than it would leave.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -157,6 +169,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.CreateJoinToken,
                     request_deserializer=gpushare_dot_v1_dot_node__pb2.CreateJoinTokenRequest.FromString,
                     response_serializer=gpushare_dot_v1_dot_node__pb2.CreateJoinTokenResponse.SerializeToString,
+            ),
+            'UpdateNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateNode,
+                    request_deserializer=gpushare_dot_v1_dot_node__pb2.UpdateNodeRequest.FromString,
+                    response_serializer=gpushare_dot_v1_dot_node__pb2.Node.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -348,6 +365,195 @@ class NodeService:
             '/gpushare.v1.NodeService/CreateJoinToken',
             gpushare_dot_v1_dot_node__pb2.CreateJoinTokenRequest.SerializeToString,
             gpushare_dot_v1_dot_node__pb2.CreateJoinTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpushare.v1.NodeService/UpdateNode',
+            gpushare_dot_v1_dot_node__pb2.UpdateNodeRequest.SerializeToString,
+            gpushare_dot_v1_dot_node__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ReservationServiceStub:
+    """Windows of time in which capacity is for one tenant, or closed for maintenance.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.CreateReservation = channel.unary_unary(
+                '/gpushare.v1.ReservationService/CreateReservation',
+                request_serializer=gpushare_dot_v1_dot_node__pb2.CreateReservationRequest.SerializeToString,
+                response_deserializer=gpushare_dot_v1_dot_node__pb2.CreateReservationResponse.FromString,
+                _registered_method=True)
+        self.ListReservations = channel.unary_unary(
+                '/gpushare.v1.ReservationService/ListReservations',
+                request_serializer=gpushare_dot_v1_dot_node__pb2.ListReservationsRequest.SerializeToString,
+                response_deserializer=gpushare_dot_v1_dot_node__pb2.ListReservationsResponse.FromString,
+                _registered_method=True)
+        self.DeleteReservation = channel.unary_unary(
+                '/gpushare.v1.ReservationService/DeleteReservation',
+                request_serializer=gpushare_dot_v1_dot_node__pb2.DeleteReservationRequest.SerializeToString,
+                response_deserializer=gpushare_dot_v1_dot_node__pb2.DeleteReservationResponse.FromString,
+                _registered_method=True)
+
+
+class ReservationServiceServicer:
+    """Windows of time in which capacity is for one tenant, or closed for maintenance.
+    """
+
+    def CreateReservation(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListReservations(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteReservation(self, request, context):
+        """Jobs that run in its window run on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ReservationServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'CreateReservation': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateReservation,
+                    request_deserializer=gpushare_dot_v1_dot_node__pb2.CreateReservationRequest.FromString,
+                    response_serializer=gpushare_dot_v1_dot_node__pb2.CreateReservationResponse.SerializeToString,
+            ),
+            'ListReservations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReservations,
+                    request_deserializer=gpushare_dot_v1_dot_node__pb2.ListReservationsRequest.FromString,
+                    response_serializer=gpushare_dot_v1_dot_node__pb2.ListReservationsResponse.SerializeToString,
+            ),
+            'DeleteReservation': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteReservation,
+                    request_deserializer=gpushare_dot_v1_dot_node__pb2.DeleteReservationRequest.FromString,
+                    response_serializer=gpushare_dot_v1_dot_node__pb2.DeleteReservationResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'gpushare.v1.ReservationService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('gpushare.v1.ReservationService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ReservationService:
+    """Windows of time in which capacity is for one tenant, or closed for maintenance.
+    """
+
+    @staticmethod
+    def CreateReservation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpushare.v1.ReservationService/CreateReservation',
+            gpushare_dot_v1_dot_node__pb2.CreateReservationRequest.SerializeToString,
+            gpushare_dot_v1_dot_node__pb2.CreateReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReservations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpushare.v1.ReservationService/ListReservations',
+            gpushare_dot_v1_dot_node__pb2.ListReservationsRequest.SerializeToString,
+            gpushare_dot_v1_dot_node__pb2.ListReservationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteReservation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpushare.v1.ReservationService/DeleteReservation',
+            gpushare_dot_v1_dot_node__pb2.DeleteReservationRequest.SerializeToString,
+            gpushare_dot_v1_dot_node__pb2.DeleteReservationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,15 +20,46 @@ class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROLE_USER: _ClassVar[Role]
     ROLE_VIEWER: _ClassVar[Role]
     ROLE_AGENT: _ClassVar[Role]
+    ROLE_TENANT_ADMIN: _ClassVar[Role]
+
+class QuotaEffect(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    QUOTA_EFFECT_UNSPECIFIED: _ClassVar[QuotaEffect]
+    QUOTA_EFFECT_WOULD_WAIT: _ClassVar[QuotaEffect]
+    QUOTA_EFFECT_WOULD_BE_RECLAIMED: _ClassVar[QuotaEffect]
+    QUOTA_EFFECT_WOULD_START: _ClassVar[QuotaEffect]
 ROLE_UNSPECIFIED: Role
 ROLE_ADMIN: Role
 ROLE_OPERATOR: Role
 ROLE_USER: Role
 ROLE_VIEWER: Role
 ROLE_AGENT: Role
+ROLE_TENANT_ADMIN: Role
+QUOTA_EFFECT_UNSPECIFIED: QuotaEffect
+QUOTA_EFFECT_WOULD_WAIT: QuotaEffect
+QUOTA_EFFECT_WOULD_BE_RECLAIMED: QuotaEffect
+QUOTA_EFFECT_WOULD_START: QuotaEffect
+
+class ModelQuota(_message.Message):
+    __slots__ = ("model", "guaranteed_milli", "limit_milli")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    GUARANTEED_MILLI_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_MILLI_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    guaranteed_milli: int
+    limit_milli: int
+    def __init__(self, model: _Optional[str] = ..., guaranteed_milli: _Optional[int] = ..., limit_milli: _Optional[int] = ...) -> None: ...
+
+class ModelUse(_message.Message):
+    __slots__ = ("model", "charge_milli")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CHARGE_MILLI_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    charge_milli: int
+    def __init__(self, model: _Optional[str] = ..., charge_milli: _Optional[int] = ...) -> None: ...
 
 class Tenant(_message.Message):
-    __slots__ = ("name", "display_name", "limit_milli", "max_queued_jobs", "default_request", "max_priority", "create_time", "running_charge_milli", "queued_jobs", "running_jobs")
+    __slots__ = ("name", "display_name", "limit_milli", "max_queued_jobs", "default_request", "max_priority", "create_time", "running_charge_milli", "queued_jobs", "running_jobs", "parent", "guaranteed_milli", "weight", "model_quotas", "max_running_jobs", "max_running_per_user", "cpu_limit_milli", "memory_limit_mib", "min_run", "used_charge_milli", "guaranteed_charge_milli", "borrowed_charge_milli", "average_charge_milli", "model_use", "allocated_cpu_milli", "allocated_memory_mib")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     LIMIT_MILLI_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +70,22 @@ class Tenant(_message.Message):
     RUNNING_CHARGE_MILLI_FIELD_NUMBER: _ClassVar[int]
     QUEUED_JOBS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_JOBS_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    GUARANTEED_MILLI_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUNNING_JOBS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUNNING_PER_USER_FIELD_NUMBER: _ClassVar[int]
+    CPU_LIMIT_MILLI_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_LIMIT_MIB_FIELD_NUMBER: _ClassVar[int]
+    MIN_RUN_FIELD_NUMBER: _ClassVar[int]
+    USED_CHARGE_MILLI_FIELD_NUMBER: _ClassVar[int]
+    GUARANTEED_CHARGE_MILLI_FIELD_NUMBER: _ClassVar[int]
+    BORROWED_CHARGE_MILLI_FIELD_NUMBER: _ClassVar[int]
+    AVERAGE_CHARGE_MILLI_FIELD_NUMBER: _ClassVar[int]
+    MODEL_USE_FIELD_NUMBER: _ClassVar[int]
+    ALLOCATED_CPU_MILLI_FIELD_NUMBER: _ClassVar[int]
+    ALLOCATED_MEMORY_MIB_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
     limit_milli: int
@@ -49,23 +96,61 @@ class Tenant(_message.Message):
     running_charge_milli: int
     queued_jobs: int
     running_jobs: int
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., limit_milli: _Optional[int] = ..., max_queued_jobs: _Optional[int] = ..., default_request: _Optional[_Union[_job_pb2.Resources, _Mapping]] = ..., max_priority: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., running_charge_milli: _Optional[int] = ..., queued_jobs: _Optional[int] = ..., running_jobs: _Optional[int] = ...) -> None: ...
+    parent: str
+    guaranteed_milli: int
+    weight: int
+    model_quotas: _containers.RepeatedCompositeFieldContainer[ModelQuota]
+    max_running_jobs: int
+    max_running_per_user: int
+    cpu_limit_milli: int
+    memory_limit_mib: int
+    min_run: _duration_pb2.Duration
+    used_charge_milli: int
+    guaranteed_charge_milli: int
+    borrowed_charge_milli: int
+    average_charge_milli: int
+    model_use: _containers.RepeatedCompositeFieldContainer[ModelUse]
+    allocated_cpu_milli: int
+    allocated_memory_mib: int
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., limit_milli: _Optional[int] = ..., max_queued_jobs: _Optional[int] = ..., default_request: _Optional[_Union[_job_pb2.Resources, _Mapping]] = ..., max_priority: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., running_charge_milli: _Optional[int] = ..., queued_jobs: _Optional[int] = ..., running_jobs: _Optional[int] = ..., parent: _Optional[str] = ..., guaranteed_milli: _Optional[int] = ..., weight: _Optional[int] = ..., model_quotas: _Optional[_Iterable[_Union[ModelQuota, _Mapping]]] = ..., max_running_jobs: _Optional[int] = ..., max_running_per_user: _Optional[int] = ..., cpu_limit_milli: _Optional[int] = ..., memory_limit_mib: _Optional[int] = ..., min_run: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., used_charge_milli: _Optional[int] = ..., guaranteed_charge_milli: _Optional[int] = ..., borrowed_charge_milli: _Optional[int] = ..., average_charge_milli: _Optional[int] = ..., model_use: _Optional[_Iterable[_Union[ModelUse, _Mapping]]] = ..., allocated_cpu_milli: _Optional[int] = ..., allocated_memory_mib: _Optional[int] = ...) -> None: ...
 
 class TenantSettings(_message.Message):
-    __slots__ = ("display_name", "limit_milli", "no_limit", "max_queued_jobs", "default_request", "max_priority")
+    __slots__ = ("display_name", "limit_milli", "no_limit", "max_queued_jobs", "default_request", "max_priority", "parent", "guaranteed_milli", "weight", "model_quotas", "no_model_quotas", "max_running_jobs", "max_running_per_user", "cpu_limit_milli", "memory_limit_mib", "min_run", "unset")
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     LIMIT_MILLI_FIELD_NUMBER: _ClassVar[int]
     NO_LIMIT_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUED_JOBS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_REQUEST_FIELD_NUMBER: _ClassVar[int]
     MAX_PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    GUARANTEED_MILLI_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    NO_MODEL_QUOTAS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUNNING_JOBS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUNNING_PER_USER_FIELD_NUMBER: _ClassVar[int]
+    CPU_LIMIT_MILLI_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_LIMIT_MIB_FIELD_NUMBER: _ClassVar[int]
+    MIN_RUN_FIELD_NUMBER: _ClassVar[int]
+    UNSET_FIELD_NUMBER: _ClassVar[int]
     display_name: str
     limit_milli: int
     no_limit: bool
     max_queued_jobs: int
     default_request: _job_pb2.Resources
     max_priority: int
-    def __init__(self, display_name: _Optional[str] = ..., limit_milli: _Optional[int] = ..., no_limit: _Optional[bool] = ..., max_queued_jobs: _Optional[int] = ..., default_request: _Optional[_Union[_job_pb2.Resources, _Mapping]] = ..., max_priority: _Optional[int] = ...) -> None: ...
+    parent: str
+    guaranteed_milli: int
+    weight: int
+    model_quotas: _containers.RepeatedCompositeFieldContainer[ModelQuota]
+    no_model_quotas: _containers.RepeatedScalarFieldContainer[str]
+    max_running_jobs: int
+    max_running_per_user: int
+    cpu_limit_milli: int
+    memory_limit_mib: int
+    min_run: _duration_pb2.Duration
+    unset: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, display_name: _Optional[str] = ..., limit_milli: _Optional[int] = ..., no_limit: _Optional[bool] = ..., max_queued_jobs: _Optional[int] = ..., default_request: _Optional[_Union[_job_pb2.Resources, _Mapping]] = ..., max_priority: _Optional[int] = ..., parent: _Optional[str] = ..., guaranteed_milli: _Optional[int] = ..., weight: _Optional[int] = ..., model_quotas: _Optional[_Iterable[_Union[ModelQuota, _Mapping]]] = ..., no_model_quotas: _Optional[_Iterable[str]] = ..., max_running_jobs: _Optional[int] = ..., max_running_per_user: _Optional[int] = ..., cpu_limit_milli: _Optional[int] = ..., memory_limit_mib: _Optional[int] = ..., min_run: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., unset: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CreateTenantRequest(_message.Message):
     __slots__ = ("tenant_id", "settings", "request_id")
@@ -190,6 +275,36 @@ class ListTokensResponse(_message.Message):
 class WhoAmIRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class QuotaChange(_message.Message):
+    __slots__ = ("name", "settings")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    settings: TenantSettings
+    def __init__(self, name: _Optional[str] = ..., settings: _Optional[_Union[TenantSettings, _Mapping]] = ...) -> None: ...
+
+class PreviewQuotaRequest(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[QuotaChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[QuotaChange, _Mapping]]] = ...) -> None: ...
+
+class PreviewedJob(_message.Message):
+    __slots__ = ("name", "effect", "detail")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    effect: QuotaEffect
+    detail: str
+    def __init__(self, name: _Optional[str] = ..., effect: _Optional[_Union[QuotaEffect, str]] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class PreviewQuotaResponse(_message.Message):
+    __slots__ = ("jobs",)
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[PreviewedJob]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[PreviewedJob, _Mapping]]] = ...) -> None: ...
 
 class RevokeTokenRequest(_message.Message):
     __slots__ = ("name", "request_id")

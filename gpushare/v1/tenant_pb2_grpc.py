@@ -80,6 +80,11 @@ class TenantServiceStub:
                 request_serializer=gpushare_dot_v1_dot_tenant__pb2.WhoAmIRequest.SerializeToString,
                 response_deserializer=gpushare_dot_v1_dot_job__pb2.Principal.FromString,
                 _registered_method=True)
+        self.PreviewQuota = channel.unary_unary(
+                '/gpushare.v1.TenantService/PreviewQuota',
+                request_serializer=gpushare_dot_v1_dot_tenant__pb2.PreviewQuotaRequest.SerializeToString,
+                response_deserializer=gpushare_dot_v1_dot_tenant__pb2.PreviewQuotaResponse.FromString,
+                _registered_method=True)
 
 
 class TenantServiceServicer:
@@ -143,6 +148,13 @@ class TenantServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PreviewQuota(self, request, context):
+        """Who would wait, start or be reclaimed with other settings; changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TenantServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -190,6 +202,11 @@ def add_TenantServiceServicer_to_server(servicer, server):
                     servicer.WhoAmI,
                     request_deserializer=gpushare_dot_v1_dot_tenant__pb2.WhoAmIRequest.FromString,
                     response_serializer=gpushare_dot_v1_dot_job__pb2.Principal.SerializeToString,
+            ),
+            'PreviewQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewQuota,
+                    request_deserializer=gpushare_dot_v1_dot_tenant__pb2.PreviewQuotaRequest.FromString,
+                    response_serializer=gpushare_dot_v1_dot_tenant__pb2.PreviewQuotaResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -435,6 +452,33 @@ class TenantService:
             '/gpushare.v1.TenantService/WhoAmI',
             gpushare_dot_v1_dot_tenant__pb2.WhoAmIRequest.SerializeToString,
             gpushare_dot_v1_dot_job__pb2.Principal.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpushare.v1.TenantService/PreviewQuota',
+            gpushare_dot_v1_dot_tenant__pb2.PreviewQuotaRequest.SerializeToString,
+            gpushare_dot_v1_dot_tenant__pb2.PreviewQuotaResponse.FromString,
             options,
             channel_credentials,
             insecure,

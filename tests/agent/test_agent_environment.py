@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gpushare_agent.core import StartOrder
+from gpushare_agent.core import Gang, StartOrder
 from gpushare_agent.environment import job_environment
 from gpushare_agent.launchspec import UnixUser
 
@@ -130,3 +130,40 @@ def test_a_job_that_is_no_array_child_has_no_array_index() -> None:
 
 def test_on_simulated_cards_it_learns_where_to_say_what_it_uses() -> None:
     assert environment(order(), sim_dir=Path("/s/x"))["GPUSHARE_SIM_DIR"] == "/s/x"
+
+
+GANG = Gang(
+    master_addr="10.0.0.7",
+    master_port=29_501,
+    rank=5,
+    world_size=16,
+    local_rank=1,
+    local_world_size=4,
+    node_rank=1,
+    nodes=4,
+)
+RANKS = {
+    "MASTER_ADDR": "10.0.0.7",
+    "MASTER_PORT": "29501",
+    "RANK": "5",
+    "WORLD_SIZE": "16",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "4",
+    "NODE_RANK": "1",
+    "GROUP_RANK": "1",
+    "GROUP_WORLD_SIZE": "4",
+}
+
+
+def test_a_task_of_a_gang_is_told_its_rank_and_where_the_gang_meets() -> None:
+    env = environment(order(gang=GANG))
+    assert {name: env[name] for name in RANKS} == RANKS
+
+
+def test_a_rank_yields_to_the_jobs_own_choice() -> None:
+    env = environment(order(gang=GANG, env={"MASTER_PORT": "1234", "A": "b"}))
+    assert (env["MASTER_PORT"], env["RANK"], env["A"]) == ("1234", "5", "b")
+
+
+def test_a_job_of_one_task_has_no_rank() -> None:
+    assert not RANKS.keys() & environment(order()).keys()

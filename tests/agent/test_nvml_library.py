@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from standins.fake_nvml import FakeNvml, uuid_of
 
+from gpushare_agent.gpus.nvml import PCI_DEVICES, numa_domain
 from gpushare_agent.gpus.nvml_client import NvmlLibrary
 from gpushare_agent.gpus.owners import UserNames
 from gpushare_agent.gpus.port import DriverState, GpuProcess, GpuSample, GpuSnapshot
@@ -58,6 +59,24 @@ def test_identity_comes_from_the_driver_and_not_from_the_order(tmp_path: Path) -
     assert second.compute_mode == "exclusive_process"
     assert snapshot.driver_version == "580.159.03"
     assert first.model == "NVIDIA H200"
+
+
+def test_the_domain_of_a_card_is_its_processor(tmp_path: Path) -> None:
+    for bus, node in (("0000:3b:00.0", "1\n"), ("0000:5e:00.0", "-1\n"), ("0000:86:00.0", "soon")):
+        (tmp_path / bus).mkdir()
+        (tmp_path / bus / "numa_node").write_text(node)
+    buses = ("00000000:3B:00.0", "00000000:5E:00.0", "00000000:86:00.0", "00000000:AF:00.0", "")
+    assert [numa_domain(bus, str(tmp_path)) for bus in buses] == ["numa1", "", "", "", ""]
+
+
+def test_a_card_whose_processor_the_kernel_does_not_name_has_no_domain(tmp_path: Path) -> None:
+    fake = FakeNvml.with_cards(tmp_path, 2)
+    here = next(iter(sorted(Path(PCI_DEVICES).glob("*"))), Path("0000:00:00.0")).name
+    fake.cards[0].bus = f"0000{here.upper()}"
+    fake.cards[1].bus = "0000FFFF:FF:1F.7"
+    fake.fault("nvmlDeviceGetPciInfo_v3", NOT_SUPPORTED, card=1)
+    (snapshot,) = snapshots(fake)
+    assert [info.domain for info in snapshot.infos] == [numa_domain(fake.cards[0].bus), ""]
 
 
 def test_reserved_memory_is_neither_used_nor_free(one_card: FakeNvml) -> None:

@@ -16,7 +16,7 @@ from standins.gpu_library_conformance import GpuLibraryConformance
 
 from gpushare_agent.gpus.catalogue import MODELS, CatalogueError, card_uuid, parse_node
 from gpushare_agent.gpus.port import DriverState, GpuLibrary, GpuSnapshot
-from gpushare_agent.gpus.simulated import SimulatedLibrary, read_usages
+from gpushare_agent.gpus.simulated import SimulatedLibrary, UsageDir, read_usages
 from gpushare_agent.gpus.simwork import start_ticks
 
 NODE = "n1"
@@ -24,7 +24,7 @@ UUIDS = [card_uuid(NODE, index) for index in range(4)]
 
 
 def library(*dirs: Path, script: Path | None = None, clock: Callable[[], float] = time.monotonic) -> SimulatedLibrary:
-    return SimulatedLibrary(NODE, parse_node("4xL40S"), lambda: dirs, script, clock)
+    return SimulatedLibrary(NODE, parse_node("4xL40S"), lambda: [UsageDir(path) for path in dirs], script, clock)
 
 
 def look(cards: SimulatedLibrary) -> GpuSnapshot:
@@ -75,6 +75,22 @@ class TestCatalogue:
         with pytest.raises(CatalogueError, match="L40S") as refused:
             parse_node("4xVOODOO2")
         assert all(name in str(refused.value) for name in MODELS)
+
+    @pytest.mark.parametrize(
+        ("text", "domains"),
+        [
+            ("8xH100-80GB", ["board0"] * 8),
+            ("16xA100-80GB", ["board0"] * 8 + ["board1"] * 8),
+            ("4xL40S", ["numa0", "numa0", "numa1", "numa1"]),
+            ("3xT4", ["numa0", "numa0", "numa1"]),
+            ("1xA10", ["numa0"]),
+        ],
+    )
+    def test_cards_of_a_board_are_near_each_other_and_pcie_cards_near_those_of_their_processor(
+        self, text: str, domains: list[str]
+    ) -> None:
+        node = parse_node(text)
+        assert [node.domain(index) for index in range(node.count)] == domains
 
     def test_uuids_are_the_same_at_every_start_and_differ_between_nodes_and_cards(self) -> None:
         assert card_uuid("n1", 0) == card_uuid("n1", 0)

@@ -2,8 +2,14 @@
 
 One statement a line, `#` starts a comment. A name stands for a job; `a` with count=3 is a1, a2, a3.
 
-    tenant T [limit=MILLI]              node N CARDS [mib=M] [cpu=MILLI] [memory=MIB] [model=NAME]
+    tenant T [limit=MILLI] [SETTING]... node N CARDS [mib=M] [cpu=MILLI] [memory=MIB] [model=NAME]
+    set T SETTING...                    SETTING: parent=T guaranteed=MILLI limit=MILLI|none weight=N max_running=N
+                                        per_user=N cpu_limit=MILLI memory_limit=MIB min_run=MS quota=MODEL:MILLI[:MILLI]
     submit T NAME [count=K] [milli=M] [mib=M] [gpus=N] [tasks=N] [priority=P] [retries=R] [limit_ms=N] [cpu=M]
+           [min_tasks=N] [qos=Q] [preemption=P] [on_failure=F] [topology=T] [model=A|B] [start_within=MS] [user=U]
+           [after=NAME[:KIND],...] [array=K[%N]]      of an array, name0 and up are its children, name is all of it
+    reserve NAME T|maintenance START END [gpus=N] [milli=M] [mib=M] [node=N,...] [repeat=MS] [users=U,...] (ms from now)
+    overcommit N MILLI
     cycle      run NAME      exit NAME CODE [task=I]      lose NAME REASON [task=I]      cancel NAME
     stopped NAME   cordon N   uncordon N    silent N    back N    disconnect N    wait MS    on NAME NODE
     expect NAME STATE [REASON]   code NAME CODE   round NAME K   card N INDEX milli=M [mib=M]   stops NAME TASKS
@@ -11,17 +17,50 @@ One statement a line, `#` starts a comment. A name stands for a job; `a` with co
 
 from __future__ import annotations
 
-from cluster import Cluster, card
+import msgspec
+from cluster import Cluster, card, user_of
 
 from gpushare.core import explain
-from gpushare.core.commands import CordonNode, CreateTenant, NodeSessionClosed, RawResources, UncordonNode
-from gpushare.core.model import AttemptState, Job, TenantSettings
+from gpushare.core.commands import (
+    CordonNode,
+    CreateReservation,
+    CreateTenant,
+    NodeSessionClosed,
+    RawResources,
+    SetNode,
+    UncordonNode,
+    UpdateTenant,
+)
+from gpushare.core.model import (
+    AttemptState,
+    Dependency,
+    DependencyKind,
+    Job,
+    ModelQuota,
+    OnTaskFailure,
+    PreemptionMode,
+    Qos,
+    TenantSettings,
+    Topology,
+)
+
+# Options of `tenant` and `set` that are one number.
+_NUMBERS = {
+    "guaranteed": "guaranteed_milli",
+    "weight": "weight",
+    "max_running": "max_running_jobs",
+    "per_user": "max_running_per_user",
+    "cpu_limit": "cpu_limit_milli",
+    "memory_limit": "memory_limit_mib",
+    "min_run": "min_run_ms",
+}
 
 
 class Scenario:
     def __init__(self) -> None:
         self.cluster = Cluster(tenants=())
         self.jobs: dict[str, str] = {}
+        self.arrays: dict[str, str] = {}
         self.inventory: dict[str, dict[str, object]] = {}
 
     def run(self, text: str) -> Scenario:
@@ -45,9 +84,34 @@ class Scenario:
 
     # -- statements
 
-    def _tenant(self, tenant: str, limit: str = "") -> None:
-        settings = TenantSettings(limit_milli=int(limit) if limit else None)
-        self.cluster.must(CreateTenant(tenant=tenant, settings=settings))
+    def _tenant(self, tenant: str, **options: str) -> None:
+        self.cluster.must(CreateTenant(tenant=tenant, settings=_settings(TenantSettings(), options)))
+
+    def _set(self, tenant: str, **options: str) -> None:
+        old = self.cluster.state.tenants[tenant].settings
+        self.cluster.must(UpdateTenant(tenant=tenant, settings=_settings(old, options)))
+
+    def _overcommit(self, node: str, milli: str) -> None:
+        self.cluster.must(SetNode(node, int(milli)))
+
+    def _reserve(self, name: str, tenant: str, start: str, end: str, **options: str) -> None:
+        now_ms = self.cluster.now_ms
+        maintenance = tenant == "maintenance"
+        self.cluster.must(
+            CreateReservation(
+                name=name,
+                tenant="" if maintenance else tenant,
+                maintenance=maintenance,
+                users=_words(options.get("users")),
+                nodes=_words(options.get("node")),
+                gpus=_int(options.get("gpus")),
+                gpu_milli=_int(options.get("milli")),
+                gpu_memory_mib=_int(options.get("mib")),
+                start_ms=now_ms + int(start),
+                end_ms=now_ms + int(end),
+                repeat_ms=int(options.get("repeat", "0")),
+            )
+        )
 
     def _node(
         self,
@@ -72,18 +136,36 @@ class Scenario:
             gpu_milli=_int(options.get("milli")),
             gpu_memory_mib=_int(options.get("mib")),
             cpu_milli=_int(options.get("cpu")),
+            gpu_model=options.get("model", ""),
         )
+        children, _, at_once = options.get("array", "").partition("%")
         jobs = self.cluster.submit(
             tenant,
             int(count),
+            who=user_of(tenant, options.get("user", "ann")),
+            min_tasks=int(options.get("min_tasks", "0")),
+            qos=Qos(options.get("qos", "burst")),
+            preemption=PreemptionMode(options.get("preemption", "requeue")),
+            on_task_failure=OnTaskFailure(options.get("on_failure", "stop")),
+            topology=Topology(options.get("topology", "any")),
+            start_within_ms=_int(options.get("start_within")),
+            after=tuple(self._dependency(each) for each in _words(options.get("after"))),
+            array_indexes=tuple(range(int(children or "0"))),
+            array_max_running=int(at_once or "0"),
             resources=resources,
             tasks=int(options.get("tasks", "1")),
             priority=_int(options.get("priority")),
             max_retries=int(options.get("retries", "0")),
             max_run_ms=_int(options.get("limit_ms")),
         )
-        for place, job in enumerate(jobs, 1):
-            self.jobs[name if len(jobs) == 1 else f"{name}{place}"] = job.key
+        if children:
+            self.arrays[name] = jobs[0].array_key
+        for place, job in enumerate(jobs, 0 if children else 1):
+            self.jobs[name if len(jobs) == 1 and not children else f"{name}{place}"] = job.key
+
+    def _dependency(self, text: str) -> Dependency:
+        name, _, kind = text.partition(":")
+        return Dependency(self.arrays.get(name) or self.jobs[name], DependencyKind(kind or "afterok"))
 
     def _cycle(self) -> None:
         self.cluster.cycle()
@@ -163,3 +245,21 @@ class Scenario:
 
 def _int(text: str | None) -> int | None:
     return None if text is None else int(text)
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()
+
+
+def _settings(old: TenantSettings, options: dict[str, str]) -> TenantSettings:
+    changed: dict[str, object] = {field: int(options[name]) for name, field in _NUMBERS.items() if name in options}
+    if "parent" in options:
+        changed["parent"] = options["parent"]
+    if "limit" in options:
+        changed["limit_milli"] = None if options["limit"] == "none" else int(options["limit"])
+    if "quota" in options:
+        quotas = (text.split(":") for text in options["quota"].split(","))
+        changed["model_quotas"] = tuple(
+            ModelQuota(model, int(milli), int(limit[0]) if limit else None) for model, milli, *limit in sorted(quotas)
+        )
+    return msgspec.structs.replace(old, **changed)

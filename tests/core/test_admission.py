@@ -4,7 +4,17 @@ import pytest
 from cluster import Cluster, card, raw_job, user_of
 
 from gpushare.core.commands import CoreSettings, Outcome, RawResources, Rejection, SubmitJobs
-from gpushare.core.model import OnDisconnect, Principal, Role
+from gpushare.core.model import (
+    Dependency,
+    DependencyKind,
+    OnDisconnect,
+    OnTaskFailure,
+    PreemptionMode,
+    Principal,
+    Qos,
+    Role,
+    Topology,
+)
 from gpushare.reasons import Reason
 
 R = RawResources
@@ -81,6 +91,41 @@ REFUSED = {
     "a model nobody has": ({"resources": R(gpu_milli=1, gpu_model="B300")}, Reason.NEVER_FITS, "there are: H100-80GB"),
     "labels nobody has": ({"resources": R(gpu_milli=1, node_labels={"rack": "9"})}, Reason.NEVER_FITS, "labels"),
     "more CPU than any node": ({"resources": R(gpus=0, cpu_milli=10**6)}, Reason.NEVER_FITS, "large enough"),
+    "min_tasks for one task": ({"min_tasks": 1}, Reason.INVALID_FIELD, "min_tasks"),
+    "min_tasks above tasks": ({"tasks": 2, "min_tasks": 3}, Reason.INVALID_FIELD, "accepted: 1 to 2"),
+    "min_tasks -1": ({"tasks": 2, "min_tasks": -1}, Reason.INVALID_FIELD, "min_tasks"),
+    "continue with one task": ({"on_task_failure": OnTaskFailure.CONTINUE}, Reason.INVALID_FIELD, "on_task_failure"),
+    "a cap without an array": ({"array_max_running": 2}, Reason.INVALID_FIELD, "no array"),
+    "a cap of -1": ({"array_indexes": (1,), "array_max_running": -1}, Reason.INVALID_FIELD, "array_max_running"),
+    "start within 0": ({"start_within_ms": 0}, Reason.INVALID_FIELD, "start_within"),
+    "start within 10^21": ({"start_within_ms": 10**21}, Reason.INVALID_FIELD, "start_within"),
+    "an empty model among several": ({"resources": R(gpus=1, gpu_model="A||B")}, Reason.INVALID_FIELD, "empty model"),
+    "17 models": (
+        {"resources": R(gpus=1, gpu_model="|".join(f"M{i}" for i in range(17)))},
+        Reason.INVALID_FIELD,
+        "accepted: 16",
+    ),
+    "two models nobody has": ({"resources": R(gpu_milli=1, gpu_model="B300|B200")}, Reason.NEVER_FITS, "H100-80GB"),
+    "more than the least tasks fit": (
+        {"resources": R(gpus=1), "tasks": 20, "min_tasks": 9},
+        Reason.NEVER_FITS,
+        "hold 8",
+    ),
+    "after a job that is not there": (
+        {"after": (Dependency("vision/77", DependencyKind.AFTER),)},
+        Reason.NOT_FOUND,
+        "'vision/77'",
+    ),
+    "after another tenant's job": (
+        {"after": (Dependency("nlp/1", DependencyKind.AFTER),)},
+        Reason.NOT_FOUND,
+        "'nlp/1'",
+    ),
+    "after 65 jobs": (
+        {"after": tuple(Dependency(f"vision/{i}", DependencyKind.AFTER) for i in range(1, 66))},
+        Reason.INVALID_FIELD,
+        "accepted: 64",
+    ),
     "a gang larger than the cluster": ({"resources": R(gpus=1), "tasks": 9}, Reason.NEVER_FITS, "hold 8"),
 }
 
@@ -98,6 +143,11 @@ ACCEPTED = {
     "array of 1000": {"array_indexes": tuple(range(1000))},
     "run limit 1 ms": {"max_run_ms": 1},
     "script without arguments": {"script": b"#!/bin/sh\n", "argv": ()},
+    "a gang of which less will do": {"resources": R(gpus=1), "tasks": 20, "min_tasks": 8},
+    "the other choices": {"qos": Qos.BURST, "preemption": PreemptionMode.CANCEL, "topology": Topology.NODE},
+    "an array of two at once": {"array_indexes": (0, 1, 2), "array_max_running": 2},
+    "start within a second": {"start_within_ms": 1000},
+    "one of several models": {"resources": R(gpus=1, gpu_model="B300|H100-80GB")},
     "stop_and_requeue with a short grace": {"on_disconnect": OnDisconnect.STOP_AND_REQUEUE, "grace_ms": 14_000},
 }
 
@@ -175,6 +225,77 @@ def test_validate_only_admits_nothing(cluster: Cluster) -> None:
     out = cluster.do(SubmitJobs(tenant="vision", jobs=(raw_job(),), validate_only=True), user_of("vision"), "r1")
     assert isinstance(out, Outcome)
     assert cluster.state.encode() == before
+
+
+def test_equal_requests_are_equal_however_they_were_written(cluster: Cluster) -> None:
+    """Equal shapes share their fate within a pass, so what means the same must look the same."""
+    first, second = (cluster.submit()[0].key for _ in range(2))
+    pairs = (Dependency(first, DependencyKind.AFTER), Dependency(second, DependencyKind.AFTERANY))
+    one, other = (
+        cluster.submit(tasks=2, min_tasks=least, after=after, resources=R(gpus=1, gpu_model=model))[0].spec
+        for least, after, model in ((0, pairs, "H100-80GB|B300|B300"), (2, pairs[::-1], "B300|H100-80GB"))
+    )
+    assert one == other
+    assert (one.min_tasks, one.least_tasks, one.resources.gpu_models) == (0, 2, ("B300", "H100-80GB"))
+
+
+class TestDependencies:
+    def after(self, job: str, kind: DependencyKind = DependencyKind.AFTEROK) -> dict[str, object]:
+        return {"after": (Dependency(job, kind),)}
+
+    def test_a_job_and_an_array_of_the_tenant_may_be_waited_for(self, cluster: Cluster) -> None:
+        job = cluster.submit()[0]
+        child = cluster.submit(array_indexes=(0, 1))[0]
+        for key in (job.key, child.key, child.array_key):
+            assert cluster.submit(**self.after(key))[0].spec.after[0].job == key
+
+    def test_a_job_twice_is_refused(self, cluster: Cluster) -> None:
+        job = cluster.submit()[0].key
+        twice = (Dependency(job, DependencyKind.AFTER), Dependency(job, DependencyKind.AFTEROK))
+        assert cluster.refuse(after=twice).reason is Reason.INVALID_FIELD
+
+    def test_the_success_of_a_job_that_failed_is_refused(self, cluster: Cluster) -> None:
+        job = cluster.submit()[0]
+        cluster.cycle()
+        cluster.run(job)
+        cluster.finish(job, 1)
+        rejection = cluster.refuse(**self.after(job.key))
+        assert (rejection.reason, rejection.field) == (Reason.DEPENDENCY_FAILED, "after")
+        assert cluster.submit(**self.after(job.key, DependencyKind.AFTERANY))
+
+    def test_one_failed_child_fails_its_array(self, cluster: Cluster) -> None:
+        first, _ = cluster.submit(array_indexes=(0, 1))
+        cluster.cycle()
+        cluster.run(first)
+        cluster.finish(first, 1)
+        assert cluster.refuse(**self.after(first.array_key)).reason is Reason.DEPENDENCY_FAILED
+
+    def test_what_others_wait_for_stays_in_memory(self, cluster: Cluster) -> None:
+        blocked = cluster.submit(resources=R(gpus=8))[0]
+        other = cluster.submit(resources=R(gpus=8))[0]
+        waiting = cluster.submit(after=(Dependency(blocked.key, DependencyKind.AFTEROK),))[0]
+        cluster.cycle()
+        cluster.run(blocked)
+        cluster.finish(blocked)
+        cluster.cancel(other)
+        housekeep(cluster)
+        assert blocked.key in cluster.state.jobs
+        assert other.key not in cluster.state.jobs
+        cluster.cancel(waiting)
+        housekeep(cluster)
+        assert blocked.key not in cluster.state.jobs
+
+    def test_an_array_leaves_memory_as_a_whole(self, cluster: Cluster) -> None:
+        """So that whoever names it later learns of every child's end."""
+        first, second = cluster.submit(array_indexes=(0, 1), resources=R(gpus=8))
+        cluster.cycle()
+        cluster.run(first)
+        cluster.finish(first, 1)
+        housekeep(cluster)
+        assert first.key in cluster.state.jobs
+        cluster.cancel(second)
+        housekeep(cluster)
+        assert not cluster.state.jobs
 
 
 class TestRequestIds:

@@ -103,7 +103,7 @@ def test_a_token_counts_until_the_moment_it_expires() -> None:
 
 def test_a_role_that_an_rpc_is_not_open_to_is_denied_with_those_it_is_open_to() -> None:
     with pytest.raises(GpushareError) as raised:
-        authenticator().admit("/gpushare.v1.TenantService/CreateTenant", headers(f"Bearer {SECRET}"), "")
+        authenticator().admit("/gpushare.v1.TenantService/DeleteTenant", headers(f"Bearer {SECRET}"), "")
     assert raised.value.status == "PERMISSION_DENIED"
     assert raised.value.metadata == {"role": "user", "allowed": "admin"}
 

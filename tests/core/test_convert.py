@@ -215,7 +215,7 @@ def a_job() -> Job:
     held = Slice(task=0, node="n1", gpu_uuids=("GPU-1",), gpu_milli=250, charge_milli=250, tier="timeslice")
     attempt = Attempt("vision", "7", 0, 1, held, 1, 1_000, AttemptState.FAILED, ended_ms=5_000, reason=Reason.EXEC)
     attempt.detail = "/home/ann/secret/run: No such file"
-    job = Job("vision", "7", SPEC, 1_000, ANN, 3, state=JobState.FAILED, round=1, attempts=[attempt])
+    job = Job("vision", "7", SPEC, 1_000, ANN, 3, state=JobState.FAILED, round=1, base_round=1, attempts=[attempt])
     job.reason, job.detail, job.exit_code, job.ended_ms = Reason.EXEC, attempt.detail, 127, 5_000
     return job
 

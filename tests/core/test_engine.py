@@ -357,14 +357,14 @@ def test_a_job_whose_placing_breaks_fails_alone(monkeypatch: pytest.MonkeyPatch)
     cluster = Cluster()
     cluster.node("n1", 1)
     bad, good = cluster.submit(priority=3)[0], cluster.submit()[0]
-    real = cycle.place
+    real = cycle.place_gang
 
-    def place(plan: Any, job: Any, policy: Any, refusals: Any) -> Any:
-        if job.key == bad.key:
+    def place_gang(plan: Any, ask: Any, *tasks: int) -> Any:
+        if ask.job == bad.key:
             raise ZeroDivisionError
-        return real(plan, job, policy, refusals)
+        return real(plan, ask, *tasks)
 
-    monkeypatch.setattr(cycle, "place", place)
+    monkeypatch.setattr(cycle, "place_gang", place_gang)
     cluster.cycle()
     assert (bad.state, bad.reason) == ("FAILED", Reason.INTERNAL)
     assert good.state == "STARTING"

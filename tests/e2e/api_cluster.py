@@ -44,6 +44,7 @@ STUBS: dict[str, Any] = {
     "JobService": job_pb2_grpc.JobServiceStub,
     "TenantService": tenant_pb2_grpc.TenantServiceStub,
     "NodeService": node_pb2_grpc.NodeServiceStub,
+    "ReservationService": node_pb2_grpc.ReservationServiceStub,
     "UsageService": usage_pb2_grpc.UsageServiceStub,
     "AgentService": agent_pb2_grpc.AgentServiceStub,
 }
@@ -51,6 +52,7 @@ STUBS: dict[str, Any] = {
 PEOPLE = (
     ("root", Role.ADMIN, "vision"),
     ("olga", Role.OPERATOR, ""),
+    ("tina", Role.TENANT_ADMIN, "vision"),
     ("ann", Role.USER, "vision"),
     ("bob", Role.USER, "vision"),
     ("vera", Role.VIEWER, "vision"),
@@ -84,6 +86,9 @@ class ApiCluster:
 
     def nodes(self, who: str) -> Any:
         return self.stub("NodeService", who)
+
+    def reservations(self, who: str) -> Any:
+        return self.stub("ReservationService", who)
 
     def usage(self, who: str) -> Any:
         return self.stub("UsageService", who)

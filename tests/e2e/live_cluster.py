@@ -49,7 +49,7 @@ STOP_LIMIT_S = 15.0
 POLL_S = 0.03
 USER = "ann"
 # Below what the kernel gives to outgoing connections: a client that calls a dead port there may reach itself.
-PORTS = range(20_000, 32_000)
+PORTS = range(20_000, 29_000)
 # Connections come and go; a leak grows with every job.
 FDS_SLACK = 8
 

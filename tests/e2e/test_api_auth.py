@@ -22,35 +22,47 @@ from gpushare.v1 import agent_pb2, job_pb2, node_pb2, tenant_pb2, usage_pb2
 ALLOWED = """
 CreateJob        admin user
 BatchCreateJobs  admin user
-GetJob           admin operator user viewer
-ListJobs         admin operator user viewer
-CancelJob        admin operator user
-ExplainJob       admin operator user viewer
-WatchJobs        admin operator user viewer
+GetJob           admin operator user viewer tenant-admin
+ListJobs         admin operator user viewer tenant-admin
+CancelJob        admin operator user tenant-admin
+ExplainJob       admin operator user viewer tenant-admin
+WatchJobs        admin operator user viewer tenant-admin
 StreamLogs       admin user
-CreateTenant     admin
-GetTenant        admin operator user viewer
-ListTenants      admin operator user viewer
-UpdateTenant     admin
+CreateTenant     admin tenant-admin
+GetTenant        admin operator user viewer tenant-admin
+ListTenants      admin operator user viewer tenant-admin
+UpdateTenant     admin tenant-admin
 DeleteTenant     admin
-CreateToken      admin
-ListTokens       admin
-RevokeToken      admin
-WhoAmI           admin operator user viewer
-GetNode          admin operator user viewer
-ListNodes        admin operator user viewer
+CreateToken      admin tenant-admin
+ListTokens       admin tenant-admin
+RevokeToken      admin tenant-admin
+WhoAmI           admin operator user viewer tenant-admin
+GetNode          admin operator user viewer tenant-admin
+ListNodes        admin operator user viewer tenant-admin
 CordonNode       admin operator
 UncordonNode     admin operator
 DrainNode        admin operator
 DeclareNodeDead  admin
 CreateJoinToken  admin
-GetUsage         admin operator user viewer
+PreviewQuota     admin
+UpdateNode       admin
+CreateReservation admin operator
+ListReservations admin operator user viewer tenant-admin
+DeleteReservation admin operator
+GetUsage         admin operator user viewer tenant-admin
 ListAuditEvents  admin
-Enroll           anonymous admin operator user viewer agent
+Enroll           anonymous admin operator user viewer agent tenant-admin
 Session          agent
 SendLogs         agent
 """
-CALLERS = {"admin": "root", "operator": "olga", "user": "ann", "viewer": "vera", "agent": "n1"}
+CALLERS = {
+    "admin": "root",
+    "operator": "olga",
+    "tenant-admin": "tina",
+    "user": "ann",
+    "viewer": "vera",
+    "agent": "n1",
+}
 
 
 async def status_of_empty_call(channel: grpc.aio.Channel, path: str, client_streams: bool, server_streams: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,9 +82,9 @@ async def until_placed(engine: Engine, key: str) -> None:
 def test_a_job_like_one_that_waits_needs_no_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     passes: list[int] = []
 
-    def counted(state: ClusterState, now_ms: int, settings: CoreSettings) -> Pass:
+    def counted(state: ClusterState, *rest: Any) -> Pass:
         passes.append(state.seq)
-        return real_schedule(state, now_ms, settings)
+        return real_schedule(state, *rest)
 
     monkeypatch.setattr(engine_module, "schedule", counted)
 

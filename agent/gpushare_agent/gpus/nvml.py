@@ -22,6 +22,7 @@ MIB = 1 << 20
 LIST_EVERY_S = 1.0  # process lists hold the driver's global lock for milliseconds
 IDENTIFY_EVERY_S = 30.0  # compute mode and MIG may be changed by others
 PR_SET_PDEATHSIG = 1
+PCI_DEVICES = "/sys/bus/pci/devices"
 
 NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, INSUFFICIENT_SIZE = 3, 4, 6, 7
 DRIVER_NOT_LOADED, LIBRARY_NOT_FOUND, FUNCTION_NOT_FOUND = 9, 12, 13
@@ -78,6 +79,18 @@ def uid_of(pid: int) -> str:
     except OSError:
         return ""
     return ""
+
+
+def numa_domain(bus_id: str, devices: str = PCI_DEVICES) -> str:
+    """ "numa1" for a card at the processor of that number; "" where the kernel does not say. NVML writes the PCI domain
+    with eight digits, the kernel with four.
+    """
+    try:
+        with open(f"{devices}/{bus_id[-12:].lower()}/numa_node", encoding="ascii") as file:
+            number = int(file.read())
+    except (OSError, ValueError):
+        return ""
+    return f"numa{number}" if number >= 0 else ""
 
 
 class Card:
@@ -139,9 +152,14 @@ class Card:
             "reserved_mib": -(-reserved // MIB),
             "compute_mode": COMPUTE_MODES.get(mode, "default"),
             "mig_enabled": bool(mig and mig[0]),
+            "domain": self._domain(),
         }
         self._identified_at = now_s
         return self.last_info
+
+    def _domain(self) -> str:
+        pci = self._may("pci", self._nvml.nvmlDeviceGetPciInfo, self._handle)
+        return "" if pci is None else numa_domain(text_of(pci.busId))
 
     def _memory(self) -> tuple[int, int, int, int]:
         """(total, reserved, free, used) in bytes. Version 1 counts what is reserved as used and does not

@@ -20,7 +20,9 @@ RecoveryAction = Literal["none", "gpu_reset", "node_reboot", "drain_p2p", "drain
 
 
 class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a card is. `index` is this boot's order and `minor` the N of /dev/nvidiaN (None where unknown)."""
+    """What a card is. `index` is this boot's order and `minor` the N of /dev/nvidiaN (None where unknown). Cards of one
+    `domain` talk to each other faster than to others; "" where that is not known.
+    """
 
     uuid: str
     index: int
@@ -31,6 +33,7 @@ class GpuInfo(msgspec.Struct, frozen=True, kw_only=True):
     compute_mode: ComputeMode = "default"
     mig_enabled: bool = False
     simulated: bool = False
+    domain: str = ""
 
 
 class GpuProcess(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -65,6 +66,13 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.after_s <= age_s and (self.for_s is None or age_s < self.after_s + self.for_s)
 
 
+class UsageDir(NamedTuple):
+    """The private directory of one live attempt. `moved`: the cards that its processes know -> those it has by now."""
+
+    path: Path
+    moved: Mapping[str, str] = MappingProxyType({})
+
+
 class FaultScriptError(ValueError):
     """The script is not what this module's first lines describe; the message names the file and what is wrong."""
 
@@ -101,13 +109,13 @@ class FaultScript:
 
 
 class SimulatedLibrary:
-    """The cards of one simulated node. `usage_dirs` gives the private directories of the live attempts."""
+    """The cards of one simulated node. `usage_dirs` gives the directories of the attempts that are on cards now."""
 
     def __init__(
         self,
         node: str,
         shape: SimulatedNode,
-        usage_dirs: Callable[[], Iterable[Path]],
+        usage_dirs: Callable[[], Iterable[UsageDir]],
         script: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -126,6 +134,7 @@ class SimulatedLibrary:
                 total_mib=shape.model.memory_mib,
                 reserved_mib=0,
                 simulated=True,
+                domain=shape.domain(index),
             )
             for index in range(shape.count)
         )
@@ -150,7 +159,7 @@ class SimulatedLibrary:
             if fault.fault == "mismatch":
                 detail = "the simulated driver was changed under the running one"
                 return GpuSnapshot(state=DriverState.MISMATCH, detail=detail, taken_boot_ns=now_ns)
-        usages = {u.pid: u for directory in self._usage_dirs() for u in read_usages(directory)}
+        usages = {u.pid: u for directory in self._usage_dirs() for u in _present(directory)}
         uids = {pid: _uid_of(pid) for pid in usages}
         names = await self._names.of(uid for uid in uids.values() if uid is not None)
         users = {pid: names[uid] for pid, uid in uids.items() if uid is not None}
@@ -192,6 +201,15 @@ def _sample(info: GpuInfo, usages: list[Usage], users: dict[int, str], faults: t
         recovery_action=actions[0] if actions else "none",
         processes=tuple(processes),
     )
+
+
+def _present(directory: UsageDir) -> list[Usage]:
+    """What is used where it is used now: a process that was suspended may have been given another card since."""
+    usages = read_usages(directory.path)
+    if not directory.moved:
+        return usages
+    moved = directory.moved
+    return [msgspec.structs.replace(u, cards=tuple(moved.get(card, card) for card in u.cards)) for u in usages]
 
 
 def read_usages(directory: Path) -> list[Usage]:

@@ -87,5 +87,11 @@ class ExclusiveFence:
 
 def _offer(info: GpuInfo) -> CardTiers:
     cause = why_no_jobs(info)
-    offer = TierOffer(tier=Tier.EXCLUSIVE, enforcement=Enforcement.HARD, available=not cause, detail=cause)
+    offer = TierOffer(
+        tier=Tier.EXCLUSIVE,
+        enforcement=Enforcement.HARD,
+        available=not cause,
+        detail=cause,
+        can_suspend=info.simulated,
+    )
     return CardTiers(uuid=info.uuid, offers=(offer,))

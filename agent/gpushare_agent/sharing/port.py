@@ -81,12 +81,16 @@ class FenceRefused(Exception):
 
 
 class TierOffer(msgspec.Struct, frozen=True, kw_only=True):
-    """One tier on one card: offered or not, and the sentence why not (or what to know about it)."""
+    """One tier on one card: offered or not, and the sentence why not (or what to know about it).
+
+    `can_suspend`: a job of it can give up the card without ending.
+    """
 
     tier: Tier
     enforcement: Enforcement
     available: bool
     detail: str = ""
+    can_suspend: bool = False
 
 
 class CardTiers(msgspec.Struct, frozen=True, kw_only=True):

@@ -94,5 +94,6 @@ def _offer(info: GpuInfo) -> CardTiers:
         enforcement=Enforcement.SOFT,
         available=not cause,
         detail=cause or "memory is watched, not fenced; compute is the driver's time slices",
+        can_suspend=info.simulated,
     )
     return CardTiers(uuid=info.uuid, offers=(offer,))

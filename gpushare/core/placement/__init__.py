@@ -1,16 +1,20 @@
-"""Where a task goes: filters in `filters`, then the score of a policy, one file each.
+"""Where a task goes: `scores` say where it fits and how well by a policy, `place` takes the best, `filters` why not.
 
-A policy is a function from a candidate to a tuple; the smallest wins. Ties end in node and card names, so that the same
-state always gives the same placement.
+Arrays (numpy) live in this package and nowhere else. One policy a file; `POLICIES` maps a policy's name to what makes
+one, and a policy with weights takes them by keyword.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from gpushare.core.placement import best_fit
-from gpushare.core.placement.candidate import Candidate
+from gpushare.core.placement.best_fit import BestFit
+from gpushare.core.placement.consolidate import Consolidate
+from gpushare.core.placement.policy import Policy
+from gpushare.core.placement.spread import Spread
 
-Policy = Callable[[Candidate], tuple[int, ...]]
-
-POLICIES: dict[str, Policy] = {"best_fit": best_fit.score}
+POLICIES: dict[str, Callable[..., Policy]] = {
+    BestFit.name: BestFit,
+    Consolidate.name: Consolidate,
+    Spread.name: Spread,
+}

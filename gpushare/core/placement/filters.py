@@ -1,27 +1,20 @@
-"""Which cards and nodes can take one task now, and what refuses it on the others.
+"""What stands between one task and each card or node: the filters, in their order, as counts and as one word.
 
-Pure. Filters run in the order of `STRENGTH`: what no waiting can change first, what the tenant's own limit says last.
-So the last filter that any card reached names the job's reason: it is the one thing that still stands between job and
-card.
+May import numpy. Filters run from what no waiting can change to what the tenant's own limit says. So the last one that
+any card reached names the reason: it is the one thing that still stands between job and card.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import numpy as np
 
-from gpushare.core.capacity import host_need, matches_card, matches_labels, share_on, tier_for
-from gpushare.core.model import (
-    MPS_CLIENT_SLOTS,
-    MPS_V2_TIER,
-    WHOLE_CARD_MILLI,
-    Enforcement,
-    Gpu,
-    Node,
-    Slice,
-    TaskRequest,
-    TierOffer,
-)
-from gpushare.core.placement.candidate import Candidate
+from gpushare.core.capacity import matches_model
+from gpushare.core.model import MPS_CLIENT_SLOTS
+from gpushare.core.placement.ask import NO_LIMIT, Ask, Field
+from gpushare.core.placement.fleet import Fleet
+from gpushare.core.placement.place import place_task
+from gpushare.core.placement.policy import BoolArray, IntArray
+from gpushare.core.placement.scores import INFINITE, Needs, Scores, Verdicts, eligible_cards
 from gpushare.core.plan import Plan
 from gpushare.reasons import Reason
 
@@ -36,8 +29,13 @@ STRENGTH = (
     Reason.HOST_CAPACITY,
     Reason.NO_CAPACITY,
     Reason.OCCUPIED,
+    Reason.RESERVED,
+    Reason.HELD,
     Reason.TENANT_LIMIT,
 )
+# A verdict is a reason's place in STRENGTH, and 0 where the task fits.
+_VERDICT = {reason: place for place, reason in enumerate(STRENGTH)}
+_FITS = 0
 
 
 class Refusals:
@@ -53,148 +51,185 @@ class Refusals:
         return next((r for r in reversed(STRENGTH) if r in self.by_reason), Reason.NO_NODES)
 
 
-def candidates(
-    plan: Plan, request: TaskRequest, tenant: str, task: int, limit_milli: int | None, refusals: Refusals
-) -> Iterator[Candidate]:
-    """Every place where one task can be now; what refuses it elsewhere goes to `refusals`."""
-    room = None if limit_milli is None else limit_milli - plan.charge_milli(tenant)
-    for node in plan.state.nodes.values():
-        if request.is_cpu:
-            yield from _cpu_candidate(plan, request, node, task, refusals)
-        elif request.is_share:
-            for gpu in node.gpus.values():
-                yield from _share_candidate(plan, request, node, gpu, task, room, refusals)
-        else:
-            yield from _whole_candidate(plan, request, node, task, room, refusals)
+def refusals(plan: Plan, ask: Ask) -> Refusals:
+    """What refuses one task on each card (or node) of the plan; those that would take it are left out."""
+    return _listed(plan.fleet, ask, verdicts(plan.fleet, ask))
 
 
-def _static_refusal(request: TaskRequest, node: Node, gpu: Gpu, offer: TierOffer | None) -> Reason | None:
-    if not matches_card(request, gpu.inventory):
-        return Reason.MODEL_UNAVAILABLE
-    if not matches_labels(request, node):
-        return Reason.LABELS_UNAVAILABLE
-    if offer is None:
-        return Reason.FENCE_UNAVAILABLE
-    if not node.is_placeable:
-        return Reason.NODES_UNAVAILABLE
-    if not gpu.is_placeable:
-        return Reason.GPU_UNHEALTHY
-    return None
+def gang_refusals(plan: Plan, ask: Ask, min_tasks: int) -> Refusals:
+    """What refuses the first task that finds no place while `min_tasks` are placed one by one; the plan stays as it
+    was. Places that would take one task more do not hold the gang together, and count as lack of room."""
+    checkpoint = plan.checkpoint()
+    ask = _fill_up(plan, ask, min_tasks)
+    found = verdicts(plan.fleet, ask)
+    if min_tasks > 1:
+        found[found == _FITS] = _VERDICT[Reason.NO_CAPACITY]
+    told = _listed(plan.fleet, ask, found)
+    plan.rollback(checkpoint)
+    return told
 
 
-def _host_fits(plan: Plan, request: TaskRequest, node: Node, milli: int) -> tuple[int, int] | None:
-    cpu, memory = host_need(request, node, milli)
-    if cpu > plan.free_cpu_milli(node) or memory > plan.free_memory_mib(node):
-        return None
-    return cpu, memory
-
-
-def _share_candidate(
-    plan: Plan, request: TaskRequest, node: Node, gpu: Gpu, task: int, room: int | None, refusals: Refusals
-) -> Iterator[Candidate]:
-    offer = tier_for(request, gpu.inventory.tiers)
-    static = _static_refusal(request, node, gpu, offer)
-    if static is not None or offer is None:
-        refusals.add(static or Reason.FENCE_UNAVAILABLE, node.name, gpu.uuid)
-        return
-    share = share_on(request, gpu.inventory.usable_mib)
-    host = _host_fits(plan, request, node, share.milli)
-    left_milli, left_mib = plan.free_milli(gpu) - share.milli, plan.free_mib(gpu) - share.mib
-    slots_full = offer.tier == MPS_V2_TIER and plan.holders(gpu) >= MPS_CLIENT_SLOTS
-    if left_milli < 0 or left_mib < 0 or slots_full:
-        strangers_only = left_milli >= 0 and left_mib + gpu.stranger_mib >= 0 and not slots_full
-        refusals.add(Reason.OCCUPIED if strangers_only else Reason.NO_CAPACITY, node.name, gpu.uuid)
-    elif host is None:
-        refusals.add(Reason.HOST_CAPACITY, node.name, gpu.uuid)
-    elif room is not None and share.charge_milli > room:
-        refusals.add(Reason.TENANT_LIMIT, node.name, gpu.uuid)
+def strongest(plan: Plan, ask: Ask, min_tasks: int = 1) -> Reason:
+    """The one reason for which `place_task` (or `place_gang`) found nothing. Cheap for one task that waits for long."""
+    fleet = plan.fleet
+    checkpoint = plan.checkpoint()
+    ask = _fill_up(plan, ask, min_tasks)
+    scores = fleet.scores.of(ask.request)
+    if ask.only is None and scores.best() is None:
+        place = int(_kept_verdicts(fleet, scores).max(initial=_FITS))
     else:
-        piece = Slice(
-            task=task,
-            node=node.name,
-            gpu_uuids=(gpu.uuid,),
-            gpu_milli=share.milli,
-            gpu_memory_mib=share.mib,
-            held_mib=(share.mib,),
-            cpu_milli=host[0],
-            memory_mib=host[1],
-            charge_milli=share.charge_milli,
-            tier=offer.tier,
-            enforcement=offer.enforcement,
-        )
-        yield Candidate(piece, left_milli, left_mib, 0, plan.free_cpu_milli(node) - host[0], gpu.inventory.index)
+        place = int(verdicts(fleet, ask).max(initial=_FITS))
+    plan.rollback(checkpoint)
+    return STRENGTH[place] if place != _FITS or not fleet.names or min_tasks == 1 else Reason.NO_CAPACITY
 
 
-def _whole_candidate(
-    plan: Plan, request: TaskRequest, node: Node, task: int, room: int | None, refusals: Refusals
-) -> Iterator[Candidate]:
-    free: list[Gpu] = []
-    verdicts: list[tuple[Reason, str]] = []
-    for gpu in node.gpus.values():
-        verdict = _whole_refusal(plan, request, node, gpu)
-        if verdict is None:
-            free.append(gpu)
+def _fill_up(plan: Plan, ask: Ask, min_tasks: int) -> Ask:
+    """Take places for all but the last of `min_tasks`, as far as they go; the question with what the limits leave."""
+    for task in range(min_tasks - 1):
+        piece = place_task(plan, ask, task)
+        if piece is None:
+            break
+        model = plan.fleet.model_of(piece.gpu_uuids[0]) if piece.gpu_uuids else ""
+        room = ask.room.less(piece.charge_milli, model, piece.cpu_milli, piece.memory_mib)
+        ask = ask._replace(room=room)
+    return ask
+
+
+def verdicts(fleet: Fleet, ask: Ask) -> Verdicts:
+    """One verdict a card (shares and whole cards) or a node (CPU tasks)."""
+    found = _kept_verdicts(fleet, fleet.scores.of(ask.request)).copy()
+    if (found == _FITS).any():
+        _judge_question(fleet, ask, found)
+    if ask.request.gpus:
+        # A node that could take the task refuses nothing.
+        takes = np.zeros(len(fleet.names), np.bool_)
+        takes[fleet.node_of[found == _FITS]] = True
+        found[takes[fleet.node_of]] = _FITS
+    return found
+
+
+def _judge_question(fleet: Fleet, ask: Ask, found: Verdicts) -> None:
+    """Claims, then limits, on the places that are left."""
+    field = Field(fleet, ask._replace(avoid=frozenset()))
+    free = found == _FITS
+    if field.promised is not None:
+        # Without the limits, so that these have the last word.
+        open_ask = ask._replace(room=NO_LIMIT)
+        reachable = _fits(Field(fleet, open_ask))
+        found[free & ~reachable] = _VERDICT[Reason.RESERVED]
+        assert fleet.claims is not None
+        own = fleet.claims.own(ask.owner) | fleet.claims.job_ids
+        others = Field(fleet, open_ask)
+        others.promised = fleet.promised_to_others(ask.end_ms, own)
+        found[free & ~reachable & _fits(others)] = _VERDICT[Reason.HELD]
+        free = found == _FITS
+    found[free & ~_fits(field)] = _VERDICT[Reason.TENANT_LIMIT]
+
+
+def _fits(field: Field) -> BoolArray:
+    """Per card (per node for CPU tasks): whether the task, or a part of it, could be there."""
+    if field.is_barred:
+        size = len(field.fleet.names if field.ask.request.is_cpu else field.fleet.uuids)
+        return np.zeros(size, np.bool_)
+    fits: BoolArray = field.values() < INFINITE
+    return fits[field.fleet.node_of] if field.ask.request.gpus else fits
+
+
+def _kept_verdicts(fleet: Fleet, scores: Scores) -> Verdicts:
+    """Verdicts of the state and the plan alone, without claims and limits; only nodes that changed are judged again."""
+    size = len(fleet.names if scores.needs.request.is_cpu else fleet.uuids)
+    if scores.verdicts_version != fleet.version:
+        if scores.verdicts_version < 0:
+            scores.verdicts = np.zeros(size, np.int8)
+            nodes = fleet.all_nodes
         else:
-            verdicts.append((verdict, gpu.uuid))
-    host = _host_fits(plan, request, node, WHOLE_CARD_MILLI * request.gpus)
-    charge = WHOLE_CARD_MILLI * request.gpus
-    shortfall = None
-    if len(free) < request.gpus:
-        # Cards that are free but too few together count as lack of room, unless nothing else refuses.
-        shortfall = Reason.NO_CAPACITY
-    elif host is None:
-        shortfall = Reason.HOST_CAPACITY
-    elif room is not None and charge > room:
-        shortfall = Reason.TENANT_LIMIT
-    if shortfall is not None or host is None:
-        for reason, uuid in verdicts:
-            refusals.add(reason, node.name, uuid)
-        for gpu in free:
-            refusals.add(shortfall or Reason.HOST_CAPACITY, node.name, gpu.uuid)
-        return
-    chosen = sorted(free, key=lambda g: (g.inventory.usable_mib, g.inventory.index))[: request.gpus]
-    left = len(free) - request.gpus
-    yield Candidate(
-        _whole_slice(task, node, chosen, host, charge), left * WHOLE_CARD_MILLI, 0, left,
-        plan.free_cpu_milli(node) - host[0], chosen[0].inventory.index,
-    )  # fmt: skip
+            nodes = fleet.changed_since(scores.verdicts_version)
+        if scores.needs.request.is_cpu:
+            scores.verdicts[nodes] = _judge_hosts(fleet, scores.needs, nodes)
+        elif scores.needs.request.is_share:
+            scores.verdicts[fleet.cards_of(nodes)] = _judge_shares(fleet, scores.needs, nodes)
+        else:
+            scores.verdicts[fleet.cards_of(nodes)] = _judge_whole(fleet, scores.needs, nodes)
+        scores.verdicts_version = fleet.version
+    return scores.verdicts
 
 
-def _whole_refusal(plan: Plan, request: TaskRequest, node: Node, gpu: Gpu) -> Reason | None:
-    static = _static_refusal(request, node, gpu, tier_for(request, gpu.inventory.tiers))
-    if static is not None:
-        return static
-    if plan.holders(gpu):
-        return Reason.NO_CAPACITY
-    return Reason.OCCUPIED if gpu.condition.strangers else None
+def _first_of(rules: list[tuple[BoolArray, Reason]], size: int) -> Verdicts:
+    """For each place the first rule that holds."""
+    found = np.zeros(size, np.int8)
+    for holds, reason in reversed(rules):
+        found[holds] = _VERDICT[reason]
+    return found
 
 
-def _whole_slice(task: int, node: Node, chosen: list[Gpu], host: tuple[int, int], charge: int) -> Slice:
-    return Slice(
-        task=task,
-        node=node.name,
-        gpu_uuids=tuple(g.uuid for g in chosen),
-        gpu_milli=WHOLE_CARD_MILLI,
-        gpu_memory_mib=min(g.inventory.usable_mib for g in chosen),
-        held_mib=tuple(g.inventory.usable_mib for g in chosen),
-        cpu_milli=host[0],
-        memory_mib=host[1],
-        charge_milli=charge,
-        tier="exclusive",
-        enforcement=Enforcement.HARD,
-        whole=True,
-    )
+def _static_rules(fleet: Fleet, needs: Needs, cards: IntArray) -> list[tuple[BoolArray, Reason]]:
+    nodes = fleet.node_of[cards]
+    request = needs.request
+    other_model = np.array([not matches_model(request, k.model, k.usable_mib) for k in fleet.kinds], dtype=np.bool_)
+    no_tier = np.array([grant is None for grant in needs.grants], dtype=np.bool_)
+    kinds = fleet.kind_of[cards]
+    return [
+        (other_model[kinds], Reason.MODEL_UNAVAILABLE),
+        (~needs.node_fits[nodes], Reason.LABELS_UNAVAILABLE),
+        (no_tier[kinds], Reason.FENCE_UNAVAILABLE),
+        (~fleet.node_open[nodes], Reason.NODES_UNAVAILABLE),
+        (~fleet.gpu_open[cards], Reason.GPU_UNHEALTHY),
+    ]
 
 
-def _cpu_candidate(plan: Plan, request: TaskRequest, node: Node, task: int, refusals: Refusals) -> Iterator[Candidate]:
-    host = _host_fits(plan, request, node, 0)
-    if not matches_labels(request, node):
-        refusals.add(Reason.LABELS_UNAVAILABLE, node.name)
-    elif not node.is_placeable:
-        refusals.add(Reason.NODES_UNAVAILABLE, node.name)
-    elif host is None:
-        refusals.add(Reason.HOST_CAPACITY, node.name)
-    else:
-        piece = Slice(task=task, node=node.name, cpu_milli=host[0], memory_mib=host[1])
-        left_cpu = plan.free_cpu_milli(node) - host[0]
-        yield Candidate(piece, 0, 0, len(node.gpus), left_cpu, 0)
+def _judge_shares(fleet: Fleet, needs: Needs, nodes: IntArray) -> Verdicts:
+    cards = fleet.cards_of(nodes)
+    milli, mib = needs.milli_on(fleet, cards), needs.mib_on(fleet, cards)
+    left_milli, left_mib = fleet.free_milli[cards] - milli, fleet.free_mib[cards] - mib
+    full = needs.slots[fleet.kind_of[cards]] & (fleet.holders[cards] >= MPS_CLIENT_SLOTS)
+    lacks = (left_milli < 0) | (left_mib < 0) | full
+    strangers = lacks & (left_milli >= 0) & (left_mib + fleet.stranger_mib[cards] >= 0) & ~full
+    host_of = fleet.node_of[cards]
+    cpu, memory = needs.host_on(fleet, host_of, milli)
+    short = (fleet.free_cpu_milli[host_of] < cpu) | (fleet.free_memory_mib[host_of] < memory)
+    rules = [
+        *_static_rules(fleet, needs, cards),
+        (strangers, Reason.OCCUPIED),
+        (lacks, Reason.NO_CAPACITY),
+        (short, Reason.HOST_CAPACITY),
+    ]
+    return _first_of(rules, len(cards))
+
+
+def _judge_whole(fleet: Fleet, needs: Needs, nodes: IntArray) -> Verdicts:
+    """Empty cards on a node that cannot take the task count as lack of room, or of CPU."""
+    cards = fleet.cards_of(nodes)
+    cpu, memory = needs.host_on(fleet, nodes, needs.task_milli())
+    short = (fleet.free_cpu_milli[nodes] < cpu) | (fleet.free_memory_mib[nodes] < memory)
+    few = eligible_cards(fleet, needs, nodes) < needs.request.gpus
+    counts = fleet.card_count[nodes]
+    short_here, few_here = np.repeat(short, counts), np.repeat(few, counts)
+    rules = [
+        *_static_rules(fleet, needs, cards),
+        (fleet.holders[cards] > 0, Reason.NO_CAPACITY),
+        (fleet.strangers[cards], Reason.OCCUPIED),
+        (few_here, Reason.NO_CAPACITY),
+        (short_here, Reason.HOST_CAPACITY),
+    ]
+    return _first_of(rules, len(cards))
+
+
+def _judge_hosts(fleet: Fleet, needs: Needs, nodes: IntArray) -> Verdicts:
+    cpu, memory = needs.host_on(fleet, nodes, 0)
+    short = (fleet.free_cpu_milli[nodes] < cpu) | (fleet.free_memory_mib[nodes] < memory)
+    rules = [
+        (~needs.node_fits[nodes], Reason.LABELS_UNAVAILABLE),
+        (~fleet.node_open[nodes], Reason.NODES_UNAVAILABLE),
+        (short, Reason.HOST_CAPACITY),
+    ]
+    return _first_of(rules, len(nodes))
+
+
+def _listed(fleet: Fleet, ask: Ask, found: Verdicts) -> Refusals:
+    told = Refusals()
+    is_cpu = ask.request.is_cpu
+    for place in np.flatnonzero(found).tolist():
+        node = fleet.names[place if is_cpu else int(fleet.node_of[place])]
+        if ask.only is None or node in ask.only:
+            told.add(STRENGTH[int(found[place])], node, "" if is_cpu else fleet.uuids[place])
+    return told

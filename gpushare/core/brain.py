@@ -1,0 +1,77 @@
+"""What a leader keeps between scheduling passes: the fleet's arrays, the policy with what it has learned, short cuts.
+
+Pure and derived: a new Brain over the same state decides the same, but for the job mix that a learning policy has seen.
+One brain a state, since its fleet empties `state.touched`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+
+from gpushare.core.capacity import least_charge
+from gpushare.core.commands import CoreSettings
+from gpushare.core.model import TaskRequest
+from gpushare.core.placement import POLICIES
+from gpushare.core.placement.endings import Endings
+from gpushare.core.placement.fleet import Fleet
+from gpushare.core.placement.policy import Policy
+from gpushare.core.state import ClusterState
+from gpushare.core.waiting import LineKey
+
+_SEARCHES_KEPT = 10_000
+
+
+class Brain:
+    """`order`: the nodes' order for ties; without one, by name. `loads`: measured SM use in percent by card UUID."""
+
+    def __init__(
+        self,
+        state: ClusterState,
+        settings: CoreSettings,
+        order: Sequence[str] = (),
+        policy: Policy | None = None,
+    ) -> None:
+        self.state = state
+        self.settings = settings
+        self.policy: Policy = POLICIES[settings.policy]() if policy is None else policy
+        self.fleet = Fleet(state, self.policy, order, settings.load_weight)
+        self.endings = Endings(self.fleet)
+        # Lines for which nobody could make way, and when it is worth to look again.
+        self.search_again_ms: dict[LineKey, int] = {}
+        self._loads: Mapping[str, int] | None = None
+        self._least: dict[TaskRequest, int | None] = {}
+        self._least_layout = -1
+
+    def refresh(self, loads: Mapping[str, int] | None = None) -> None:
+        """Bring everything in step with the state; the start of a pass or of a what-if."""
+        touched = tuple(self.state.touched)
+        self.fleet.refresh()
+        self.endings.refresh(touched)
+        for key in self.state.submitted:
+            job = self.state.jobs.get(key)
+            if job is not None:
+                self.policy.learn(job.spec.resources, job.spec.tasks)
+        self.state.submitted.clear()
+        if len(self.search_again_ms) > _SEARCHES_KEPT:
+            self.search_again_ms.clear()
+        if loads is not None:
+            self._loads = loads
+            self.fleet.set_loads(loads)
+
+    def twin(self, state: ClusterState) -> Brain:
+        """One over a copy of the state, which decides alike and learns apart from this one."""
+        state.submitted = [key for key in self.state.submitted if key in state.jobs]
+        made = Brain(state, self.settings, self.fleet.names, deepcopy(self.policy))
+        made.search_again_ms = dict(self.search_again_ms)
+        made.refresh(self._loads)
+        return made
+
+    def least_charge(self, request: TaskRequest) -> int | None:
+        """The smallest charge of one task over all registered cards; None when no card could ever hold it."""
+        if self._least_layout != self.fleet.layout:
+            self._least.clear()
+            self._least_layout = self.fleet.layout
+        if request not in self._least:
+            self._least[request] = least_charge(self.state, request)
+        return self._least[request]

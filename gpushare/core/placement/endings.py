@@ -1,0 +1,291 @@
+"""When what runs now ends, and how much room there is by then: the known part of the future.
+
+May import numpy. `Endings` is derived and kept between passes: only nodes that changed are read again. Unknown ends are
+left out, so that nothing is counted on which may not come. Scratch that the fleet holds counts like what runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from copy import copy
+
+import numpy as np
+
+from gpushare.core.model import Attempt, AttemptState, Slice, Topology
+from gpushare.core.placement.ask import Ask
+from gpushare.core.placement.claims import Booking
+from gpushare.core.placement.fleet import Fleet, sure_end_ms
+from gpushare.core.placement.policy import BoolArray, IntArray
+from gpushare.core.placement.scores import Needs, task_counts
+from gpushare.core.plan import Plan
+from gpushare.core.state import ClusterState
+
+# Columns of a row: when it surely ends (0: it is making way), its grace, a card or node id, and two amounts.
+_SURE, _GRACE, _PLACE, _FIRST, _SECOND = range(5)
+_COLUMNS = 5
+
+
+def end_ms(state: ClusterState, attempt: Attempt, now_ms: int) -> int | None:
+    """When a live attempt has surely given up its cards; None when nobody knows. What was told to make way, or is past
+    its limit, has its grace left."""
+    if attempt.state is AttemptState.UNKNOWN or attempt.suspended_ms is not None:
+        return None
+    grace_ms = state.jobs[attempt.job_key].spec.grace_ms
+    if attempt.desired_stop or attempt.desired_suspend:
+        return now_ms + grace_ms
+    sure_ms = sure_end_ms(state, attempt)
+    if sure_ms is None or sure_ms > now_ms:
+        return sure_ms
+    return now_ms + grace_ms
+
+
+def freed_by(attempt: Attempt) -> Slice:
+    """What an attempt gives back when it makes way: one that is suspended keeps its CPU and host memory."""
+    piece = attempt.slice
+    return without_host(piece) if attempt.desired_suspend and not attempt.desired_stop else piece
+
+
+def without_host(piece: Slice) -> Slice:
+    """The same cards without CPU and host memory."""
+    return Slice(
+        task=piece.task,
+        node=piece.node,
+        gpu_uuids=piece.gpu_uuids,
+        gpu_milli=piece.gpu_milli,
+        gpu_memory_mib=piece.gpu_memory_mib,
+        held_mib=piece.held_mib,
+        charge_milli=piece.charge_milli,
+        tier=piece.tier,
+        enforcement=piece.enforcement,
+        whole=piece.whole,
+    )
+
+
+def give_own_host(plan: Plan, job_key: str) -> None:
+    """A suspended job that waits for cards has its CPU and host memory: on `plan`, it may have them again."""
+    job = plan.state.jobs.get(job_key)
+    for attempt in job.live() if job is not None else []:
+        if attempt.suspended_ms is not None:
+            piece = attempt.slice
+            host = Slice(task=piece.task, node=piece.node, cpu_milli=piece.cpu_milli, memory_mib=piece.memory_mib)
+            plan.give(attempt.tenant, host, job=job_key)
+
+
+class Endings:
+    """The known ends on all nodes of `fleet`. Tell `refresh` the nodes that the state touched, in each pass."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self._layout = -1
+        self._cards: list[IntArray] = []
+        self._hosts: list[IntArray] = []
+        self._read_at = np.zeros(0, np.int64)
+
+    def refresh(self, touched: Iterable[str] | None = None) -> None:
+        """Read again what was touched; None: everything."""
+        if touched is None:
+            self._layout = -1
+            return
+        if self._layout != self.fleet.layout:
+            return
+        for name in touched:
+            i = self.fleet.node_id.get(name)
+            if i is not None:
+                self._read_at[i] = -1
+
+    def timeline(self, now_ms: int) -> Timeline:
+        """The ends as of now, with what the fleet's scratch holds."""
+        fleet = self.fleet
+        if self._layout != fleet.layout:
+            self._layout = fleet.layout
+            nothing = np.zeros((0, _COLUMNS), np.int64)
+            self._cards, self._hosts = [nothing] * len(fleet.names), [nothing] * len(fleet.names)
+            self._read_at = np.full(len(fleet.names), -1, np.int64)
+        for i in np.flatnonzero(fleet.changed_at > self._read_at).tolist():
+            self._read(i)
+        cards = np.concatenate(self._cards) if self._cards else np.zeros((0, _COLUMNS), np.int64)
+        hosts = np.concatenate(self._hosts) if self._hosts else np.zeros((0, _COLUMNS), np.int64)
+        return Timeline(fleet, now_ms, cards, hosts)
+
+    def _read(self, i: int) -> None:
+        fleet = self.fleet
+        self._read_at[i] = fleet.changed_at[i]
+        bookings = fleet.bookings(i)
+        stops, suspends = _making_way(fleet.state, fleet.names[i])
+        cards: list[tuple[int, ...]] = []
+        hosts: list[tuple[int, ...]] = []
+        for booking in bookings:
+            job = fleet.state.jobs.get(booking.owner.job)
+            grace_ms = 0 if job is None else job.spec.grace_ms
+            goes = booking.owner.job in stops or booking.owner.job in suspends
+            sure_ms = 0 if goes else booking.end_ms
+            if sure_ms is None:
+                continue
+            for uuid, (milli, mib) in booking.cards.items():
+                cards.append((sure_ms, grace_ms, fleet.card_id[uuid], milli, mib))
+            if booking.owner.job not in suspends:
+                hosts.append((sure_ms, grace_ms, i, *booking.host))
+        self._cards[i] = np.array(cards, dtype=np.int64).reshape(-1, _COLUMNS)
+        self._hosts[i] = np.array(hosts, dtype=np.int64).reshape(-1, _COLUMNS)
+
+
+def _making_way(state: ClusterState, node: str) -> tuple[set[str], set[str]]:
+    """Jobs all of whose attempts on `node` were told to stop, or to suspend."""
+    stops: set[str] = set()
+    suspends: set[str] = set()
+    stay: set[str] = set()
+    for attempt in state.live_attempts(state.nodes[node]):
+        goes = attempt.state is not AttemptState.UNKNOWN and attempt.suspended_ms is None
+        if attempt.desired_stop and goes:
+            stops.add(attempt.job_key)
+        elif attempt.desired_suspend and goes:
+            suspends.add(attempt.job_key)
+        else:
+            stay.add(attempt.job_key)
+    return stops - stay, suspends - stay - stops
+
+
+class Timeline:
+    """The known ends in order, as of `now_ms`. `times`: the distinct moments after now at which something ends."""
+
+    def __init__(self, fleet: Fleet, now_ms: int, cards: IntArray, hosts: IntArray) -> None:
+        self.fleet, self.now_ms = fleet, now_ms
+        self._cards, self._card_ends = _in_order(cards, now_ms)
+        self._hosts, self._host_ends = _in_order(hosts, now_ms)
+        self.times: IntArray = np.unique(np.concatenate((self._card_ends, self._host_ends)))
+
+    def ended(self, at_ms: int, nodes: IntArray) -> int:
+        """How many of the ends on `nodes` there have been by then."""
+        done = self._hosts[: np.searchsorted(self._host_ends, at_ms, side="right"), _PLACE]
+        return int(np.isin(done, nodes).sum())
+
+    def counts(self, needs: Needs, at_ms: int) -> IntArray:
+        """How many tasks each node holds at `at_ms`, when all that is known to end has ended and nothing began; claims
+        aside, and never too few."""
+        fleet = self.fleet
+        view = copy(fleet)
+        done = self._cards[: np.searchsorted(self._card_ends, at_ms, side="right")]
+        size = len(fleet.uuids)
+        view.free_milli = fleet.free_milli + _sums(done[:, _PLACE], done[:, _FIRST], size)
+        view.free_mib = fleet.free_mib + _sums(done[:, _PLACE], done[:, _SECOND], size)
+        view.holders = fleet.holders - np.bincount(done[:, _PLACE], minlength=size)
+        view.is_empty = fleet.open & (view.holders == 0) & ~fleet.strangers
+        gone = self._hosts[: np.searchsorted(self._host_ends, at_ms, side="right")]
+        size = len(fleet.names)
+        view.free_cpu_milli = fleet.free_cpu_milli + _sums(gone[:, _PLACE], gone[:, _FIRST], size)
+        view.free_memory_mib = fleet.free_memory_mib + _sums(gone[:, _PLACE], gone[:, _SECOND], size)
+        return task_counts(view, needs, fleet.all_nodes)
+
+    def give(self, plan: Plan, at_ms: int, nodes: Iterable[int]) -> None:
+        """Put back on `plan` what has ended by `at_ms` on these nodes."""
+        state, fleet = self.fleet.state, self.fleet
+        for i in nodes:
+            held = Counter(_key(b.owner.job, tuple(b.cards), b.host) for b in fleet.bookings(i))
+            over: list[tuple[str, Slice, str]] = []
+            for attempt in state.live_attempts(state.nodes[fleet.names[i]]):
+                piece = attempt.slice
+                uuids = () if attempt.suspended_ms is not None else piece.gpu_uuids
+                key = _key(attempt.job_key, uuids, (piece.cpu_milli, piece.memory_mib))
+                if not held[key]:
+                    continue
+                held[key] -= 1
+                ends_ms = end_ms(state, attempt, self.now_ms)
+                if ends_ms is not None and ends_ms <= at_ms:
+                    over.append((attempt.tenant, freed_by(attempt), attempt.job_key))
+            for booking in fleet.bookings(i):
+                key = _key(booking.owner.job, tuple(booking.cards), booking.host)
+                if held[key] and booking.end_ms is not None and booking.end_ms <= at_ms:
+                    held[key] -= 1
+                    over.append((booking.owner.tenant, _piece_of(booking, fleet.names[i]), booking.owner.job))
+            for tenant, piece, job in over:
+                plan.give(tenant, piece, job=job)
+
+
+def _key(job: str, uuids: tuple[str, ...], host: tuple[int, int]) -> tuple[object, ...]:
+    return (job, uuids, host)
+
+
+def _piece_of(booking: Booking, node: str) -> Slice:
+    """The amounts of what was only planned in this pass; its task and tier do not matter here."""
+    held = tuple(booking.cards.values())
+    return Slice(
+        task=0,
+        node=node,
+        gpu_uuids=tuple(booking.cards),
+        gpu_milli=held[0][0] if held else 0,
+        gpu_memory_mib=min((mib for _, mib in held), default=0),
+        held_mib=tuple(mib for _, mib in held),
+        cpu_milli=booking.host[0],
+        memory_mib=booking.host[1],
+    )
+
+
+def _in_order(rows: IntArray, now_ms: int) -> tuple[IntArray, IntArray]:
+    """The rows by when they end, and these ends."""
+    ends = np.where(rows[:, _SURE] > now_ms, rows[:, _SURE], now_ms + rows[:, _GRACE])
+    order = np.argsort(ends, kind="stable")
+    return rows[order], ends[order]
+
+
+def _sums(places: IntArray, amounts: IntArray, size: int) -> IntArray:
+    return np.bincount(places, weights=amounts, minlength=size).astype(np.int64)
+
+
+class Search:
+    """Where on a timeline `least` tasks of `ask` may fit: moments that are worth a try in full."""
+
+    def __init__(self, timeline: Timeline, ask: Ask, least: int) -> None:
+        fleet = timeline.fleet
+        self.timeline, self._least = timeline, least
+        self._needs = fleet.scores.of(ask.request).needs
+        self._is_together = ask.topology is not Topology.ANY
+        self._outside: BoolArray | None = None
+        if ask.only is not None:
+            self._outside = np.array([name not in ask.only for name in fleet.names], dtype=np.bool_)
+        claimed = [] if fleet.claims is None else [fleet.node_id[n] for n in fleet.claims.nodes if n in fleet.node_id]
+        self._claimed: IntArray = np.array(claimed, dtype=np.int64)
+        self._kept: dict[int, IntArray] = {}
+
+    def next_after(self, at_ms: int) -> int | None:
+        """The first end after `at_ms` by which the head may fit and room has grown since; None: there is none."""
+        times = self.timeline.times
+        low, high = int(np.searchsorted(times, at_ms, side="right")), len(times)
+        if low == high:
+            return None
+        base = self._grown(at_ms)
+        if not self._is_worth(int(times[high - 1]), base):
+            return None
+        while low < high - 1:
+            middle = (low + high - 1) // 2
+            if self._is_worth(int(times[middle]), base):
+                high = middle + 1
+            else:
+                low = middle + 1
+        return int(times[high - 1])
+
+    def is_enough(self, at_ms: int) -> bool:
+        counts = self._counts(at_ms)
+        held = int(counts.max(initial=0)) if self._is_together else int(counts.sum())
+        return held >= self._least
+
+    def nodes(self, at_ms: int) -> list[int]:
+        """The nodes that hold a task by then, by id."""
+        return [int(i) for i in np.flatnonzero(self._counts(at_ms))]
+
+    def _is_worth(self, at_ms: int, base: int) -> bool:
+        return self.is_enough(at_ms) and self._grown(at_ms) > base
+
+    def _grown(self, at_ms: int) -> int:
+        """Larger when more fits. Where others have claims, any end may be the one that matters."""
+        total = int(self._counts(at_ms).sum())
+        return total + self.timeline.ended(at_ms, self._claimed) if len(self._claimed) else total
+
+    def _counts(self, at_ms: int) -> IntArray:
+        counts = self._kept.get(at_ms)
+        if counts is None:
+            counts = self.timeline.counts(self._needs, at_ms)
+            if self._outside is not None:
+                counts[self._outside] = 0
+            self._kept[at_ms] = counts
+        return counts

@@ -1,0 +1,380 @@
+"""Free capacity of all nodes and cards as arrays, kept in step with the cluster's state, and the scratch taken from it.
+
+May import numpy and the core's nouns. Row i of a card array is card id i, row j of a node array is node id j; node ids
+follow the order given at the start (sorted names without one), card ids follow nodes, then the card's index. `take` and
+`give` are exact inverses of each other, and whatever was scratch is read again from the state at the next `refresh`.
+Every change of a node moves `version` and is noted in `changed_at`; `grew_at` notes only what made room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gpushare.core.model import Gpu, GpuInventory, Node, Slice, TierOffer
+from gpushare.core.placement.bookings import Bookings, Scratch
+from gpushare.core.placement.bookings import sure_end_ms as sure_end_ms
+from gpushare.core.placement.claims import NOBODY, Booking, Claim, Claims, Owner
+from gpushare.core.placement.policy import BoolArray, IntArray, Policy
+from gpushare.core.placement.promised import Promised
+from gpushare.core.placement.scores import ScoreKeeper
+from gpushare.core.state import ClusterState
+
+# Measured load counts in steps of so many percent of the card's SMs.
+LOAD_STEP_PERCENT = 25
+# So many pairs of a horizon and a set of own claims are kept.
+MOST_PROMISED = 64
+MOST_CLAIM_SETS = 4
+
+
+class Kind(NamedTuple):
+    """Cards that no request can tell apart when they are empty."""
+
+    model: str
+    usable_mib: int
+    tiers: tuple[TierOffer, ...]
+
+
+class ClaimSet(NamedTuple):
+    """Claims as they were told, and what was made of them."""
+
+    told: tuple[Claim, ...]
+    claims: Claims
+    promised: dict[tuple[int, frozenset[str]], Promised]
+
+
+class Fleet:
+    """Arrays per card: `node_of kind_of index_of usable_mib capacity_milli free_milli free_mib holders stranger_mib
+    strangers gpu_open open open_milli is_empty domain_of load_steps`; per node: `cpu_milli memory_mib free_cpu_milli
+    free_memory_mib free_share share_milli tasks node_open first_card card_count label_of`. Amounts in thousandths and
+    MiB. A card is `open` when it and its node take new work. `share_milli` sums the thousandths of a node's cards,
+    `free_share` the free ones."""
+
+    def __init__(
+        self, state: ClusterState, policy: Policy, order: Sequence[str] = (), load_weight: float = 0.0
+    ) -> None:
+        self.state = state
+        self.policy = policy
+        self.load_weight = load_weight
+        self.version = 0
+        # Moves when cards, nodes, labels or sizes change: whatever was derived from them is void then.
+        self.layout = 0
+        self.claims: Claims | None = None
+        # The present claims first, where there are any.
+        self._claim_sets: list[ClaimSet] = []
+        self._order = {name: place for place, name in enumerate(order)}
+        self._loads: Mapping[str, int] = {}
+        self._journal: list[Scratch] = []
+        self._scratch: dict[int, list[Scratch]] = {}
+        self._stale: set[int] = set()
+        self._held: dict[int, Bookings] = {}
+        self._build()
+        self.scores = ScoreKeeper(self, policy)
+
+    # -- in step with the state
+
+    def refresh(self) -> None:
+        """Read again what the state touched and what was scratch. Empties `state.touched`: one fleet a state."""
+        state = self.state
+        touched = state.touched
+        stale = {i for i in (self.node_id.get(name) for name in touched) if i is not None} | self._stale
+        fresh = len(state.nodes) != len(self.names) or any(name not in self.node_id for name in touched)
+        touched.clear()
+        self._journal.clear()
+        self._scratch.clear()
+        self._stale.clear()
+        if fresh:
+            self._build()
+            return
+        found = [(i, state.nodes[self.names[i]]) for i in sorted(stale)]
+        here = [(i, node, _in_order(node)) for i, node in found]
+        if any(_layout_of(node, cards) != self._layouts[i] for i, node, cards in here):
+            self._build()
+            return
+        for i, node, cards in here:
+            self._read(i, node, cards)
+
+    def set_claims(self, claims: Iterable[Claim], now_ms: int) -> None:
+        """What is promised, as of `now_ms`: call at the start of each pass, and whenever it changes within one."""
+        found = tuple(claims)
+        if not found:
+            self.claims = None
+            return
+        claimed = ClaimSet(found, Claims(found, now_ms), {})
+        # A look into the future comes back to the claims of the present: what was made for them still holds.
+        for kept in self._claim_sets:
+            if kept.told == found and kept.claims.phase == claimed.claims.phase:
+                claimed = kept
+        others = [kept for kept in self._claim_sets if kept is not claimed]
+        self._claim_sets = [claimed, *others][:MOST_CLAIM_SETS]
+        self.claims = claimed.claims
+
+    def set_loads(self, loads: Mapping[str, int]) -> None:
+        """Measured use of the SMs by card UUID, in percent; a card that is not named counts as idle."""
+        self._loads = dict(loads)
+        steps = [min(100, max(0, self._loads.get(u, 0))) // LOAD_STEP_PERCENT for u in self.uuids]
+        self.load_steps = np.array(steps, dtype=np.int64)
+        self.is_loaded = bool(self.load_steps.any())
+
+    def promised(self, end_ms: int | None, owner: Owner) -> Promised | None:
+        """What a task of `owner` that surely ends at `end_ms` must leave alone; None where it is nothing."""
+        if self.claims is None:
+            return None
+        return self.promised_to_others(end_ms, self.claims.own(owner))
+
+    def promised_to_others(self, end_ms: int | None, own: frozenset[str]) -> Promised | None:
+        """The same, for whoever may use the claims of ids `own`."""
+        claims = self.claims
+        if claims is None:
+            return None
+        key, kept = (claims.horizon(end_ms), own), self._claim_sets[0].promised
+        found = kept.get(key)
+        if found is None:
+            if len(kept) == MOST_PROMISED:
+                kept.clear()
+            found = kept[key] = Promised(self, claims, *key)
+        found.update()
+        return None if found.is_nothing else found
+
+    # -- scratch
+
+    def take(self, piece: Slice, end_ms: int | None = None, owner: Owner = NOBODY) -> None:
+        """Hold `piece`; it surely ends at `end_ms` (None: unknown)."""
+        self._book(Scratch(+1, piece, end_ms, owner))
+
+    def give(self, piece: Slice, end_ms: int | None = None, owner: Owner = NOBODY) -> None:
+        """Put a held slice back, as if its attempt had ended; `piece` is the attempt's own object."""
+        self._book(Scratch(-1, piece, end_ms, owner))
+
+    def checkpoint(self) -> int:
+        return len(self._journal)
+
+    def rollback(self, checkpoint: int) -> None:
+        """Undo every take and give since `checkpoint`."""
+        while len(self._journal) > checkpoint:
+            line = self._journal.pop()
+            i = self._move(line.piece, -line.sign)
+            self._scratch[i].pop()
+            if i in self._held:
+                self._held[i].undo()
+
+    def _book(self, line: Scratch) -> None:
+        i = self._move(line.piece, line.sign)
+        self._journal.append(line)
+        self._scratch.setdefault(i, []).append(line)
+        if i in self._held:
+            self._held[i].follow(line)
+
+    def _move(self, piece: Slice, sign: int) -> int:
+        i = self.node_id[piece.node]
+        milli = sign * piece.gpu_milli
+        for uuid, mib in zip(piece.gpu_uuids, piece.held_mib, strict=True):
+            card = self.card_id[uuid]
+            self.free_milli[card] -= milli
+            self.free_mib[card] -= sign * mib
+            self.holders[card] += sign
+            self.free_share[i] -= milli
+            if self.open[card]:
+                self.open_milli[card] -= milli
+                self.is_empty[card] = self.holders[card] == 0 and not self.strangers[card]
+        self.free_cpu_milli[i] -= sign * piece.cpu_milli
+        self.free_memory_mib[i] -= sign * piece.memory_mib
+        self.tasks[i] += sign
+        self._stale.add(i)
+        self.note_change(i, grew=sign < 0)
+        return i
+
+    def note_change(self, node: int, *, grew: bool) -> None:
+        self.version += 1
+        self.changed_at[node] = self.version
+        if grew:
+            self.grew_at[node] = self.version
+            self.last_grew = self.version
+
+    # -- reading
+
+    def model_of(self, uuid: str) -> str:
+        return self.kinds[int(self.kind_of[self.card_id[uuid]])].model
+
+    def cards_of(self, nodes: IntArray) -> IntArray:
+        """Ids of all cards of `nodes`, in their order."""
+        if len(nodes) == 1:
+            first = int(self.first_card[nodes[0]])
+            return self.all_cards[first : first + int(self.card_count[nodes[0]])]
+        if len(nodes) == len(self.names):
+            return self.all_cards
+        slots = self.slots.take(nodes, axis=0)
+        return slots.ravel() if self._is_even else slots[self._is_slot.take(nodes, axis=0)]
+
+    def count_empty(self, nodes: IntArray, chosen: BoolArray | None) -> IntArray:
+        """How many of each node's cards are empty, and `chosen` (in step with all cards; None: all are)."""
+        slots = self.slots.take(nodes, axis=0)
+        fits = self.is_empty.take(slots)
+        if chosen is not None:
+            fits &= chosen.take(slots)
+        if not self._is_even:
+            fits &= self._is_slot.take(nodes, axis=0)
+        counts: IntArray = fits.sum(axis=1)
+        return counts
+
+    def changed_since(self, version: int) -> IntArray:
+        return (self.changed_at > version).nonzero()[0]
+
+    def grown_since(self, version: int) -> IntArray:
+        return (self.grew_at > version).nonzero()[0]
+
+    def bookings(self, node: int) -> list[Booking]:
+        """What holds capacity of a node, scratch included."""
+        held = self._held.get(node)
+        if held is None:
+            held = self._held[node] = Bookings(self.state, self.state.nodes[self.names[node]])
+            for line in self._scratch.get(node, ()):
+                held.follow(line)
+        return list(held.bookings.values())
+
+    # -- building
+
+    def _build(self) -> None:
+        """Lay out all arrays anew."""
+        last = len(self._order)
+        self.names = sorted(self.state.nodes, key=lambda name: (self._order.get(name, last), name))
+        self.node_id = {name: i for i, name in enumerate(self.names)}
+        nodes = [self.state.nodes[name] for name in self.names]
+        here = [_in_order(node) for node in nodes]
+        self._layouts = [_layout_of(node, cards) for node, cards in zip(nodes, here, strict=True)]
+        self._held.clear()
+        for kept in self._claim_sets:
+            kept.promised.clear()
+        self.layout += 1
+        self.version += 1
+        self.last_grew = self.version
+        self._lay_out_nodes(nodes)
+        self._lay_out_cards([gpu for cards in here for gpu in cards])
+        self._lay_out_slots()
+        self._card_columns = (
+            self.free_milli,
+            self.free_mib,
+            self.holders,
+            self.stranger_mib,
+            self.strangers,
+            self.gpu_open,
+            self.open,
+        )
+        self._host_columns = (
+            self.free_cpu_milli,
+            self.free_memory_mib,
+            self.free_share,
+            self.tasks,
+            self.node_open,
+        )
+        for i, node in enumerate(nodes):
+            self._read(i, node, here[i])
+
+    def _lay_out_nodes(self, nodes: list[Node]) -> None:
+        size = len(nodes)
+        self.cpu_milli = np.array([n.cpu_milli for n in nodes], dtype=np.int64)
+        self.memory_mib = np.array([n.memory_mib for n in nodes], dtype=np.int64)
+        self.card_count = np.array([len(n.gpus) for n in nodes], dtype=np.int64)
+        self.first_card = np.cumsum(self.card_count) - self.card_count
+        self.free_cpu_milli, self.free_memory_mib = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        self.free_share, self.tasks = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        self.node_open = np.zeros(size, np.bool_)
+        self.changed_at = np.full(size, self.version, np.int64)
+        self.grew_at = np.full(size, self.version, np.int64)
+        self.all_nodes = np.arange(size, dtype=np.int64)
+        places: dict[tuple[tuple[str, str], ...], int] = {}
+        labels = [places.setdefault(tuple(sorted(n.labels.items())), len(places)) for n in nodes]
+        self.label_of = np.array(labels, dtype=np.int64)
+        self.label_sets = [dict(found) for found in places]
+
+    def _lay_out_cards(self, gpus: list[Gpu]) -> None:
+        size = len(gpus)
+        inventory: list[GpuInventory] = [g.inventory for g in gpus]
+        self.uuids = [g.uuid for g in gpus]
+        self.card_id = {uuid: i for i, uuid in enumerate(self.uuids)}
+        self.node_of = np.repeat(self.all_nodes, self.card_count)
+        self.index_of = np.array([c.index for c in inventory], dtype=np.int64)
+        self.usable_mib = np.array([c.usable_mib for c in inventory], dtype=np.int64)
+        self.capacity_milli = np.array([g.capacity_milli for g in gpus], dtype=np.int64)
+        kinds: dict[Kind, int] = {}
+        kind_of = [kinds.setdefault(Kind(c.model, c.usable_mib, c.tiers), len(kinds)) for c in inventory]
+        self.kind_of, self.kinds = np.array(kind_of, dtype=np.int64), list(kinds)
+        # A card whose domain is not known is near to itself alone.
+        domains: dict[tuple[int, str], int] = {}
+        names = [(int(i), c.domain or f"\0{c.uuid}") for i, c in zip(self.node_of, inventory, strict=True)]
+        self.domain_of = np.array([domains.setdefault(name, len(domains)) for name in names], dtype=np.int64)
+        self.has_domains = any(c.domain for c in inventory)
+        self.all_cards = np.arange(size, dtype=np.int64)
+        self.free_milli, self.free_mib = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        # For speed: the free thousandths of open cards (-1 elsewhere), and which cards are open and held by nobody.
+        self.open_milli, self.is_empty = np.full(size, -1, np.int64), np.zeros(size, np.bool_)
+        self.holders, self.stranger_mib = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        self.open, self.gpu_open, self.strangers = (np.zeros(size, np.bool_) for _ in range(3))
+        self.share_milli = np.bincount(self.node_of, self.capacity_milli, len(self.names)).astype(np.int64)
+        self.milli_span = 1 + int(self.capacity_milli.max(initial=0))
+        self.mib_span = 1 + int(self.usable_mib.max(initial=0))
+        self.cpu_span = 1 + int(self.cpu_milli.max(initial=0))
+        self.count_span = 1 + int(self.card_count.max(initial=0))
+        self.set_loads(self._loads)
+
+    def _lay_out_slots(self) -> None:
+        """`slots[node]`: the node's card ids, filled up with 0 where `_is_slot` is False."""
+        width = self.count_span - 1
+        columns = np.arange(width, dtype=np.int64)
+        self._is_slot: BoolArray = columns < self.card_count[:, None]
+        self.slots: IntArray = np.where(self._is_slot, self.first_card[:, None] + columns, 0)
+        self._is_even = bool(self._is_slot.all())
+
+    def _read(self, i: int, node: Node, here: list[Gpu]) -> None:
+        """Bring node `i` in step with the state; notes a change only where there is one. `here`: its cards in order."""
+        self._held.pop(i, None)
+        node_open = node.is_placeable
+        rows = [_row(gpu, node_open) for gpu in here]
+        first = int(self.first_card[i])
+        span = slice(first, first + len(here))
+        hosts = (
+            node.cpu_milli - node.used_cpu_milli,
+            node.memory_mib - node.used_memory_mib,
+            sum(row[0] for row in rows),
+            len(node.attempts),
+            node_open,
+        )
+        before = tuple(array.item(i) for array in self._host_columns)
+        cards = list(zip(*(array[span].tolist() for array in self._card_columns), strict=True))
+        if hosts == before and rows == cards:
+            return
+        for array, value in zip(self._host_columns, hosts, strict=True):
+            array[i] = value
+        for array, values in zip(self._card_columns, zip(*rows, strict=True), strict=False):
+            array[span] = values
+        self.open_milli[span] = np.where(self.open[span], self.free_milli[span], -1)
+        self.is_empty[span] = self.open[span] & (self.holders[span] == 0) & ~self.strangers[span]
+        self.note_change(i, grew=True)
+
+
+def _layout_of(node: Node, here: list[Gpu]) -> tuple[object, ...]:
+    """What, when it changes, has the arrays laid out anew."""
+    return ([(g.inventory, g.capacity_milli) for g in here], node.labels, node.cpu_milli, node.memory_mib)
+
+
+def _row(gpu: Gpu, node_open: bool) -> tuple[int, int, int, int, bool, bool, bool]:
+    """What changes of a card, in the order of `Fleet._card_columns`."""
+    strangers = gpu.condition.strangers
+    stranger_mib = gpu.stranger_mib if strangers else 0
+    gpu_open = gpu.is_placeable
+    return (
+        gpu.capacity_milli - gpu.used_milli,
+        gpu.inventory.usable_mib - gpu.used_mib - stranger_mib,
+        len(gpu.holds),
+        stranger_mib,
+        bool(strangers),
+        gpu_open,
+        gpu_open and node_open,
+    )
+
+
+def _in_order(node: Node) -> list[Gpu]:
+    """A node's cards in the order of their ids."""
+    return sorted(node.gpus.values(), key=lambda g: (g.inventory.index, g.inventory.uuid))

@@ -1,0 +1,369 @@
+"""What one request needs on every card and node, where it fits now, and how good each place is: kept between decisions.
+
+May import numpy and the core's nouns. A `Scores` belongs to one request (and to a set of card kinds that a limit bars)
+and is brought in step by scoring again only the nodes that changed since; one that fits nowhere looks only at nodes
+that grew. Claims are no part of it: `promised` takes away on top what is promised to others.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gpushare.core.capacity import (
+    Share,
+    has_labels,
+    host_need,
+    matches_model,
+    share_on,
+    tier_for,
+)
+from gpushare.core.model import (
+    CPU_JOB_CPU_MILLI,
+    CPU_JOB_MEMORY_MIB,
+    MPS_CLIENT_SLOTS,
+    MPS_V2_TIER,
+    WHOLE_CARD_MILLI,
+    TaskRequest,
+    TierOffer,
+)
+from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need, Policy
+
+if TYPE_CHECKING:
+    from gpushare.core.placement.fleet import Fleet
+
+# Requests are forgotten, the longest unused first, beyond so many of them or so many scores in all.
+MOST_REQUESTS = 1024
+MOST_SCORES = 16 * 1024 * 1024
+
+Verdicts = npt.NDArray[np.int8]
+
+INFINITE = float("inf")
+# More tasks than any node holds.
+_PLENTY = 2**31
+
+
+class Grant(NamedTuple):
+    """What a task takes of a card of one kind, and the tier it gets there."""
+
+    share: Share
+    offer: TierOffer
+
+
+class Needs:
+    """The fixed part: per kind of card, what `request` takes there; per card, whether waiting can ever help."""
+
+    def __init__(self, fleet: Fleet, request: TaskRequest, barred: frozenset[int] = frozenset()) -> None:
+        self.request = request
+        self.grants: list[Grant | None] = [
+            None if kind in barred else _grant(request, fleet, kind) for kind in range(len(fleet.kinds))
+        ]
+        here = [g for g in self.grants if g is not None]
+        # One number where all kinds agree, else one a kind.
+        self.milli = _one_or_table([g and g.share.milli for g in self.grants])
+        self.mib = _one_or_table([g and g.share.mib for g in self.grants])
+        self.least_milli = min((g.share.milli for g in here), default=0)
+        self.has_slots = any(g.offer.tier == MPS_V2_TIER for g in here)
+        self.slots = np.array([g is not None and g.offer.tier == MPS_V2_TIER for g in self.grants], dtype=np.bool_)
+        self.labels = np.array([has_labels(request, found) for found in fleet.label_sets], dtype=np.bool_)
+        kinds = np.array([g is not None for g in self.grants], dtype=np.bool_)
+        self.node_fits: BoolArray = _look_up(self.labels, fleet.label_of)
+        self.card_fits: BoolArray = _look_up(kinds, fleet.kind_of) & self.node_fits[fleet.node_of]
+        self.all_fit = bool(self.card_fits.all())
+        models: dict[str, int] = {}
+        for kind, grant in enumerate(self.grants):
+            if grant is not None:
+                charge = grant.share.charge_milli
+                models[fleet.kinds[kind].model] = max(charge, models.get(fleet.kinds[kind].model, 0))
+        # The largest charge of one task on a card of each model, and of all.
+        self.charge_of_model = models
+        self.most_charge = max(models.values(), default=0)
+
+    def milli_on(self, fleet: Fleet, cards: IntArray) -> IntArray | int:
+        return self.milli if isinstance(self.milli, int) else self.milli[fleet.kind_of[cards]]
+
+    def mib_on(self, fleet: Fleet, cards: IntArray) -> IntArray | int:
+        return self.mib if isinstance(self.mib, int) else self.mib[fleet.kind_of[cards]]
+
+    def host_on(self, fleet: Fleet, nodes: IntArray, milli: IntArray | int) -> tuple[IntArray | int, IntArray | int]:
+        """(cpu_milli, memory_mib) of one task that takes `milli` thousandths of a node's cards; see `host_need`."""
+        request = self.request
+        if request.is_cpu:
+            cpu: IntArray | int = CPU_JOB_CPU_MILLI
+            memory: IntArray | int = CPU_JOB_MEMORY_MIB
+        elif request.cpu_milli is None or request.memory_mib is None:
+            parts = WHOLE_CARD_MILLI * np.maximum(1, fleet.card_count[nodes])
+            cpu = np.maximum(1, fleet.cpu_milli[nodes] * milli // parts)
+            memory = np.maximum(1, fleet.memory_mib[nodes] * milli // parts)
+        else:
+            cpu = memory = 0
+        return (
+            cpu if request.cpu_milli is None else request.cpu_milli,
+            memory if request.memory_mib is None else request.memory_mib,
+        )
+
+    def task_milli(self) -> int:
+        """Thousandths of a node's cards that a task of whole cards (or of none) takes."""
+        return WHOLE_CARD_MILLI * self.request.gpus
+
+    def host_of(self, fleet: Fleet, node: int, milli: int) -> tuple[int, int]:
+        return host_need(self.request, fleet.state.nodes[fleet.names[node]], milli)
+
+
+class Taken(NamedTuple):
+    """What is promised on top of what is held: `milli` and `mib` in step with some cards, the others with these cards
+    too where cards are looked at one by one, else with the cards' nodes."""
+
+    milli: IntArray
+    mib: IntArray
+    cpu_milli: IntArray
+    memory_mib: IntArray
+
+
+class Scores:
+    """`values`: one score a card for shares, else one a node; infinite where the task does not fit now."""
+
+    def __init__(self, fleet: Fleet, policy: Policy, needs: Needs) -> None:
+        self.needs = needs
+        self.fleet, self.policy = fleet, policy
+        size = len(fleet.uuids) if needs.request.is_share else len(fleet.names)
+        self.values: FloatArray = np.full(size, INFINITE)
+        self._version = -1
+        self._epoch = -1
+        self._is_hopeless = False
+        self._counts: IntArray = np.zeros(len(fleet.names), np.int64)
+        self._counts_version = -1
+        # For `filters`: what refuses the request at each place, as of a version of the fleet.
+        self.verdicts: Verdicts = np.zeros(0, np.int8)
+        self.verdicts_version = -1
+
+    def update(self) -> None:
+        """Bring `values` in step with the fleet."""
+        fleet, epoch = self.fleet, self.policy.epoch()
+        if self._epoch != epoch or self._version < 0:
+            self._score(fleet.all_nodes)
+        elif self._version == fleet.version:
+            return
+        elif self._is_hopeless:
+            # What did not fit fits only where room was made.
+            if fleet.last_grew > self._version:
+                self._score(fleet.grown_since(self._version))
+        else:
+            self._score(fleet.changed_since(self._version))
+        self._version, self._epoch = fleet.version, epoch
+
+    def best(self) -> int | None:
+        """The best place's card or node id; None when there is none."""
+        self.update()
+        if self._is_hopeless or not len(self.values):
+            return None
+        place = int(self.values.argmin())
+        if self.values[place] == INFINITE:
+            self._is_hopeless = True
+            return None
+        return place
+
+    @property
+    def fits_somewhere(self) -> bool:
+        return self.best() is not None
+
+    def counts(self) -> IntArray:
+        """How many such tasks each node holds now, one by one, claims and limits aside. Do not write to it."""
+        fleet = self.fleet
+        if self._counts_version != fleet.version:
+            nodes = fleet.all_nodes if self._counts_version < 0 else fleet.changed_since(self._counts_version)
+            self._counts[nodes] = task_counts(fleet, self.needs, nodes)
+            self._counts_version = fleet.version
+        return self._counts
+
+    def _score(self, nodes: IntArray) -> None:
+        if not len(nodes):
+            return
+        self._is_hopeless = False
+        fleet = self.fleet
+        if self.needs.request.is_share:
+            cards = fleet.cards_of(nodes)
+            self.values[cards] = INFINITE
+            found, need = fitting_cards(fleet, self.needs, cards)
+            if len(found):
+                self.values[found] = self.policy.share_scores(fleet, need, found)
+        else:
+            self.values[nodes] = self.score_nodes(nodes)
+
+    def score_nodes(self, nodes: IntArray, taken: Taken | None = None) -> FloatArray:
+        """Scores of whole-card or CPU tasks on `nodes`; `taken` belongs to their cards and to them."""
+        fleet = self.fleet
+        found, need = fitting_nodes(fleet, self.needs, nodes, taken)
+        values = np.full(len(nodes), INFINITE)
+        if len(found):
+            values[found] = self.policy.node_scores(fleet, need, nodes[found])
+        return values
+
+
+class ScoreKeeper:
+    """The scores of recent requests under one policy."""
+
+    def __init__(self, fleet: Fleet, policy: Policy) -> None:
+        self.fleet, self.policy = fleet, policy
+        self._layout = fleet.layout
+        self._kept: OrderedDict[tuple[TaskRequest, frozenset[int]], Scores] = OrderedDict()
+
+    def of(self, request: TaskRequest, barred: frozenset[int] = frozenset()) -> Scores:
+        """The scores of `request`; `barred` kinds of cards (by number) are out of question."""
+        if self._layout != self.fleet.layout:
+            self._kept.clear()
+            self._layout = self.fleet.layout
+        key = (request, barred)
+        found = self._kept.get(key)
+        if found is None:
+            found = self._kept[key] = Scores(self.fleet, self.policy, Needs(self.fleet, request, barred))
+            most = max(16, min(MOST_REQUESTS, MOST_SCORES // max(1, len(self.fleet.uuids))))
+            while len(self._kept) > most:
+                self._kept.popitem(last=False)
+        else:
+            self._kept.move_to_end(key)
+        return found
+
+
+def fitting_cards(fleet: Fleet, needs: Needs, cards: IntArray, taken: Taken | None = None) -> tuple[IntArray, Need]:
+    """Those of `cards` that hold one more such share now, and what it takes there. `taken` is in step with `cards`."""
+    free = fleet.open_milli.take(cards)
+    if taken is not None:
+        free -= taken.milli
+    fits = free >= needs.milli_on(fleet, cards)
+    if not needs.all_fit:
+        fits &= needs.card_fits.take(cards)
+    found = cards[fits]
+    if not len(found):
+        return found, Need(needs.request, 0, 0, 0, 0, 0)
+    milli, mib = needs.milli_on(fleet, found), needs.mib_on(fleet, found)
+    nodes = fleet.node_of[found]
+    cpu, memory = needs.host_on(fleet, nodes, milli)
+    free_mib, free_cpu, free_memory = fleet.free_mib[found], fleet.free_cpu_milli[nodes], fleet.free_memory_mib[nodes]
+    if taken is not None:
+        free_mib -= taken.mib[fits]
+        free_cpu -= taken.cpu_milli[fits]
+        free_memory -= taken.memory_mib[fits]
+    still = free_mib >= mib
+    still &= free_cpu >= cpu
+    still &= free_memory >= memory
+    if needs.has_slots:
+        still &= (fleet.holders[found] < MPS_CLIENT_SLOTS) | ~needs.slots[fleet.kind_of[found]]
+    if not still.all():
+        found = found[still]
+        milli, mib, cpu, memory = (_where(v, still) for v in (milli, mib, cpu, memory))
+    return found, Need(needs.request, 0, milli, mib, cpu, memory)
+
+
+def fitting_nodes(fleet: Fleet, needs: Needs, nodes: IntArray, taken: Taken | None = None) -> tuple[IntArray, Need]:
+    """The places within `nodes` of those that hold one more such task of whole cards, or of none, and its needs."""
+    request, task_milli = needs.request, needs.task_milli()
+    cpu, memory = needs.host_on(fleet, nodes, task_milli)
+    free_cpu, free_memory = fleet.free_cpu_milli[nodes], fleet.free_memory_mib[nodes]
+    if taken is not None:
+        free_cpu -= taken.cpu_milli
+        free_memory -= taken.memory_mib
+    fits = fleet.node_open[nodes]
+    fits &= needs.node_fits[nodes]
+    fits &= free_cpu >= cpu
+    fits &= free_memory >= memory
+    eligible: IntArray | int = 0
+    if request.gpus:
+        eligible = eligible_cards(fleet, needs, nodes, taken)
+        fits &= eligible >= request.gpus
+    found = np.flatnonzero(fits)
+    values = (_where(v, found) for v in (cpu, memory, eligible))
+    cpu, memory, eligible = values
+    milli = WHOLE_CARD_MILLI if request.gpus else 0
+    return found, Need(request, request.gpus, milli, 0, cpu, memory, eligible)
+
+
+def eligible_cards(fleet: Fleet, needs: Needs, nodes: IntArray, taken: Taken | None = None) -> IntArray:
+    """How many empty cards each of `nodes` has for a task of whole cards."""
+    if taken is None and len(fleet.uuids):
+        return fleet.count_empty(nodes, None if needs.all_fit else needs.card_fits)
+    cards = fleet.cards_of(nodes)
+    fits = empty_cards(fleet, needs, cards)
+    if taken is not None:
+        fits &= (taken.milli <= 0) & (taken.mib <= 0)
+    ends = np.cumsum(fleet.card_count[nodes])
+    total = np.concatenate(([0], np.cumsum(fits)))
+    counts: IntArray = total[ends] - total[ends - fleet.card_count[nodes]]
+    return counts
+
+
+def empty_cards(fleet: Fleet, needs: Needs, cards: IntArray) -> BoolArray:
+    return fleet.is_empty.take(cards) & needs.card_fits.take(cards)
+
+
+def card_counts(fleet: Fleet, needs: Needs, cards: IntArray, taken: Taken | None = None) -> IntArray:
+    """How many such shares each of `cards` holds now, one by one, as far as the card itself goes."""
+    free_milli, free_mib = fleet.free_milli[cards], fleet.free_mib[cards]
+    if taken is not None:
+        free_milli -= taken.milli
+        free_mib -= taken.mib
+    counts = np.minimum(
+        free_milli // _at_least_1(needs.milli_on(fleet, cards)), free_mib // _at_least_1(needs.mib_on(fleet, cards))
+    )
+    if needs.has_slots:
+        left = np.where(needs.slots[fleet.kind_of[cards]], MPS_CLIENT_SLOTS - fleet.holders[cards], _PLENTY)
+        counts = np.minimum(counts, left)
+    counts = np.where(fleet.open[cards] & needs.card_fits[cards], counts, 0)
+    return np.maximum(counts, 0)
+
+
+def task_counts(fleet: Fleet, needs: Needs, nodes: IntArray, taken: Taken | None = None) -> IntArray:
+    """How many such tasks each of `nodes` holds now. Never too few; exact where a node's cards are of one kind."""
+    request = needs.request
+    free_cpu, free_memory = fleet.free_cpu_milli[nodes], fleet.free_memory_mib[nodes]
+    if taken is not None:
+        free_cpu -= taken.cpu_milli
+        free_memory -= taken.memory_mib
+    cpu, memory = needs.host_on(fleet, nodes, needs.least_milli if request.is_share else needs.task_milli())
+    counts = np.where(fleet.node_open[nodes] & needs.node_fits[nodes], _PLENTY, 0)
+    for free, need in ((free_cpu, cpu), (free_memory, memory)):
+        # A need of nothing is met by any node that is not short already.
+        room = np.where(np.asarray(need) > 0, free // _at_least_1(need), np.where(free >= 0, _PLENTY, 0))
+        counts = np.minimum(counts, room)
+    if request.is_share:
+        cards = fleet.cards_of(nodes)
+        each = np.concatenate(([0], np.cumsum(card_counts(fleet, needs, cards, taken))))
+        ends = np.cumsum(fleet.card_count[nodes])
+        counts = np.minimum(counts, each[ends] - each[ends - fleet.card_count[nodes]])
+    elif request.gpus:
+        counts = np.minimum(counts, eligible_cards(fleet, needs, nodes, taken) // request.gpus)
+    return np.maximum(counts, 0)
+
+
+def _grant(request: TaskRequest, fleet: Fleet, number: int) -> Grant | None:
+    kind = fleet.kinds[number]
+    if request.is_cpu or not matches_model(request, kind.model, kind.usable_mib):
+        return None
+    offer = tier_for(request, kind.tiers)
+    if offer is None:
+        return None
+    if request.is_share:
+        return Grant(share_on(request, kind.usable_mib), offer)
+    return Grant(Share(WHOLE_CARD_MILLI, kind.usable_mib, WHOLE_CARD_MILLI * request.gpus), offer)
+
+
+def _one_or_table(values: list[int | None]) -> IntArray | int:
+    told = {v for v in values if v is not None}
+    if len(told) <= 1:
+        return next(iter(told), 0)
+    return np.array([v or 0 for v in values], dtype=np.int64)
+
+
+def _look_up(table: BoolArray, places: IntArray) -> BoolArray:
+    return table[places] if len(table) else np.zeros(len(places), np.bool_)
+
+
+def _where(values: IntArray | int, chosen: BoolArray | IntArray) -> IntArray | int:
+    return values if isinstance(values, int) else values[chosen]
+
+
+def _at_least_1(values: IntArray | int) -> IntArray | int:
+    return max(1, values) if isinstance(values, int) else np.maximum(1, values)

@@ -1,0 +1,204 @@
+"""May a tenant have these settings: their bounds, its place in the tree, its guarantee, and what its own admin may say.
+
+Pure. Each check gives None or a Rejection. A tenant's admin rules below the own tenant, and never gives what the own
+tenant does not have: so that a subtree left to its admin cannot take more from the rest of the cluster.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
+
+from gpushare import names
+from gpushare.core.commands import CoreSettings, Rejection
+from gpushare.core.model import ModelQuota, Tenant, TenantSettings
+from gpushare.core.quota import DEPTH_MAX
+from gpushare.core.tenant_tree import height, path
+from gpushare.reasons import Reason
+
+LIMIT_MAX_MILLI: Final = 10_000_000_000
+_QUEUE_MAX = 1_000_000
+_WEIGHT_MAX = 1_000_000
+_MODELS_MAX = 64
+_HOST_MAX = 2**50
+_MIN_RUN_MAX_MS = 30 * 24 * 3600 * 1000
+# Below a tenant whose own admin makes them; an admin of the cluster is not held to it.
+CHILDREN_MAX: Final = 1000
+
+Tenants = Mapping[str, Tenant]
+
+
+def _bad(field: str, detail: str, reason: Reason = Reason.INVALID_FIELD) -> Rejection:
+    return Rejection(reason, f"{field}: {detail}", field=field)
+
+
+# -- bounds
+
+
+def bad_values(has: TenantSettings, caps: CoreSettings) -> Rejection | None:
+    """What no tenant may have, wherever it stands."""
+    for field, value, low, high in _bounds(has, caps):
+        if value is not None and not low <= value <= high:
+            return _bad(field, f"is {value}; accepted: {low} to {high}")
+    if has.limit_milli is not None and has.guaranteed_milli > has.limit_milli:
+        return _bad("guaranteed_milli", f"is {has.guaranteed_milli}, above the limit of {has.limit_milli}")
+    try:
+        if has.display_name:
+            names.check_display_name(has.display_name, "display_name", caps.display_name_max_chars)
+        return _bad_quotas(has, caps)
+    except names.TextError as err:
+        return Rejection(Reason.INVALID_FIELD, str(err), field=err.field)
+
+
+def _bounds(has: TenantSettings, caps: CoreSettings) -> tuple[tuple[str, int | None, int, int], ...]:
+    return (
+        ("limit_milli", has.limit_milli, 0, LIMIT_MAX_MILLI),
+        ("guaranteed_milli", has.guaranteed_milli, 0, LIMIT_MAX_MILLI),
+        ("weight", has.weight, 1, _WEIGHT_MAX),
+        ("max_queued_jobs", has.max_queued_jobs, 0, _QUEUE_MAX),
+        ("max_priority", has.max_priority, -caps.priority_max, caps.priority_max),
+        ("max_running_jobs", has.max_running_jobs, 0, _QUEUE_MAX),
+        ("max_running_per_user", has.max_running_per_user, 0, _QUEUE_MAX),
+        ("cpu_limit_milli", has.cpu_limit_milli, 0, _HOST_MAX),
+        ("memory_limit_mib", has.memory_limit_mib, 0, _HOST_MAX),
+        ("min_run", has.min_run_ms, 0, _MIN_RUN_MAX_MS),
+    )
+
+
+def _bad_quotas(has: TenantSettings, caps: CoreSettings) -> Rejection | None:
+    """Raises TextError for a model that is no text."""
+    field = "model_quotas"
+    if len(has.model_quotas) > _MODELS_MAX:
+        return _bad(field, f"names {len(has.model_quotas)} models; accepted: {_MODELS_MAX}")
+    if len({quota.model for quota in has.model_quotas}) != len(has.model_quotas):
+        return _bad(field, "names a model twice")
+    for quota in has.model_quotas:
+        names.check_text(quota.model, field, max_bytes=caps.label_max_chars)
+        shown = names.shown(quota.model)
+        if not quota.model or "|" in quota.model:
+            return _bad(field, f"{shown} is not one model, as `gpushare gpus` prints it")
+        limit_milli = LIMIT_MAX_MILLI if quota.limit_milli is None else quota.limit_milli
+        for value in (quota.guaranteed_milli, limit_milli):
+            if not 0 <= value <= LIMIT_MAX_MILLI:
+                return _bad(field, f"{shown} has {value}; accepted: 0 to {LIMIT_MAX_MILLI}")
+        if quota.guaranteed_milli > limit_milli:
+            return _bad(field, f"{shown} is guaranteed {quota.guaranteed_milli}, above its limit of {limit_milli}")
+    return None
+
+
+# -- the tree
+
+
+def bad_place(tenants: Tenants, tenant: str, has: TenantSettings) -> Rejection | None:
+    """Whether `tenant`, which need not exist yet, may stand below `has.parent`."""
+    if not has.parent:
+        return None
+    above = list(path(tenants, has.parent))
+    if not above:
+        return _bad("parent", f"tenant {names.shown(has.parent)} does not exist", Reason.NOT_FOUND)
+    if tenant in above:
+        return _bad("parent", f"{has.parent} is {tenant} itself or below it: a tree has no cycle")
+    levels = len(above) + height(tenants, tenant)
+    if levels > DEPTH_MAX:
+        return _bad("parent", f"the tree would have {levels} levels; accepted: {DEPTH_MAX}")
+    return None
+
+
+def bad_guarantees(tenants: Tenants, tenant: str, has: TenantSettings, own: str = "") -> Rejection | None:
+    """Whether all that is guaranteed below `tenant`, and below every tenant above it, fits what that one is guaranteed.
+    A guarantee of 0 holds nobody back. With `own`, all below that tenant must not come to more than it has."""
+    present = {t.name: t.settings for t in tenants.values() if not t.deleted}
+    wanted = {**present, tenant: has}
+    needs = _needs(wanted)
+    name = tenant
+    while name in wanted:
+        for model, need in sorted(needs[name].items()):
+            room = _guarantee(wanted[name], model)
+            if room and need > room:
+                on = f" on {model}" if model else ""
+                return _bad(
+                    "guaranteed_milli",
+                    f"the tenants below {name} would be guaranteed {need}{on}, and it has {room}; raise that first, or "
+                    "give less",
+                )
+        name = wanted[name].parent
+    if own:
+        had, gets = _given(present[own], _needs(present)[own]), _given(wanted[own], needs[own])
+        if any(gets[model] > had[model] for model in gets):
+            return _bad("guaranteed_milli", f"the tenants below {own} would be guaranteed more than {own} is")
+    return None
+
+
+def _needs(settings: Mapping[str, TenantSettings]) -> dict[str, Counter[str]]:
+    """By tenant: what is guaranteed below it, by model and ("") over all models. Deepest first, so that a tenant
+    without a guarantee of its own passes on what its children have."""
+    below: dict[str, Counter[str]] = {name: Counter() for name in settings}
+    for name in sorted(settings, key=lambda each: -_depth(settings, each)):
+        parent = settings[name].parent
+        if parent in below:
+            below[parent].update(_given(settings[name], below[name]))
+    return below
+
+
+def _given(has: TenantSettings, below: Counter[str]) -> Counter[str]:
+    models = {"", *(quota.model for quota in has.model_quotas), *below}
+    return Counter({model: max(_guarantee(has, model), below[model]) for model in models})
+
+
+def _guarantee(has: TenantSettings, model: str) -> int:
+    """Over all models for ""."""
+    return has.model_quota(model).guaranteed_milli if model else has.guaranteed_milli
+
+
+def _depth(settings: Mapping[str, TenantSettings], name: str) -> int:
+    steps = 0
+    while name in settings and steps <= DEPTH_MAX:
+        name, steps = settings[name].parent, steps + 1
+    return steps
+
+
+# -- a tenant's own admin
+
+
+def beyond_own_admin(
+    tenants: Tenants, own: str, tenant: str, has: TenantSettings, caps: CoreSettings
+) -> Rejection | None:
+    """What the admin of `own` may not say of `tenant`. `has` was found good otherwise."""
+    top = tenants.get(own)
+    if top is None or tenant == own:
+        return Rejection(
+            Reason.PERMISSION_DENIED,
+            f"a tenant's own settings are for an admin of the cluster; you may change the tenants below {own}",
+        )
+    if own not in path(tenants, has.parent) or (tenant in tenants and own not in path(tenants, tenant)):
+        return Rejection(Reason.NOT_FOUND, f"tenant {names.shown(tenant)} is not below {own}", field="parent")
+    made = sum(t.settings.parent == has.parent for t in tenants.values())
+    if tenant not in tenants and made >= CHILDREN_MAX:
+        return _bad("parent", f"{has.parent} has had {made} tenants below it; accepted: {CHILDREN_MAX}")
+    return _above_own(top.settings, has, caps)
+
+
+def _above_own(top: TenantSettings, has: TenantSettings, caps: CoreSettings) -> Rejection | None:
+    """No limit at all is fine: those of the tenants above hold as well."""
+    cluster_ms = caps.min_run_ms
+    pairs = [
+        ("limit_milli", has.limit_milli, top.limit_milli),
+        ("max_queued_jobs", has.max_queued_jobs, top.max_queued_jobs),
+        ("max_priority", has.max_priority, top.max_priority),
+        ("max_running_jobs", has.max_running_jobs, top.max_running_jobs),
+        ("cpu_limit_milli", has.cpu_limit_milli, top.cpu_limit_milli),
+        ("memory_limit_mib", has.memory_limit_mib, top.memory_limit_mib),
+        # A longer one would keep from others for longer what is theirs.
+        ("min_run", has.min_run_ms, cluster_ms if top.min_run_ms is None else top.min_run_ms),
+    ]
+    pairs += [("model_quotas", quota.limit_milli, _limit_on(top, quota)) for quota in has.model_quotas]
+    for field, value, most in pairs:
+        if value is not None and most is not None and value > most:
+            return _bad(field, f"is {value}, above your own tenant's {most}")
+    return None
+
+
+def _limit_on(top: TenantSettings, quota: ModelQuota) -> int | None:
+    limit_milli = top.model_quota(quota.model).limit_milli
+    return top.limit_milli if limit_milli is None else limit_milli
