@@ -225,7 +225,7 @@ def _check_power(config: SchedulerConfig, said: Mapping[str, Setting]) -> None:
         ("power_up_command", config.power_up_command),
     ):
         if config.power_idle_s and not words:
-            _refuse(said, key, "is not set, and power_idle_s is", f"Set {key}, or power_idle_s to 0.")
+            _refuse(said, "power_idle_s", f"is set, and {key} is not", f"Set {key} too, or power_idle_s to 0.")
         if words and not any("{node}" in word for word in words):
             _refuse(said, key, "does not say which node", "Put {node} where its name belongs.")
 

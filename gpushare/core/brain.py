@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
-from gpushare.core.capacity import least_charge
+from gpushare.core.capacity import matches_model, share_on
 from gpushare.core.commands import CoreSettings
-from gpushare.core.model import TaskRequest
+from gpushare.core.model import WHOLE_CARD_MILLI, TaskRequest
 from gpushare.core.placement import POLICIES
 from gpushare.core.placement.endings import Endings
 from gpushare.core.placement.fleet import Fleet
@@ -73,5 +73,14 @@ class Brain:
             self._least.clear()
             self._least_layout = self.fleet.layout
         if request not in self._least:
-            self._least[request] = least_charge(self.state, request)
+            self._least[request] = self._find_least(request)
         return self._least[request]
+
+    def _find_least(self, request: TaskRequest) -> int | None:
+        if request.is_cpu:
+            return 0
+        if not request.is_share:
+            return WHOLE_CARD_MILLI * request.gpus
+        kinds = (k for k in self.fleet.kinds if matches_model(request, k.model, k.usable_mib))
+        charges = (share_on(request, k.usable_mib).charge_milli for k in kinds)
+        return min((c for c in charges if c <= WHOLE_CARD_MILLI), default=None)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gpushare.core import due
+from gpushare.core import due, power
 from gpushare.core.backfill import head_claim, shadow
 from gpushare.core.brain import Brain
 from gpushare.core.commands import CoreSettings
@@ -35,13 +35,14 @@ from gpushare.core.fairshare import FairShare
 from gpushare.core.gangs import gang_port, missing_tasks
 from gpushare.core.gates import Gates
 from gpushare.core.lifecycle import INFRA_REASONS, OWN_FAILURE_CODE
+from gpushare.core.limits import which_limit
 from gpushare.core.making_way import could_claim, make_way
 from gpushare.core.model import Job, JobState, Slice, TaskRequest, Topology
 from gpushare.core.order import Order
 from gpushare.core.placement.ask import Ask
 from gpushare.core.placement.claims import Claim
 from gpushare.core.placement.filters import strongest
-from gpushare.core.placement.place import place_gang, place_task
+from gpushare.core.placement.place import place_gang, place_on, place_task
 from gpushare.core.plan import Plan
 from gpushare.core.preemption import Way
 from gpushare.core.promises import CapacityHold
@@ -120,7 +121,6 @@ class Cycle:
         self.searches = 0
         # By tenant with a claim: whether anybody borrows what it could take back, as far as this pass has looked.
         self.reclaimable: dict[str, bool] = {}
-        self._lowest: dict[str, int] = {}
         self._ports: set[tuple[str, int]] = set()
         self._entitled = frozenset(c.tenant for c in self.claims.values() if c.tenant)
         self._unfit: dict[Fate, Reason] = {}
@@ -134,7 +134,7 @@ class Cycle:
 
     def run(self) -> Pass:
         more = False
-        for stage in (self._due, self._holds, self._queue, self._growth):
+        for stage in (self._due, self._holds, self._queue, self._growth, self._power):
             if stage():
                 more = True
                 break
@@ -157,6 +157,9 @@ class Cycle:
         for hold in sorted(self.state.holds.values(), key=lambda h: (h.since_ms, h.job)):
             job = self.state.jobs[hold.job]
             self.count_hold(hold, +1)
+            if job.key in hold.victims and self._is_making_way(job.key):
+                # It moves: its place is kept until it has given up the old one.
+                continue
             if job.key in self.settled or job.state not in (JobState.QUEUED, JobState.SUSPENDED):
                 self._release(hold, "it does not wait any more")
                 continue
@@ -194,6 +197,13 @@ class Cycle:
             if self._placed >= self.settings.placements_per_cycle:
                 return True
             self._grow(job)
+        return False
+
+    def _power(self) -> bool:
+        """What is left: idle nodes go to sleep, and sleeping ones are woken for those that wait."""
+        waiting = power.without_room(self.state, self.waits, self.settled)
+        self.events += power.stage(self.state, self.now_ms, self.settings, waiting, self.events)
+        self._wake_at(power.next_due_ms(self.state, self.now_ms, self.settings))
         return False
 
     # -- one job
@@ -249,8 +259,9 @@ class Cycle:
             self._make_way(job, way)
             return Reason.PREEMPTING
         self._no_way.add(key)
-        if reason is not Reason.TENANT_LIMIT:
-            self._owe(job)
+        if reason is Reason.TENANT_LIMIT:
+            return which_limit(self.plan, self.tree, job, self.ask(job))
+        self._owe(job)
         return reason
 
     def _is_futile(self, key: LineKey) -> bool:
@@ -328,7 +339,10 @@ class Cycle:
         """A place on its node; CPU and host memory it has never given up."""
         checkpoint = self.plan.checkpoint()
         self.plan.give(job.tenant, host_alone(held), job=job.key)
-        piece = place_task(self.plan, self.ask(job), held.task)
+        ask, hold = self.ask(job), self.state.holds.get(job.key)
+        # What was freed for it, or planned for its move, comes first.
+        planned = hold.slices[0].gpu_uuids if hold is not None and hold.slices else ()
+        piece = place_on(self.plan, ask, planned, held.task) or place_task(self.plan, ask, held.task)
         if piece is None:
             self.plan.rollback(checkpoint)
             return None
@@ -414,12 +428,7 @@ class Cycle:
 
     def lowest_running(self, tenant: str) -> int:
         """The lowest priority of what the tenant runs."""
-        if not self._lowest:
-            for node in self.state.nodes.values():
-                for attempt in node.attempts:
-                    job = self.state.jobs[self.state.attempts[attempt].job_key]
-                    self._lowest[job.tenant] = min(job.spec.priority, self._lowest.get(job.tenant, _NO_PRIORITY))
-        return self._lowest.get(tenant, _NO_PRIORITY)
+        return min(self.state.running_priorities.get(tenant, ()), default=_NO_PRIORITY)
 
     def count(self, job: Job, slices: list[Slice], sign: int) -> None:
         """Tell the tenant tree what was placed (+1) or is taken away (-1)."""

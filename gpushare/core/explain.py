@@ -1,34 +1,48 @@
-"""Why a queued job waits, what it waits for, when room appears, and what would start it now.
+"""Why a queued job waits, what it waits for, when it starts, and what would start it now.
 
-Pure, and true by construction: every answer comes from the same filters and the same scratch plan that the scheduling
-pass uses. A suggestion is given only after the plan has placed the job with it.
+Pure, and true by construction: the scheduler's own pass runs on a copy of the cluster, and what is told is what that
+pass says. A suggestion is given only after such a pass has started the job with it; the expected start comes from
+moving the copy on in time.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from bisect import bisect_left
 
 import msgspec
 
+from gpushare.core import due
 from gpushare.core.brain import Brain
-from gpushare.core.capacity import least_charge
 from gpushare.core.commands import CoreSettings
+from gpushare.core.counterfactuals import Counterfactual, counterfactuals
 from gpushare.core.cycle import Cycle
-from gpushare.core.model import Attempt, Gpu, Job, JobState, Node, TaskRequest
+from gpushare.core.due import Readiness
+from gpushare.core.events import JobEnded
+from gpushare.core.fairshare import FairShare
+from gpushare.core.forecast import expected_start
+from gpushare.core.model import Job, JobState
+from gpushare.core.order import Order
+from gpushare.core.placement.claims import Claim
+from gpushare.core.placement.endings import end_ms, give_own_host
 from gpushare.core.placement.filters import Refusals, gang_refusals
 from gpushare.core.placement.place import place_gang
+from gpushare.core.quota import QuotaTree
+from gpushare.core.sentences import Wait, backoff, capped_branch, sentence, told_reason, wait_of
 from gpushare.core.state import WAITING_STATES, ClusterState
+from gpushare.core.tenant_tree import is_below
 from gpushare.core.waiting import line_key
+from gpushare.core.whatif import Look, World
 from gpushare.reasons import Reason
 
+__all__ = ["Counterfactual", "Explanation", "FilterCount", "Wait", "explain", "wait_of"]
 
-class Wait(msgspec.Struct, frozen=True):
-    """One stable word and one sentence; `expected_start_ms` where a pass has planned the start."""
-
-    reason: Reason
-    detail: str
-    expected_start_ms: int | None = None
+AHEAD_MAX = 10
+_BLOCKING_MAX = 100
+_NODES_MAX = 20
+# Claims that are looked at one by one, for which of them keeps the room.
+_CLAIMS_MAX = 64
+# Jobs that are tried out for whether they must end.
+_TRIED_MAX = 64
 
 
 class FilterCount(msgspec.Struct, frozen=True):
@@ -40,18 +54,13 @@ class FilterCount(msgspec.Struct, frozen=True):
     nodes: tuple[str, ...]
 
 
-class Counterfactual(msgspec.Struct, frozen=True):
-    """A change with which the job would start at `start_ms`: in words, and as the command line writes it."""
-
-    change: str
-    flag: str
-    start_ms: int
-
-
 class Explanation(msgspec.Struct, frozen=True):
-    """`earliest_start_ms`, `expected_start_ms` None: unknown. `blocking_jobs`: keys of jobs whose end makes the room.
-    `ahead`: keys of queued jobs that go first, of `ahead_count` in all. `claimant`: the job for which the room that
-    this one would fit is kept. `victims`: jobs that have been making way for this one since `hold_ms`."""
+    """`stage`: what holds it, in one word: request, quota, cap, dependency, order, reservation, preemption, capacity,
+    fence or health. `expected_start_ms`: exact when nothing unforeseen happens; None: not known, and
+    `unknown_because` says why. `earliest_start_ms`: when those of `blocking_jobs` (keys) have ended that make the room,
+    by their limits; None: unknown. `ahead`: keys of queued jobs that go first, of `ahead_count` in all. `claimant`: the
+    job for which the room that this one would fit is kept. `victims`: jobs that have been making way for this one since
+    `hold_ms`."""
 
     job: str
     state: JobState
@@ -68,173 +77,299 @@ class Explanation(msgspec.Struct, frozen=True):
     claimant: str = ""
     victims: tuple[str, ...] = ()
     hold_ms: int | None = None
+    unknown_because: str = ""
 
 
-_STAGES = {
-    Reason.TENANT_LIMIT: "limit",
-    Reason.TENANT_LIMIT_NEVER: "limit",
+STAGES = {
+    Reason.MODEL_UNAVAILABLE: "request",
+    Reason.LABELS_UNAVAILABLE: "request",
     Reason.FENCE_UNAVAILABLE: "fence",
+    Reason.TENANT_LIMIT: "quota",
+    Reason.TENANT_LIMIT_NEVER: "quota",
+    Reason.QUOTA: "quota",
+    Reason.QUOTA_NEVER: "quota",
+    Reason.HOST_LIMIT: "quota",
+    Reason.TENANT_CAP: "cap",
+    Reason.USER_CAP: "cap",
+    Reason.ARRAY_CAP: "cap",
+    Reason.DEPENDENCY: "dependency",
+    Reason.HELD: "order",
+    Reason.RETRY_BACKOFF: "order",
+    Reason.SCHEDULING: "order",
+    Reason.RESERVED: "reservation",
+    Reason.PREEMPTING: "preemption",
     Reason.NODES_UNAVAILABLE: "health",
     Reason.GPU_UNHEALTHY: "health",
     Reason.OCCUPIED: "health",
-    Reason.RETRY_BACKOFF: "order",
-    Reason.SCHEDULING: "order",
 }
-
-
-def wait_of(state: ClusterState, job: Job, reason: Reason | None, now_ms: int) -> Wait | None:
-    """The wait of a job for a listing: `reason` is the last pass's verdict on its shape, None when not judged yet."""
-    if job.state not in WAITING_STATES:
-        return None
-    if job.not_before_ms > now_ms:
-        return _backoff(job, now_ms)
-    if reason is None:
-        return Wait(Reason.SCHEDULING, "the next scheduling pass will look at it")
-    return Wait(reason, _sentence(state, job, reason))
+# What stands before any card is looked at: which cards refuse it says nothing then.
+_BEFORE_ROOM = frozenset({"cap", "dependency"})
 
 
 def explain(
     state: ClusterState, job: Job, now_ms: int, settings: CoreSettings, brain: Brain | None = None
 ) -> Explanation:
-    """Everything there is to say of `job` now: what the next pass would say of it, by running that pass on scratch."""
+    """Everything there is to say of `job` now. `brain`: the scheduler's, so that the copy decides as it does. Neither
+    it nor `state` is changed."""
     if job.state not in WAITING_STATES:
         return Explanation(job=job.key, state=job.state)
-    if job.not_before_ms > now_ms:
-        return Explanation(
-            job=job.key,
-            state=job.state,
-            stage="order",
-            wait=_backoff(job, now_ms),
-            earliest_start_ms=job.not_before_ms,
-        )
-    cycle = Cycle(state, now_ms, settings, brain or Brain(state, settings))
-    found = cycle.run()
+    world = World(state, now_ms, settings, brain)
+    told = _told_now(world, world.state.jobs[job.key])
+    # Last, since it moves the world on.
+    found = expected_start(world, job.key)
+    return msgspec.structs.replace(told, expected_start_ms=found.start_ms, unknown_because=found.unknown_because)
+
+
+def _told_now(world: World, job: Job) -> Explanation:
+    """All but the expected start. `job` is the world's own record."""
+    look = world.look()
+    cycle = look.cycle
+    if job.not_before_ms > world.now_ms:
+        wait = backoff(job, world.now_ms)
+        return Explanation(job.key, job.state, "order", wait, earliest_start_ms=job.not_before_ms)
     if job.key in cycle.started:
         wait = Wait(Reason.SCHEDULING, "it fits now and starts with the next scheduling pass")
-        return Explanation(job=job.key, state=job.state, stage="order", wait=wait, earliest_start_ms=now_ms)
-    reason = found.job_waits.get(job.key) or found.waits.get(line_key(job)) or Reason.SCHEDULING
-    ask = cycle.ask(job)
-    blocking, earliest_ms = _when_room(cycle, job)
+        return Explanation(job.key, job.state, "order", wait, earliest_start_ms=world.now_ms)
+    reason = _reason(look, job)
+    if reason is None:
+        return Explanation(job.key, job.state, "order", _not_judged(look, job))
+    stage = STAGES.get(reason, "capacity")
+    claim = _keeps_the_room(cycle, job) if reason in (Reason.HELD, Reason.RESERVED) else None
+    shown = told_reason(job, reason)
+    ahead, ahead_count = _ahead(look, job)
+    blocking, earliest_ms = _waits_for(cycle, job, reason)
+    hold = world.state.holds.get(job.key)
+    filters = () if stage in _BEFORE_ROOM else _filter_counts(gang_refusals(cycle.plan, cycle.ask(job), _least(job)))
+    changes = () if job.state is JobState.SUSPENDED else counterfactuals(world, job, cycle)
     return Explanation(
         job=job.key,
         state=job.state,
-        stage=_STAGES.get(reason, "capacity"),
-        wait=Wait(reason, _sentence(state, job, reason)),
-        filters=_filter_counts(state, gang_refusals(cycle.plan, ask, job.spec.least_tasks)),
+        stage=stage,
+        wait=Wait(shown, sentence(world.state, job, shown, world.now_ms, claim), look.found.starts_ms.get(job.key)),
+        filters=filters,
         blocking_jobs=blocking,
         earliest_start_ms=earliest_ms,
-        suggestion=_suggestion(cycle, job),
+        suggestion=f"it would start now {changes[0].change} ({changes[0].flag})" if changes else "",
+        counterfactuals=changes,
+        ahead=ahead,
+        ahead_count=ahead_count,
+        claimant="" if claim is None else claim.job,
+        victims=() if hold is None else tuple(v for v in hold.victims if _is_live(world.state, v)),
+        hold_ms=None if hold is None else hold.since_ms,
     )
 
 
-def _backoff(job: Job, now_ms: int) -> Wait:
-    seconds = (job.not_before_ms - now_ms + 999) // 1000
+def _reason(look: Look, job: Job) -> Reason | None:
+    return look.found.job_waits.get(job.key) or look.found.waits.get(line_key(job))
+
+
+def _not_judged(look: Look, job: Job) -> Wait:
+    """The pass did not come to it, or ends it."""
+    for event in look.found.events:
+        if isinstance(event, JobEnded) and event.job == job.key:
+            return Wait(Reason.SCHEDULING, f"the next scheduling pass ends it: {event.detail}")
+    started = len(look.cycle.started)
     return Wait(
-        Reason.RETRY_BACKOFF, f"try {job.round} ended with {job.reason}; the next starts in {seconds} s at most"
+        Reason.SCHEDULING, f"{started} jobs ahead of it start with the next scheduling pass, then it is its turn"
     )
 
 
-# -- sentences
+def _least(job: Job) -> int:
+    return 1 if job.state is JobState.SUSPENDED else job.spec.least_tasks
 
 
-def _sentence(state: ClusterState, job: Job, reason: Reason) -> str:
-    """Only the sentence asked for is made: some of them look at every card, and every queued job of a listing asks."""
-    request = job.spec.resources
-    need = describe(request) + (f" x {job.spec.tasks} tasks" if job.spec.tasks > 1 else "")
-    sentences: dict[Reason, Callable[[], str]] = {
-        Reason.TENANT_LIMIT: lambda: _over_limit(state, job),
-        Reason.TENANT_LIMIT_NEVER: lambda: _never_within_limit(state, job),
-        Reason.NO_NODES: lambda: (
-            "no node with cards is registered yet; an admin adds one with `gpushare node join-token NODE`"
-        ),
-        Reason.NO_CAPACITY: lambda: f"no card has room for {need} now",
-        Reason.HOST_CAPACITY: lambda: f"cards have room, but no node has the CPU or host memory for {need} now",
-        Reason.OCCUPIED: lambda: f"{_strangers(state)} hold what {need} needs; they are not gpushare's to stop",
-        Reason.GPU_UNHEALTHY: lambda: f"the cards that it could use are out of service: {_unhealthy(state)}",
-        Reason.NODES_UNAVAILABLE: lambda: (
-            f"the nodes that it could use are cordoned, draining or out of reach: {_unavailable(state)}"
-        ),
-        Reason.FENCE_UNAVAILABLE: lambda: f"no card offers a fence as strong as {request.min_enforcement.name.lower()}",
-        Reason.MODEL_UNAVAILABLE: lambda: f"no registered card matches {need}",
-        Reason.LABELS_UNAVAILABLE: lambda: f"no registered node carries the labels {dict(request.node_labels)}",
-    }
-    return sentences[reason]() if reason in sentences else str(reason)
+def _is_live(state: ClusterState, key: str) -> bool:
+    return key in state.jobs and bool(state.jobs[key].live())
 
 
-def _over_limit(state: ClusterState, job: Job) -> str:
-    tenant = state.tenants[job.tenant]
-    return (
-        f"tenant {job.tenant} uses {_cards(tenant.charge_milli)} of its limit of "
-        f"{_cards(tenant.settings.limit_milli or 0)} cards and this needs {_cards(_least(state, job))}; it starts when "
-        "jobs of the tenant end"
+# -- the order
+
+
+def _ahead(look: Look, job: Job) -> tuple[tuple[str, ...], int]:
+    """Queued jobs before it in the order, as things are before the pass: the first of them, and how many."""
+    state, now_ms = look.cycle.state, look.cycle.now_ms
+    tree = QuotaTree(state)
+    order = Order(state, tree, FairShare(state, tree, now_ms), lambda key: False)
+    own = line_key(job)
+    found: list[str] = []
+    count = 0
+    while (cursor := order.first()) is not None:
+        line = state.lines.line(cursor.key)
+        is_of_user = cursor.key[:3] == own[:3]
+        if is_of_user and cursor.seq >= job.submit_seq:
+            break
+        # The lines of one user are mixed by submit.
+        end = bisect_left(line, (job.submit_seq, "")) if is_of_user else len(line)
+        count += end
+        found += [key for _, key in line[: min(end, AHEAD_MAX - len(found))]]
+        order.set_aside()
+    return tuple(found), count
+
+
+# -- what keeps the room
+
+
+def _keeps_the_room(cycle: Cycle, job: Job) -> Claim | None:
+    """The claim of somebody else without which the job would fit now; where it takes several, the first of them."""
+    ask, fleet = cycle.ask(job), cycle.plan.fleet
+    others = [c for c in cycle.claims.values() if not c.entitles(ask.owner)]
+    others.sort(key=lambda c: (c.start_ms, c.id))
+    checkpoint = cycle.plan.checkpoint()
+    give_own_host(cycle.plan, job.key)
+    found: Claim | None = None
+    left = list(cycle.claims.values())
+    try:
+        for claim in others[:_CLAIMS_MAX]:
+            fleet.set_claims([c for c in cycle.claims.values() if c.id != claim.id], cycle.now_ms)
+            if _fits(cycle, job):
+                return claim
+        for claim in others:
+            # Taken away one after the other: the one with which it is enough.
+            left = [c for c in left if c.id != claim.id]
+            fleet.set_claims(left, cycle.now_ms)
+            found = claim
+            if _fits(cycle, job):
+                return claim
+        return found
+    finally:
+        fleet.set_claims(cycle.claims.values(), cycle.now_ms)
+        cycle.plan.rollback(checkpoint)
+
+
+def _fits(cycle: Cycle, job: Job) -> bool:
+    checkpoint = cycle.plan.checkpoint()
+    found = place_gang(
+        cycle.plan, cycle.ask(job), 1 if job.state is JobState.SUSPENDED else job.spec.tasks, _least(job)
     )
+    cycle.plan.rollback(checkpoint)
+    return found is not None
 
 
-def _never_within_limit(state: ClusterState, job: Job) -> str:
-    limit = state.tenants[job.tenant].settings.limit_milli or 0
-    return (
-        f"it needs {_cards(_least(state, job))} cards at least and tenant {job.tenant} may use {_cards(limit)}; "
-        "ask for less, or ask an admin for a higher limit"
-    )
+# -- whom it waits for
 
 
-def _least(state: ClusterState, job: Job) -> int:
-    return (least_charge(state, job.spec.resources) or 0) * job.spec.tasks
+def _waits_for(cycle: Cycle, job: Job, reason: Reason) -> tuple[tuple[str, ...], int | None]:
+    """Running jobs whose end lets it start, and when that is at the latest; (), None where that is not known."""
+    state = cycle.state
+    if reason is Reason.DEPENDENCY:
+        waiting = [d for d in job.spec.after if due.readiness(state, d) is Readiness.WAITS]
+        keys = [key for d in waiting for key in state.arrays.get(d.job, [d.job]) if not state.jobs[key].is_ended]
+        return tuple(keys[:_BLOCKING_MAX]), None
+    if STAGES.get(reason) == "cap":
+        return _first_of_capped(cycle, job, reason)
+    if reason is Reason.PREEMPTING:
+        hold = state.holds.get(job.key)
+        return (() if hold is None else hold.victims), None
+    return _when_room(cycle, job)
 
 
-def describe(request: TaskRequest) -> str:
-    """A request in few words, for sentences."""
-    if request.is_cpu:
-        return "a CPU task"
-    if not request.is_share:
-        return f"{request.gpus} whole GPU{'s' if request.gpus > 1 else ''}"
-    parts = [f"{_cards(request.gpu_milli)} of a card"] if request.gpu_milli is not None else []
-    if request.gpu_memory_mib is not None:
-        parts.append(f"{request.gpu_memory_mib} MiB")
-    return " and ".join(parts) + (f" of a {request.gpu_model}" if request.gpu_model else "")
+def _first_of_capped(cycle: Cycle, job: Job, reason: Reason) -> tuple[tuple[str, ...], int | None]:
+    """Any of these must end; the first known end."""
+    state = cycle.state
+    branch = capped_branch(state, job) if reason is Reason.TENANT_CAP else None
+
+    def counts(other: Job) -> bool:
+        if not other.live():
+            return False
+        if reason is Reason.ARRAY_CAP:
+            return bool(other.array_id) and other.array_key == job.array_key
+        if reason is Reason.USER_CAP:
+            return (other.tenant, other.created_by.user) == (job.tenant, job.created_by.user)
+        return branch is not None and is_below(state.tenants, other.tenant, branch.name)
+
+    keys = [key for key, other in state.jobs.items() if counts(other)]
+    ends = [end for key in keys if (end := _job_end_ms(cycle, state.jobs[key])) is not None]
+    return tuple(keys[:_BLOCKING_MAX]), min(ends, default=None)
 
 
-def _cards(milli: int) -> str:
-    return f"{milli / 1000:.3f}".rstrip("0").rstrip(".")
+def _job_end_ms(cycle: Cycle, job: Job) -> int | None:
+    """When all its attempts have given up their cards; None: unknown."""
+    ends = [end_ms(cycle.state, a, cycle.now_ms) for a in job.live()]
+    known = [end for end in ends if end is not None]
+    return max(known, default=None) if len(known) == len(ends) else None
 
 
-def _strangers(state: ClusterState) -> str:
-    told = [
-        f"pid {s.pid} of {s.user or 'an unknown user'} ({s.memory_mib} MiB on {gpu.uuid} of {node.name})"
-        for node, gpu in _all_cards(state)
-        for s in gpu.condition.strangers
-    ]
-    more = f" and {len(told) - 3} more" if len(told) > 3 else ""
-    return "other people's processes " + ", ".join(told[:3]) + more
+def _when_room(cycle: Cycle, job: Job) -> tuple[tuple[str, ...], int | None]:
+    """Let running jobs end in the order of their time limits until `job` fits: those of them that it takes, and when
+    the last of these ends. Jobs without a known end come last and make the time unknown."""
+    state = cycle.state
+    running = sorted({a.job_key for n in state.nodes.values() for a in state.live_attempts(n)} - {job.key})
+    ends = {key: _job_end_ms(cycle, state.jobs[key]) for key in running}
+    order = sorted(running, key=lambda key: (ends[key] is None, ends[key] or 0, key))
+    if not _fits_without(cycle, job, order):
+        return (), None
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high) // 2
+        if _fits_without(cycle, job, order[:middle]):
+            high = middle
+        else:
+            low = middle + 1
+    needed = _least_of(cycle, job, order[:low])
+    known = [end for key in needed if (end := ends[key]) is not None]
+    return tuple(needed[:_BLOCKING_MAX]), max(known) if known and len(known) == len(needed) else None
 
 
-def _unavailable(state: ClusterState) -> str:
-    away = [
-        f"{n.name} ({'cordoned' if n.cordoned else 'not connected' if n.state.value == 'ACTIVE' else n.state.lower()})"
-        for n in state.nodes.values()
-        if not n.is_placeable
-    ]
-    return ", ".join(away[:5]) + (f" and {len(away) - 5} more" if len(away) > 5 else "")
+def _least_of(cycle: Cycle, job: Job, enough: list[str]) -> list[str]:
+    """Of jobs whose end is enough, those that are needed: others are left out one by one, the last to end first."""
+    own = cycle.state.tenants
+    near = [k for k in enough if is_below(own, k.partition("/")[0], job.tenant)]
+    needed = near if len(enough) > _TRIED_MAX and _fits_without(cycle, job, near) else enough
+    if len(needed) > _TRIED_MAX:
+        needed = _on_its_places(cycle, job, needed)
+    for key in list(reversed(needed)) if len(needed) <= _TRIED_MAX else []:
+        rest = [k for k in needed if k != key]
+        if _fits_without(cycle, job, rest):
+            needed = rest
+    return needed
 
 
-def _unhealthy(state: ClusterState) -> str:
-    """Why and where, the most frequent first: the whole answer where a driver took all cards of a node away."""
-    counts = Counter(
-        (gpu.condition.reason or str(gpu.condition.state), node.name)
-        for node, gpu in _all_cards(state)
-        if not gpu.is_placeable
-    )
-    told = [f"{count} on {node} ({reason})" for (reason, node), count in counts.most_common()]
-    return ", ".join(told[:5]) + (f" and {len(told) - 5} more" if len(told) > 5 else "")
+def _on_its_places(cycle: Cycle, job: Job, enough: list[str]) -> list[str]:
+    """Those with something on the nodes where it would be then, if they are enough."""
+    state, plan = cycle.state, cycle.plan
+    checkpoint = plan.checkpoint()
+    _give(cycle, job, enough, +1)
+    slices = place_gang(plan, cycle.ask(job), job.spec.tasks, _least(job)) or []
+    _give(cycle, job, enough, -1)
+    plan.rollback(checkpoint)
+    nodes = {piece.node for piece in slices}
+    here = [key for key in enough if any(a.slice.node in nodes for a in state.jobs[key].live())]
+    return here if _fits_without(cycle, job, here) else enough
 
 
-def _filter_counts(state: ClusterState, refusals: Refusals) -> tuple[FilterCount, ...]:
+def _fits_without(cycle: Cycle, job: Job, gone: list[str]) -> bool:
+    """Whether it fits once these have ended; the plan and the tree stay as they were."""
+    checkpoint = cycle.plan.checkpoint()
+    _give(cycle, job, gone, +1)
+    fits = _fits(cycle, job)
+    _give(cycle, job, gone, -1)
+    cycle.plan.rollback(checkpoint)
+    return fits
+
+
+def _give(cycle: Cycle, job: Job, keys: list[str], sign: int) -> None:
+    """`sign` +1: these have ended, on the plan and in the tree; -1: in the tree they have not."""
+    if sign > 0:
+        give_own_host(cycle.plan, job.key)
+    for key in keys:
+        gone = cycle.state.jobs[key]
+        pieces = [a.slice for a in gone.live() if a.suspended_ms is None]
+        if sign > 0:
+            for piece in pieces:
+                cycle.plan.give(gone.tenant, piece, job=key)
+        cycle.count(gone, pieces, -sign)
+
+
+# -- filters
+
+
+def _filter_counts(refusals: Refusals) -> tuple[FilterCount, ...]:
     return tuple(
         FilterCount(
             reason=reason,
             detail=_FILTER_WORDS.get(reason, ""),
             gpus=len(set(places)),
-            nodes=tuple(sorted({node for node, _ in places}))[:20],
+            nodes=tuple(sorted({node for node, _ in places}))[:_NODES_MAX],
         )
         for reason, places in refusals.by_reason.items()
     )
@@ -244,76 +379,12 @@ _FILTER_WORDS = {
     Reason.MODEL_UNAVAILABLE: "another model, or too little memory on the whole card",
     Reason.LABELS_UNAVAILABLE: "node without the labels asked for",
     Reason.FENCE_UNAVAILABLE: "no tier as strong as asked",
-    Reason.NODES_UNAVAILABLE: "node cordoned, draining or out of reach",
+    Reason.NODES_UNAVAILABLE: "node cordoned, draining, asleep or out of reach",
     Reason.GPU_UNHEALTHY: "card out of service",
     Reason.HOST_CAPACITY: "too little CPU or host memory free on the node",
     Reason.NO_CAPACITY: "too little free of the card",
     Reason.OCCUPIED: "held by processes that are not gpushare's",
+    Reason.RESERVED: "reserved in a window of time that it would run into",
+    Reason.HELD: "kept for a job ahead of it",
     Reason.TENANT_LIMIT: "the tenant's limit would be passed",
 }
-
-
-# -- what-if
-
-
-def _when_room(cycle: Cycle, job: Job) -> tuple[tuple[str, ...], int | None]:
-    """Let running jobs end in the order of their time limits until `job` fits: who must end, and when that is at the
-    latest. Jobs without a limit end last and make the time unknown."""
-    state, plan = cycle.state, cycle.plan
-    endings = sorted((_end_ms(state, a), a.job_key) for n in state.nodes.values() for a in state.live_attempts(n))
-    checkpoint = plan.checkpoint()
-    blocking: dict[str, None] = {}
-    try:
-        for end_ms, key in endings:
-            if key in blocking:
-                continue
-            blocking[key] = None
-            ended = state.jobs[key]
-            for attempt in ended.live():
-                plan.give(attempt.tenant, attempt.slice, job=key)
-            cycle.count(ended, [a.slice for a in ended.live()], -1)
-            if place_gang(plan, cycle.ask(job), job.spec.tasks, job.spec.least_tasks) is not None:
-                return tuple(blocking), None if end_ms == _NEVER_MS else end_ms
-    finally:
-        plan.rollback(checkpoint)
-        for key in blocking:
-            cycle.count(state.jobs[key], [a.slice for a in state.jobs[key].live()], +1)
-    return (), None
-
-
-_NEVER_MS = 2**62
-
-
-def _end_ms(state: ClusterState, attempt: Attempt) -> int:
-    limit_ms = state.jobs[attempt.job_key].spec.max_run_ms
-    return (attempt.started_ms or attempt.allocated_ms) + limit_ms if limit_ms else _NEVER_MS
-
-
-def _suggestion(cycle: Cycle, job: Job) -> str:
-    """The largest smaller share that starts now, found by trying it on the plan."""
-    request = job.spec.resources
-    if not request.is_share:
-        return ""
-    milli, mib = _largest_gap(cycle.state)
-    smaller = msgspec.structs.replace(
-        request,
-        gpu_milli=None if request.gpu_milli is None else min(request.gpu_milli, milli),
-        gpu_memory_mib=None if request.gpu_memory_mib is None else min(request.gpu_memory_mib, mib),
-    )
-    if smaller == request or smaller.gpu_milli == 0 or smaller.gpu_memory_mib == 0:
-        return ""
-    ask = cycle.ask(job)._replace(request=smaller)
-    checkpoint = cycle.plan.checkpoint()
-    found = place_gang(cycle.plan, ask, job.spec.tasks, job.spec.least_tasks)
-    cycle.plan.rollback(checkpoint)
-    return "" if found is None else f"it would start now with {describe(smaller)}"
-
-
-def _largest_gap(state: ClusterState) -> tuple[int, int]:
-    """(milli, MiB) free on the placeable card with the most free share."""
-    gaps = [(g.free_milli, g.free_mib) for n, g in _all_cards(state) if n.is_placeable and g.is_placeable]
-    return max(gaps, default=(0, 0))
-
-
-def _all_cards(state: ClusterState) -> list[tuple[Node, Gpu]]:
-    return [(node, gpu) for node in state.nodes.values() for gpu in node.gpus.values()]

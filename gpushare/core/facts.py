@@ -146,7 +146,7 @@ def _node_enrolled(state: ClusterState, event: NodeEnrolled, entry: Entry) -> No
 
 def _node_synced(state: ClusterState, event: NodeSynced, entry: Entry) -> None:
     node = state.nodes[event.node]
-    state.touched.update(state.nodes)
+    state.touched.add(event.node)
     node.address = event.address
     _wake(node, event, entry.at_ms)
     node.instance_id, node.boot_id, node.start_counter = event.instance_id, event.boot_id, event.start_counter
@@ -163,7 +163,8 @@ def _node_synced(state: ClusterState, event: NodeSynced, entry: Entry) -> None:
         if other is not node and other.state is NodeState.LOST:
             # A card that was moved over from a dead host.
             for card in event.gpus:
-                other.gpus.pop(card.uuid, None)
+                if other.gpus.pop(card.uuid, None) is not None:
+                    state.touched.add(other.name)
     _register_cards(node, event.gpus)
 
 

@@ -112,12 +112,14 @@ def _attempt_stop_requested(state: ClusterState, event: AttemptStopRequested, en
     attempt = state.must_attempt(event.attempt)
     attempt.desired_stop, attempt.stop_reason, attempt.stop_detail = True, event.reason, event.detail
     attempt.claimant = event.claimant
+    state.touched.add(attempt.slice.node)
 
 
 def _attempt_suspend_requested(state: ClusterState, event: AttemptSuspendRequested, entry: Entry) -> None:
     attempt = state.must_attempt(event.attempt)
     attempt.desired_suspend, attempt.stop_reason, attempt.stop_detail = True, event.reason, event.detail
     attempt.claimant = event.claimant
+    state.touched.add(attempt.slice.node)
 
 
 def _attempt_resumed(state: ClusterState, event: AttemptResumed, entry: Entry) -> None:
@@ -152,6 +154,8 @@ def _attempt_changed(state: ClusterState, event: AttemptChanged, entry: Entry) -
     attempt.containment = event.containment or attempt.containment
     if event.started_ms is not None:
         attempt.started_ms = event.started_ms
+    # When it surely ends is known anew.
+    state.touched.add(attempt.slice.node)
     job = state.jobs[attempt.job_key]
     if event.state is AttemptState.SUSPENDED and attempt.suspended_ms is None:
         _suspended(state, job, attempt, entry.at_ms)

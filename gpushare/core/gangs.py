@@ -75,8 +75,8 @@ def place_of(state: ClusterState, job: Job, attempt: Attempt) -> GangPlace | Non
 
 
 def gang_port(state: ClusterState, node: str, taken: Container[int] = ()) -> int:
-    """A port for a gang whose first task is placed on `node`: no other live gang meets there, and it is none of `taken`,
-    which the same pass has given out. It moves on with the journal, so that a gang that starts again does not meet
+    """A port for a gang whose first task is placed on `node`: no other live gang meets at it, nor is it one of `taken`,
+    which the same pass gave out. It moves on with the journal, so that a gang that starts again does not meet
     connections of its earlier life. 0 where every port is in use."""
     used = set(_ports_at(state, state.nodes[node]))
     count = LAST_PORT - FIRST_PORT + 1

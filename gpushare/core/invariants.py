@@ -62,6 +62,7 @@ def _check_hosts(state: ClusterState, live: list[Attempt]) -> None:
 
 
 def _check_tenants(state: ClusterState, live: list[Attempt]) -> None:
+    priorities: Counter[tuple[str, int]] = Counter()
     queued, running, charge, host = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     people: Counter[tuple[str, str]] = Counter()
     rates: Counter[tuple[str, str]] = Counter()
@@ -70,12 +71,15 @@ def _check_tenants(state: ClusterState, live: list[Attempt]) -> None:
             queued[job.tenant] += 1
         elif not job.is_ended:
             running[job.tenant] += 1
+            priorities[job.tenant, job.spec.priority] += 1
             people[job.tenant, job.created_by.user] += 1
     for a in live:
         host[a.tenant] += a.slice.cpu_milli
         if a.suspended_ms is None:
             charge[a.tenant] += a.slice.charge_milli
             rates[a.tenant, state.jobs[a.job_key].created_by.user] += a.slice.charge_milli
+    if priorities != Counter({(t, p): n for t, found in state.running_priorities.items() for p, n in found.items()}):
+        raise BrokenInvariant("the counts of running jobs by priority differ from the running jobs")
     for name, tenant in state.tenants.items():
         ledger = (tenant.queued_jobs, tenant.running_jobs, tenant.charge_milli, tenant.used_cpu_milli)
         if ledger != (queued[name], running[name], charge[name], host[name]):

@@ -7,7 +7,6 @@ Jobs are taken in their order, each against what the earlier ones leave, so that
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from copy import copy
 from typing import NamedTuple
 
 from gpushare.core.capacity import has_labels, host_need, matches_card, share_on, tier_for
@@ -27,12 +26,13 @@ _GANGS_MAX = 16
 class _Card:
     """What is left of one card in this what-if."""
 
-    def __init__(self, gpu: Gpu, is_empty: bool) -> None:
-        self.inventory: GpuInventory = gpu.inventory
-        self.capacity_milli = gpu.capacity_milli
-        self.milli = gpu.capacity_milli if is_empty else gpu.free_milli
-        self.mib = gpu.inventory.usable_mib if is_empty else gpu.free_mib
-        self.is_whole = is_empty or not (gpu.holds or gpu.stranger_mib)
+    __slots__ = ("inventory", "is_whole", "mib", "milli")
+
+    def __init__(self, inventory: GpuInventory, milli: int, mib: int, is_whole: bool) -> None:
+        self.inventory, self.milli, self.mib, self.is_whole = inventory, milli, mib, is_whole
+
+    def copy(self) -> _Card:
+        return _Card(self.inventory, self.milli, self.mib, self.is_whole)
 
     def use(self, milli: int, mib: int) -> None:
         self.milli -= milli
@@ -43,21 +43,29 @@ class _Card:
 class _Host:
     """What is left of one node. `is_fresh`: all of it."""
 
-    def __init__(self, node: Node, *, is_empty: bool) -> None:
-        self.node = node
-        self.cpu_milli = node.cpu_milli if is_empty else node.free_cpu_milli
-        self.memory_mib = node.memory_mib if is_empty else node.free_memory_mib
-        self.cards = [_Card(gpu, is_empty) for gpu in node.gpus.values() if gpu.is_placeable]
-        self.is_fresh = is_empty
+    def __init__(self, node: Node, cpu_milli: int, memory_mib: int, cards: list[_Card], *, is_fresh: bool) -> None:
+        self.node, self.cpu_milli, self.memory_mib, self.cards = node, cpu_milli, memory_mib, cards
+        self.is_fresh = is_fresh
+        # Requests that it holds no task of; what is left only shrinks.
+        self.full_for: set[TaskRequest] = set()
+
+    @classmethod
+    def empty(cls, node: Node) -> _Host:
+        """As it comes back from its sleep."""
+        cards = [_empty_card(gpu) for gpu in node.gpus.values() if gpu.is_placeable]
+        return cls(node, node.cpu_milli, node.memory_mib, cards, is_fresh=True)
+
+    @classmethod
+    def as_it_is(cls, node: Node) -> _Host:
+        cards = [_free_card(gpu) for gpu in node.gpus.values() if gpu.is_placeable]
+        return cls(node, node.free_cpu_milli, node.free_memory_mib, cards, is_fresh=False)
 
     def scratch(self) -> _Host:
-        other = copy(self)
-        other.cards = [copy(card) for card in self.cards]
-        return other
+        return _Host(self.node, self.cpu_milli, self.memory_mib, [c.copy() for c in self.cards], is_fresh=False)
 
     def kind(self) -> object:
         """Fresh and empty hosts of one kind hold the same."""
-        told = ((card.inventory, card.capacity_milli) for card in self.cards)
+        told = ((card.inventory, card.milli) for card in self.cards)
         cards = tuple((card.model, card.usable_mib, card.tiers, milli) for card, milli in told)
         node = self.node
         return (cards, len(node.gpus), node.cpu_milli, node.memory_mib, tuple(sorted(node.labels.items())))
@@ -115,6 +123,14 @@ class _Host:
         return left
 
 
+def _empty_card(gpu: Gpu) -> _Card:
+    return _Card(gpu.inventory, gpu.capacity_milli, gpu.inventory.usable_mib, is_whole=True)
+
+
+def _free_card(gpu: Gpu) -> _Card:
+    return _Card(gpu.inventory, gpu.free_milli, gpu.free_mib, is_whole=not (gpu.holds or gpu.stranger_mib))
+
+
 def domain_of(card: GpuInventory) -> str:
     """A card whose domain is not known is near to itself alone."""
     return card.domain or f"\0{card.uuid}"
@@ -141,13 +157,15 @@ class WakePlan:
         decided: Collection[Event],
     ) -> None:
         self._state, self._now_ms, self._decided = state, now_ms, decided
-        self._asleep = [_Host(node, is_empty=True) for node in asleep]
-        self._coming = [_Host(node, is_empty=True) for node in coming]
-        self._due = [_Host(state.nodes[name], is_empty=False) for name in due]
+        self._asleep = [_Host.empty(node) for node in asleep]
+        self._coming = [_Host.empty(node) for node in coming]
+        self._due = [_Host.as_it_is(state.nodes[name]) for name in due]
         self.woken: list[str] = []
         self.wanted: set[str] = set()
-        self._kinds: dict[str, object] = {}
-        self._counted: dict[tuple[object, TaskRequest, int], Stop | None] = {}
+        # Kinds of hosts as numbers, which are quick to look up.
+        self._kinds: dict[object, int] = {}
+        self._kind_of: dict[str, int] = {}
+        self._counted: dict[tuple[int, TaskRequest, int], Stop | None] = {}
         self._hopeless: set[object] = set()
         self._gangs = 0
         self._awake: list[_Host] | None = None
@@ -215,24 +233,33 @@ class WakePlan:
     def _stop(self, job: Job, host: _Host, most: int) -> Stop | None:
         """How many of up to `most` tasks the host holds; None for none."""
         request, is_near = job.spec.resources, job.spec.topology is Topology.DOMAIN
+        if request in host.full_for:
+            return None
         promised = self._promised(host, job)
         if promised:
             return _count(host.without(promised), request, most, is_near, host)
         if is_near or not host.is_fresh:
-            return _count(host, request, most, is_near, host)
-        name = host.node.name
-        kind = self._kinds.get(name) or self._kinds.setdefault(name, host.kind())
-        key = (kind, request, most)
+            found = _count(host, request, most, is_near, host)
+            if found is None:
+                host.full_for.add(request)
+            return found
+        key = (self._kind(host), request, most)
         if key not in self._counted:
             self._counted[key] = _count(host, request, most, is_near, host)
         found = self._counted[key]
         return None if found is None else found._replace(host=host)
 
+    def _kind(self, host: _Host) -> int:
+        kind = self._kind_of.get(host.node.name)
+        if kind is None:
+            kind = self._kind_of[host.node.name] = self._kinds.setdefault(host.kind(), len(self._kinds))
+        return kind
+
     def _hosts_awake(self) -> list[_Host]:
         if self._awake is None:
             nodes = [n for n in self._state.nodes.values() if n.is_placeable]
             due = {host.node.name for host in self._due}
-            self._awake = [_Host(node, is_empty=False) for node in nodes if node.name not in due]
+            self._awake = [_Host.as_it_is(node) for node in nodes if node.name not in due]
             self._use_decided(self._awake)
         return self._awake
 

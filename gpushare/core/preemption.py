@@ -178,8 +178,9 @@ class _Hunt:
         return targets
 
     def _share_steps(self, i: int, here: list[Victim]) -> list[_Step]:
-        """For each card, the victims that let more tasks onto it."""
+        """For each card, the victims that let more tasks onto it than fit the node now."""
         fleet, needs = self.fleet, self.needs
+        held = self._held(i)
         steps: list[_Step] = []
         for card in self._cards_of(i):
             grant = needs.grants[int(fleet.kind_of[card])]
@@ -189,7 +190,8 @@ class _Hunt:
             free = (int(fleet.free_milli[card]), int(fleet.free_mib[card]))
             owed = self.owed_cards.get(card, (0, 0))
             parts = _parts_of_card(here, fleet.uuids[card])
-            before = max(0, min((free[0] - owed[0]) // milli, (free[1] - owed[1]) // mib))
+            fits = min((free[0] - owed[0]) // milli, (free[1] - owed[1]) // mib)
+            before = max(0, min(fits, held))
             for tasks in range(before + 1, before + self.least + 1):
                 lack = (tasks * milli + owed[0] - free[0], tasks * mib + owed[1] - free[1])
                 keys = cover(parts, lack)
@@ -208,7 +210,7 @@ class _Hunt:
             held = sum(fleet.uuids[card] in p.gpu_uuids for part in parts for p in part.victim.pieces)
             if held == int(fleet.holders[card]) and self.owed_cards.get(card, (0, 0)) == (0, 0):
                 emptied[card] = frozenset(part.victim.key for part in parts)
-        free_tasks = sum(not keys for keys in emptied.values()) // gpus
+        before = min(self._held(i), sum(not keys for keys in emptied.values()) // gpus)
         gone: frozenset[str] = frozenset()
         taken = 0
         steps: list[_Step] = []
@@ -216,9 +218,13 @@ class _Hunt:
             card = min(emptied, key=lambda c: (cost_of(by_key[k] for k in emptied[c] - gone), c))
             gone |= emptied.pop(card)
             taken += 1
-            if taken % gpus == 0 and taken // gpus > free_tasks:
-                steps.append(_Step(i, taken // gpus - free_tasks, gone, WHOLE_CARD_MILLI * gpus))
+            if taken % gpus == 0 and taken // gpus > before:
+                steps.append(_Step(i, taken // gpus - before, gone, WHOLE_CARD_MILLI * gpus))
         return steps
+
+    def _held(self, i: int) -> int:
+        """How many tasks the node holds as it is, claims aside."""
+        return int(self.fleet.scores.of(self.ask.request).counts()[i])
 
     def _cards_of(self, i: int) -> list[int]:
         """Ids of the node's cards that the request could be on."""
@@ -240,8 +246,8 @@ class _Hunt:
             tasks * memory + owed[1] - int(fleet.free_memory_mib[i]),
         )
         if self.ask.request.is_cpu:
-            # A node that holds some already: `tasks` are meant on top.
-            held = int(fleet.scores.of(self.ask.request).counts()[i])
+            # `tasks` are meant on top of what the node holds already.
+            held = self._held(i)
             lack = (lack[0] + held * cpu, lack[1] + held * memory)
         name = fleet.names[i]
         parts = [

@@ -63,6 +63,8 @@ class ClusterState:
         self.lines = WaitingLines()
         self.arrays: dict[str, list[str]] = {}
         self.array_running: Counter[str] = Counter()
+        # Tenant -> priority -> running jobs.
+        self.running_priorities: dict[str, Counter[int]] = {}
         # Job or array -> the jobs that have not ended and name it in `after`.
         self.dependents: dict[str, set[str]] = {}
         # Ended jobs, first end first.
@@ -185,10 +187,18 @@ class ClusterState:
         _set_member(self.growing, job.key, running and 0 < job.spec.min_tasks < job.spec.tasks)
 
     def _count_running(self, job: Job, state: JobState, by: int) -> None:
+        if state in _RUNNING_STATES:
+            self._count_priority(job, by)
         if job.array_id and state in _RUNNING_STATES:
             self.array_running[job.array_key] += by
             if not self.array_running[job.array_key]:
                 del self.array_running[job.array_key]
+
+    def _count_priority(self, job: Job, by: int) -> None:
+        running = self.running_priorities.setdefault(job.tenant, Counter())
+        running[job.spec.priority] += by
+        if not running[job.spec.priority]:
+            del running[job.spec.priority]
 
     def _count_person(self, tenant: Tenant, job: Job, was: JobState) -> None:
         by = (job.state in _RUNNING_STATES) - (was in _RUNNING_STATES)

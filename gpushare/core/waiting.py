@@ -74,6 +74,10 @@ class WaitingLines:
     def __len__(self) -> int:
         return self._size
 
+    def line(self, key: LineKey) -> Line:
+        """Raises KeyError for one that is empty."""
+        return self.tenants[key.tenant][key.priority][key.user][key.shape]
+
     def __iter__(self) -> Iterator[str]:
         """Every waiting job's key, in no particular order."""
         for priorities in self.tenants.values():

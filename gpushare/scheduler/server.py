@@ -21,7 +21,7 @@ from grpc_health.v1.health import aio as health
 from gpushare import rpc
 from gpushare.config import SchedulerConfig
 from gpushare.core.events import Entry
-from gpushare.core.model import TenantSettings
+from gpushare.core.model import Power, TenantSettings
 from gpushare.core.state import ClusterState
 from gpushare.errors import abort, error_of
 from gpushare.join import encode_join
@@ -38,6 +38,7 @@ from gpushare.scheduler.denials import Denials
 from gpushare.scheduler.engine import Engine, Projector, Thunk
 from gpushare.scheduler.leases import Leases
 from gpushare.scheduler.logs import LogReads
+from gpushare.scheduler.power import PowerHooks
 from gpushare.scheduler.sessions import Sessions
 from gpushare.scheduler.watch import Watches
 from gpushare.v1 import agent_pb2, job_pb2, node_pb2, tenant_pb2, usage_pb2
@@ -66,6 +67,9 @@ class ApiServer:
         self._streams = OpenStreams(authenticator, lambda: engine.state)
         self._denials = Denials(engine)
         self.sessions = Sessions(engine, Leases(engine.settings.lease_ttl_ms, config.recovery_grace_s * 1000))
+        engine.set_loads(self.sessions.loads.percent)
+        hooks = {Power.DOWN: config.power_down_command, Power.WAKING: config.power_up_command}
+        self._power = PowerHooks(engine, hooks, config.power_command_timeout_s, drop=self.sessions.drop)
         self._watches = Watches(engine)
         self._logs = LogReads(self.sessions)
         self._health = _Health()
@@ -84,6 +88,7 @@ class ApiServer:
             "leases": self.sessions.run,
             "logs": self._logs.run,
             "denials": self._denials.run,
+            "power": self._power.run,
             "expiry": self._streams.run,
             "health": self._watch_health,
         }
@@ -120,11 +125,13 @@ class ApiServer:
         for projector, begin_anew in (
             (self.sessions.project, self.sessions.reset),
             (self._watches.project, self._watches.reset),
+            (self._power.project, self._power.reset),
             (self._streams.project, self._end_streams),
         ):
             self._engine.add_projector(_careful(projector, begin_anew))
         self._engine.add_reset_listener(self.sessions.reset)
         self._engine.add_reset_listener(self._watches.reset)
+        self._engine.add_reset_listener(self._power.reset)
 
     def _end_streams(self) -> None:
         self._streams.end_all(error_of(Reason.NOT_LEADER, "The scheduler had to begin anew; connect again."))

@@ -275,6 +275,22 @@ class TestLedger:
             core.check()
 
 
+class TestOvercommit:
+    def test_shares_add_up_to_what_the_order_says_the_card_may_carry(self) -> None:
+        core = two_cards()
+        core.start(share("j.1.0.1", 800, 1000, capacity_milli=1500))
+        assert not launched(core.start(share("j.2.0.1", 700, 1000)))
+        assert launched(core.start(share("j.3.0.1", 700, 1000, capacity_milli=1500)))
+        core.check()
+        refused = told(core.start(share("j.4.0.1", 1, 1000, capacity_milli=1500)))
+        assert "1501 of 1500 milli" in refused.detail
+
+    def test_memory_is_never_overcommitted(self) -> None:
+        core = two_cards(10_000)
+        core.start(share("j.1.0.1", 800, 6000, capacity_milli=1500))
+        assert not launched(core.start(share("j.2.0.1", 700, 6000, capacity_milli=1500)))
+
+
 class TestEnds:
     def test_the_first_end_is_the_end(self) -> None:
         core = two_cards()

@@ -6,8 +6,8 @@ One statement a line, `#` starts a comment. A name stands for a job; `a` with co
     set T SETTING...                    SETTING: parent=T guaranteed=MILLI limit=MILLI|none weight=N max_running=N
                                         per_user=N cpu_limit=MILLI memory_limit=MIB min_run=MS quota=MODEL:MILLI[:MILLI]
     submit T NAME [count=K] [milli=M] [mib=M] [gpus=N] [tasks=N] [priority=P] [retries=R] [limit_ms=N] [cpu=M]
-           [min_tasks=N] [qos=Q] [preemption=P] [on_failure=F] [topology=T] [model=A|B] [start_within=MS] [user=U]
-           [after=NAME[:KIND],...] [array=K[%N]]      of an array, name0 and up are its children, name is all of it
+           [memory=M] [min_tasks=N] [qos=Q] [preemption=P] [on_failure=F] [topology=T] [model=A|B] [start_within=MS]
+           [user=U] [after=NAME[:KIND],...] [array=K[%N]]   of an array, name0 ... are the children, name is all
     reserve NAME T|maintenance START END [gpus=N] [milli=M] [mib=M] [node=N,...] [repeat=MS] [users=U,...] (ms from now)
     overcommit N MILLI
     cycle      run NAME      exit NAME CODE [task=I]      lose NAME REASON [task=I]      cancel NAME
@@ -136,6 +136,7 @@ class Scenario:
             gpu_milli=_int(options.get("milli")),
             gpu_memory_mib=_int(options.get("mib")),
             cpu_milli=_int(options.get("cpu")),
+            memory_mib=_int(options.get("memory")),
             gpu_model=options.get("model", ""),
         )
         children, _, at_once = options.get("array", "").partition("%")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import msgspec
 import pytest
 
 from gpushare.address import Address
-from gpushare.config import Caps, join_address, load_agent_config, load_scheduler_config, places
+from gpushare.config import Caps, SchedulerConfig, join_address, load_agent_config, load_scheduler_config, places
 from gpushare.configfile import ConfigError, refuse_readable_by_others
 from gpushare.core.commands import CoreSettings
+from gpushare.core.placement import POLICIES
 from gpushare.reasons import Reason
+from gpushare.scheduler.main import core_settings
 
 UUID = "GPU-01234567-89ab-cdef-0123-456789abcdef"
 
@@ -149,6 +152,25 @@ def test_environment_reaches_tables_lists_and_booleans(home: dict[str, str]) -> 
         ('state_dir = "a\\u0000b"', 1, "state_dir", "a text"),
         ("infra_backoff_ms = 2000\ninfra_backoff_max_ms = 1000", 1, "infra_backoff_ms", "infra_backoff_max_ms"),
         ("[caps]\nargv_max_bytes = '3MiB'\nmessage_max_bytes = '2MiB'", 2, "caps.argv_max_bytes", "message_max_bytes"),
+        ("load_weight = 1.1", 1, "load_weight", "is not from 0"),
+        ("load_weight = -0.1", 1, "load_weight", "is not from 0"),
+        ("load_weight = nan", 1, "load_weight", "is not from 0"),
+        ("load_weight = true", 1, "load_weight", "a number like 0.5"),
+        ("load_weight = '5e-1'", 1, "load_weight", "a number like 0.5"),
+        ("weight = 1", 1, "weight", "no such key"),
+        ("placement_policy = 'random'", 1, "placement_policy", "'best_fit'"),
+        ("fair_share_half_life_s = '1s'", 1, "fair_share_half_life_s", "is not from 60"),
+        ("backfill_depth = 65", 1, "backfill_depth", "is above 64"),
+        ("starvation_after_s = 0", 1, "starvation_after_s", "is zero"),
+        ("power_idle_s = '10m'", 1, "power_idle_s", "power_down_command is not"),
+        (
+            "power_idle_s = '10m'\npower_down_command = ['off', '{node}']",
+            1,
+            "power_idle_s",
+            "power_up_command is not",
+        ),
+        ("power_up_command = ['wake']", 1, "power_up_command", "does not say which node"),
+        ("power_up_command = []", 1, "power_up_command", "a list of texts"),
         ("a =", 1, "a", "no TOML"),
         ("listen = 'x\n", 1, "listen", "no TOML"),
         ("x = " + "9" * 9999, 1, "x", "no TOML"),
@@ -257,6 +279,29 @@ def test_caps_say_what_the_core_says() -> None:
     core = CoreSettings()
     for name in set(Caps.__struct_fields__) - {"queued_per_tenant", "page_max", "message_max_bytes"}:
         assert getattr(core, name) == getattr(Caps(), name), name
+
+
+def test_policy_numbers_say_what_the_core_says(tmp_path: Path, home: dict[str, str]) -> None:
+    config = load_scheduler_config(environ=home, uid=1000)
+    assert core_settings(config) == CoreSettings(lease_ttl_ms=config.lease_ttl_s * 1000)
+    text = (
+        "load_weight = 1\nfair_share_half_life_s = '1d'\nmin_run_s = '10m'\nbackfill_depth = 0\n"
+        "starvation_after_s = '2h'\npower_idle_s = '15m'\npower_down_command = ['/sbin/off', '--node={node}']\n"
+        "power_up_command = ['/sbin/wake', '{node}']\npower_keep_nodes = 1\npower_wake_timeout_s = '5m'\n"
+    )
+    said = load_scheduler_config(written(tmp_path, text), environ=home, uid=1000)
+    core = core_settings(said)
+    assert (core.load_weight, core.fair_share_half_life_ms, core.min_run_ms) == (1.0, 86_400_000, 600_000)
+    assert (core.backfill_depth, core.starvation_after_ms) == (0, 7_200_000)
+    assert (core.power_idle_ms, core.power_keep_nodes, core.power_wake_timeout_ms) == (900_000, 1, 300_000)
+    assert said.power_down_command == ("/sbin/off", "--node={node}")
+    environ = {**home, "GPUSHARE_SCHEDULER_LOAD_WEIGHT": "0.25"}
+    assert load_scheduler_config(environ=environ, uid=1000).load_weight == 0.25
+
+
+def test_the_policies_that_can_be_set_are_those_that_there_are() -> None:
+    named = get_args(get_type_hints(SchedulerConfig)["placement_policy"])
+    assert sorted(named) == sorted(POLICIES)
 
 
 def test_configurations_are_frozen(home: dict[str, str]) -> None:

@@ -14,6 +14,9 @@ from typing import Any, cast
 import pytest
 from cluster import Cluster
 
+from gpushare.cli.nodes import _node_row as node_row
+from gpushare.client.messages import Node, NodeState
+from gpushare.client.messages import Power as ShownPower
 from gpushare.core.commands import Call, Command, NodeSessionClosed
 from gpushare.core.events import Entry, NodePowerRequested, NodeSynced
 from gpushare.core.model import Power
@@ -211,6 +214,16 @@ def test_only_requests_start_hooks_not_the_word_that_one_failed(tmp_path: Path) 
     synced = [e for e in leader.cluster.journal if isinstance(e.event, NodeSynced)]
     leader.cluster.apply([NodePowerRequested(node="n1", power=Power.ON)])
     assert leader.hooks.project(synced, leader.state) is None
+
+
+@pytest.mark.parametrize(
+    ("power", "ready", "shown"),
+    [("ON", True, "ACTIVE"), ("DOWN", True, "GOING_DOWN"), ("DOWN", False, "ASLEEP"), ("WAKING", False, "WAKING")],
+)
+def test_a_list_of_nodes_does_not_call_a_sleeping_one_unreachable(power: str, ready: bool, shown: str) -> None:
+    state = NodeState.NODE_STATE_ACTIVE if ready else NodeState.NODE_STATE_UNREACHABLE
+    node = Node(name="nodes/n1", state=state, ready=ready, cordoned=True, power=ShownPower.Value(f"POWER_{power}"))
+    assert node_row(node)[1] == f"{shown},cordoned"
 
 
 # -- programs

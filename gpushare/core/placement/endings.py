@@ -170,6 +170,7 @@ class Timeline:
         view.free_milli = fleet.free_milli + _sums(done[:, _PLACE], done[:, _FIRST], size)
         view.free_mib = fleet.free_mib + _sums(done[:, _PLACE], done[:, _SECOND], size)
         view.holders = fleet.holders - np.bincount(done[:, _PLACE], minlength=size)
+        view.open_milli = np.where(fleet.open, view.free_milli, -1)
         view.is_empty = fleet.open & (view.holders == 0) & ~fleet.strangers
         gone = self._hosts[: np.searchsorted(self._host_ends, at_ms, side="right")]
         size = len(fleet.names)

@@ -27,6 +27,23 @@ def place_task(plan: Plan, ask: Ask, task: int = 0) -> Slice | None:
     return None if place is None else _settle(plan, field, place, task)
 
 
+def place_on(plan: Plan, ask: Ask, uuids: Sequence[str], task: int = 0) -> Slice | None:
+    """The same on these cards of one node alone; None for a request without cards, or for cards that are gone."""
+    fleet, request = plan.fleet, ask.request
+    if request.is_cpu or not uuids or any(uuid not in fleet.card_id for uuid in uuids):
+        return None
+    field = Field(fleet, ask)
+    cards = np.array([fleet.card_id[uuid] for uuid in uuids], dtype=np.int64)
+    if request.is_share:
+        place = field.best_of(cards)
+    else:
+        node = int(fleet.node_of[cards[0]])
+        place = field.best_of(slice(node, node + 1))
+        if len(_whole_cards(fleet, field.scores.needs, node, field.promised, cards)) < request.gpus:
+            return None
+    return None if place is None or field.is_barred else _settle(plan, field, place, task, cards)
+
+
 def place_gang(
     plan: Plan, ask: Ask, tasks: int, min_tasks: int, numbers: Sequence[int] | None = None
 ) -> list[Slice] | None:

@@ -1,0 +1,318 @@
+"""The default policy: a task goes where it takes least from what the present job mix could still earn. May import numpy.
+
+A node is worth what the tasks that come could fill of it; the score of a place is the worth that the task takes from
+it, in thousandths of a card. The worth of a node is the sum over its pieces of free card, each at the price that the
+mix pays for a piece of that size (`card_prices`), limited by the CPU and memory that the node has left:
+
+    worth = min over charges of  [ free CPU x charge + free memory x charge + sum of pieces at prices after charges ]
+
+This is the Lagrangian bound of the node's packing problem. With much CPU left the charge is nil and the worth is that
+of the pieces; with little left it is that of the CPU, and GPU that idles without the CPU to use it counts for nothing.
+So small CPU needs go where CPU is short, large ones where it abounds, and shares go where they complete a filling that
+the mix can make. Three small corrections: a large piece is worth more than its parts (what fits in the parts fits in
+it), wide jobs add worth to cards that are free together once they are more than a few, and equal scores go by the
+fleet's node order, which fills nodes one after the other.
+
+Prices follow the mix of recent submissions; they begin as plain best fit, and need nobody to tell the mix.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+import numpy as np
+
+from gpushare.core.model import WHOLE_CARD_MILLI, TaskRequest
+from gpushare.core.placement.card_prices import best_fillings, piece_prices
+from gpushare.core.placement.mix import JobClass, JobMix
+from gpushare.core.placement.pieces import Pieces, nodes_of, pieces_on
+from gpushare.core.placement.policy import FloatArray, IntArray, Need
+
+if TYPE_CHECKING:
+    from gpushare.core.placement.fleet import Fleet
+
+# Pieces above this (cards that are sold several times over) count as this.
+_LARGEST_PIECE_MILLI = 4 * WHOLE_CARD_MILLI
+
+# A CPU task likes a node without cards better than any that has some.
+_NO_CARDS_BONUS = 1.0
+
+
+class PriceFitWeights(msgspec.Struct, frozen=True):
+    """How the worth of a node is counted. Worths are in thousandths of a card."""
+
+    # Demand, as a multiple of all cards, at which pieces are priced; the mean of all is taken. Above 1.
+    loads: tuple[float, ...] = (1.02, 1.1, 1.2, 1.3)
+    # What may be charged for CPU and memory: parts of a card for the fleet's mean CPU (or memory) per card.
+    charge_steps: tuple[float, ...] = (0.0, 0.125, 0.25, 0.5, 1.0)
+    # Pieces are filled by the most earning classes (0), by the average of those that fit (1), or in between.
+    average_part: float = 0.8
+    # Extra worth of an empty card, and of smaller pieces by the square of their size: large pieces are kept.
+    size_bonus_milli: float = 150.0
+    # Extra worth of g cards that are free together, per card, times the part of demand that asks for g at once ...
+    wide_bonus_milli: float = 1000.0
+    # ... as far as it is above this part.
+    wide_part_min: float = 0.1
+    # Tasks by which the mix is known; older ones fade.
+    window_tasks: int = 8192
+    # Sizes of shares that are priced; more different ones are taken together.
+    most_sizes: int = 24
+    # New prices are taken over once a piece's worth moves by more than this.
+    tolerance_milli: float = 10.0
+
+
+class Site(NamedTuple):
+    """What the tables need to know of a fleet: the largest piece, the most cards of a node, a card's memory, and the
+    nodes' CPU and memory per card."""
+
+    top_milli: int
+    width: int
+    usable_mib: int
+    cpu_milli_per_card: float
+    memory_mib_per_card: float
+
+
+class Tables(NamedTuple):
+    """Second axis: the charges. `cpu`, `memory`: charge per CPU thousandth and per MiB. `piece[r]`: worth of a piece of
+    r thousandths; the last row is nothing, for empty cards: `empty[n]` is the worth of n of them on one node."""
+
+    cpu: FloatArray
+    memory: FloatArray
+    piece: FloatArray
+    empty: FloatArray
+
+
+class PriceFit:
+    """See the module. Cost per decision: a few table look-ups per card of the nodes that changed."""
+
+    name = "price_fit"
+
+    def __init__(self, weights: PriceFitWeights | None = None) -> None:
+        self.weights = weights or PriceFitWeights()
+        self._mix = JobMix(self.weights.window_tasks)
+        self._epoch = 0
+        self._classes: list[JobClass] = []
+        self._site: Site | None = None
+        self._fleet: tuple[weakref.ref[Fleet], int] | None = None
+        self._tables: Tables | None = None
+
+    def learn(self, request: TaskRequest, tasks: int) -> None:
+        if not request.is_cpu:
+            self._mix.learn(request, tasks)
+
+    def epoch(self) -> int:
+        if self._mix.is_due and self._site is not None:
+            self._classes = self._mix.read(self._site.usable_mib)
+            tables = make_tables(self._classes, self._site, self.weights)
+            if self._tables is None or _moved(self._tables, tables) > self.weights.tolerance_milli:
+                self._tables = tables
+                self._epoch += 1
+        return self._epoch
+
+    def share_scores(self, fleet: Fleet, need: Need, cards: IntArray) -> FloatArray:
+        tables = self._tables_for(fleet)
+        nodes, row, column = nodes_of(fleet, cards)
+        pieces = pieces_on(fleet, nodes)
+        rows = _piece_rows(tables, pieces)
+        worth = tables.piece[rows]
+        free, count = _host_worth(tables, fleet, nodes), pieces.empty.sum(axis=1)
+        kept = free + worth.sum(axis=1)
+        before = (kept + tables.empty[count]).min(axis=1)
+        left = np.maximum(pieces.milli[row, column] - need.milli, 0)
+        after = kept[row] - worth[row, column] + tables.piece[left] - _host_need(tables, need)
+        after += tables.empty[count[row] - pieces.empty[row, column]]
+        return _rounded(before[row] - after.min(axis=1))
+
+    def node_scores(self, fleet: Fleet, need: Need, nodes: IntArray) -> FloatArray:
+        tables = self._tables_for(fleet)
+        pieces = pieces_on(fleet, nodes)
+        count = pieces.empty.sum(axis=1)
+        kept = _host_worth(tables, fleet, nodes) + tables.piece[_piece_rows(tables, pieces)].sum(axis=1)
+        before = (kept + tables.empty[count]).min(axis=1)
+        after = (kept - _host_need(tables, need) + tables.empty[np.maximum(count - need.gpus, 0)]).min(axis=1)
+        scores = _rounded(before - after)
+        if not need.gpus:
+            scores -= np.where(fleet.card_count[nodes] == 0, _NO_CARDS_BONUS, 0.0)
+        return scores
+
+    def _tables_for(self, fleet: Fleet) -> Tables:
+        """The tables, made anew where this fleet is not like the last one."""
+        known = self._fleet
+        if known is None or known[0]() is not fleet or known[1] != fleet.layout:
+            self._fleet = (weakref.ref(fleet), fleet.layout)
+            site = _site_of(fleet)
+            if site != self._site or self._tables is None:
+                self._site = site
+                self._tables = make_tables(self._classes, site, self.weights)
+                self._epoch += 1
+        assert self._tables is not None
+        return self._tables
+
+
+def _site_of(fleet: Fleet) -> Site:
+    cards = max(1, len(fleet.uuids))
+    with_cards = fleet.card_count > 0
+    return Site(
+        top_milli=min(_LARGEST_PIECE_MILLI, max(WHOLE_CARD_MILLI, fleet.milli_span - 1)),
+        width=max(1, int(fleet.card_count.max(initial=0))),
+        usable_mib=int(np.median(fleet.usable_mib)) if len(fleet.uuids) else 1,
+        cpu_milli_per_card=max(1.0, float(fleet.cpu_milli[with_cards].sum()) / cards),
+        memory_mib_per_card=max(1.0, float(fleet.memory_mib[with_cards].sum()) / cards),
+    )
+
+
+def _moved(old: Tables, new: Tables) -> float:
+    """The largest change of the worth of a piece, or of a card among empty ones."""
+    if old.piece.shape != new.piece.shape or old.empty.shape != new.empty.shape:
+        return float("inf")
+    cards = np.maximum(1, np.arange(len(new.empty)))[:, None]
+    return max(float(np.abs(new.piece - old.piece).max()), float((np.abs(new.empty - old.empty) / cards).max()))
+
+
+def _piece_rows(tables: Tables, pieces: Pieces) -> IntArray:
+    last = len(tables.piece) - 1
+    rows: IntArray = np.where(pieces.empty, last, np.minimum(pieces.milli, last - 1))
+    return rows
+
+
+def _host_worth(tables: Tables, fleet: Fleet, nodes: IntArray) -> FloatArray:
+    worth: FloatArray = fleet.free_cpu_milli[nodes][:, None] * tables.cpu
+    worth += fleet.free_memory_mib[nodes][:, None] * tables.memory
+    return worth
+
+
+def _host_need(tables: Tables, need: Need) -> FloatArray:
+    """One row, or one a place."""
+    cpu, memory = np.asarray(need.cpu_milli), np.asarray(need.memory_mib)
+    worth: FloatArray = cpu[..., None] * tables.cpu + memory[..., None] * tables.memory
+    return worth
+
+
+def _rounded(scores: FloatArray) -> FloatArray:
+    """Differences below a thousandth of a card are ties: the node order decides them."""
+    rounded: FloatArray = np.rint(scores)
+    return rounded
+
+
+# -- making the tables
+
+
+def make_tables(classes: list[JobClass], site: Site, weights: PriceFitWeights) -> Tables:
+    """Worths for a job mix on a site. An empty mix leaves the bonus for size alone: best fit."""
+    cpu, memory = _charges(site, weights)
+    sizes = np.arange(site.top_milli + 1)
+    bonus = weights.size_bonus_milli * (sizes / WHOLE_CARD_MILLI) ** 2
+    asked = [c for c in classes if c.gpu_milli and c.gpus <= site.width]
+    piece = np.zeros((len(cpu), site.top_milli + 1))
+    if asked:
+        piece = _piece_worth(asked, cpu, memory, site.top_milli, weights)
+    empty = _empty_worth(asked, piece[:, WHOLE_CARD_MILLI], cpu, memory, site.width, weights)
+    piece = np.concatenate((piece + bonus, np.zeros((len(cpu), 1))), axis=1)
+    return Tables(cpu, memory, np.ascontiguousarray(piece.T), np.ascontiguousarray(empty.T))
+
+
+def _charges(site: Site, weights: PriceFitWeights) -> tuple[FloatArray, FloatArray]:
+    """For CPU alone, for memory alone, and half of each."""
+    steps = np.array([s for s in weights.charge_steps if s > 0]) * WHOLE_CARD_MILLI
+    none, nothing = np.zeros(1), np.zeros(len(steps))
+    cpu = np.concatenate((none, steps, nothing, steps / 2)) / site.cpu_milli_per_card
+    memory = np.concatenate((none, nothing, steps, steps / 2)) / site.memory_mib_per_card
+    return cpu, memory
+
+
+def _after_charges(classes: list[JobClass], worth: FloatArray, cpu: FloatArray, memory: FloatArray) -> FloatArray:
+    """What tasks of each class (columns) bring when they pay each charge (rows); none pays more than it brings."""
+    cpu_milli = np.array([c.cpu_milli for c in classes], dtype=np.float64)
+    memory_mib = np.array([c.memory_mib for c in classes], dtype=np.float64)
+    left: FloatArray = np.maximum(worth - np.outer(cpu, cpu_milli) - np.outer(memory, memory_mib), 0.0)
+    return left
+
+
+def _piece_worth(
+    classes: list[JobClass], cpu: FloatArray, memory: FloatArray, top_milli: int, weights: PriceFitWeights
+) -> FloatArray:
+    """Rows are charges, columns sizes of pieces."""
+    sizes, group_of = _priced_sizes(classes, weights.most_sizes)
+    cards = np.bincount(group_of, [c.weight * c.gpus for c in classes], len(sizes))
+    supply = cards * WHOLE_CARD_MILLI / float(cards @ sizes)
+    prices = np.mean([piece_prices(sizes, supply * load) for load in weights.loads], axis=0)
+    # By the best: each size pays what its tasks keep of the price on average; a piece takes its best filling.
+    narrow = [i for i, c in enumerate(classes) if c.gpus == 1]
+    best = np.zeros((len(cpu), top_milli + 1))
+    if narrow:
+        chosen, group = [classes[i] for i in narrow], group_of[narrow]
+        weight = np.array([c.weight for c in chosen])
+        kept = _after_charges(chosen, prices[group], cpu, memory) * weight
+        totals = np.stack([np.bincount(group, row, len(sizes)) for row in kept])
+        best = best_fillings(sizes, totals / np.maximum(np.bincount(group, weight, len(sizes)), 1e-9), top_milli)
+    # By the average: a piece keeps the part of its price that all tasks which fit in it keep together.
+    order = sorted(range(len(classes)), key=lambda i: classes[i].milli)
+    ordered = [classes[i] for i in order]
+    weight = np.array([c.weight for c in ordered])
+    worth = np.array([c.gpu_milli for c in ordered], dtype=np.float64)
+    kept = np.cumsum(_after_charges(ordered, worth, cpu, memory) * weight, axis=1)
+    part = kept / np.cumsum(worth * weight)
+    last = np.searchsorted([c.milli for c in ordered], np.arange(top_milli + 1), side="right") - 1
+    average = best_fillings(sizes, prices[None, :], top_milli) * np.where(last >= 0, part[:, np.maximum(last, 0)], 0.0)
+    mixed: FloatArray = weights.average_part * average + (1.0 - weights.average_part) * best
+    return mixed
+
+
+def _priced_sizes(classes: list[JobClass], most: int) -> tuple[IntArray, IntArray]:
+    """At most `most` sizes, ascending, and each class's place among them. Where there are more, neighbours that ask for
+    little are taken together, at the largest of them."""
+    demand: dict[int, float] = {}
+    for c in classes:
+        demand[c.milli] = demand.get(c.milli, 0.0) + c.weight * c.gpu_milli
+    found = sorted(demand)
+    bounds = found
+    if len(found) > most:
+        common = set(sorted(found, key=lambda size: -demand[size])[: most // 2])
+        rest = sum(d for size, d in demand.items() if size not in common)
+        room, bounds, filled = max(1, most - len(common) - 1), [], 0.0
+        for size in found:
+            filled += 0.0 if size in common else demand[size]
+            if size in common or size == found[-1] or filled >= rest / room:
+                bounds.append(size)
+                filled = 0.0
+        # What is left over at the end of each run belongs to the next size up.
+    sizes = np.array(bounds, dtype=np.int64)
+    return sizes, np.searchsorted(sizes, [c.milli for c in classes])
+
+
+def _empty_worth(
+    classes: list[JobClass],
+    card: FloatArray,
+    cpu: FloatArray,
+    memory: FloatArray,
+    width: int,
+    weights: PriceFitWeights,
+) -> FloatArray:
+    """Rows are charges, columns how many cards of a node are empty. `card`: worth of one."""
+    total = sum(c.weight * c.gpu_milli for c in classes)
+    wide: dict[int, list[JobClass]] = {}
+    for c in classes:
+        if c.gpus > 1:
+            wide.setdefault(c.gpus, []).append(c)
+    earns = {g: _mean_worth(found, cpu, memory) for g, found in wide.items()}
+    worth = np.zeros((len(card), width + 1))
+    for count in range(1, width + 1):
+        worth[:, count] = worth[:, count - 1] + card
+        for gpus, earned in earns.items():
+            if gpus <= count:
+                np.maximum(worth[:, count], worth[:, count - gpus] + earned, out=worth[:, count])
+    counts = np.arange(width + 1)
+    worth += weights.size_bonus_milli * counts
+    for gpus, found in wide.items():
+        part = sum(c.weight * c.gpu_milli for c in found) / total
+        worth += weights.wide_bonus_milli * max(0.0, part - weights.wide_part_min) * gpus * (counts // gpus)
+    return worth
+
+
+def _mean_worth(classes: list[JobClass], cpu: FloatArray, memory: FloatArray) -> FloatArray:
+    weight = np.array([c.weight for c in classes])
+    worth = np.array([c.gpu_milli for c in classes], dtype=np.float64)
+    mean: FloatArray = _after_charges(classes, worth, cpu, memory) @ weight / weight.sum()
+    return mean
