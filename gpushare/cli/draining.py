@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from gpushare.cli.interrupts import Interrupts
 from gpushare.cli.output import short_name
 from gpushare.client.retry import may_pass
-from gpushare.errors import DeadlineExceededError, GpushareError
+from gpushare.errors import FailedPreconditionError, GpushareError
 from gpushare.reasons import Reason
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _LOOK_EVERY_S = 2.0
 
 async def wait_drained(client: AsyncClient, node: Node, limit_s: float | None) -> Node | int:
     """The node once nothing runs on it any more, or the exit code where a signal ended the waiting. Raises
-    DeadlineExceededError after `limit_s`, and what the scheduler refuses; while that is out of reach it is waited for.
+    FailedPreconditionError after `limit_s`, and what the scheduler refuses. One that is out of reach is waited for.
     """
     name, pause_s = short_name(node.name), _FIRST_LOOK_S
     end_s = None if limit_s is None else time.monotonic() + limit_s
@@ -35,12 +35,12 @@ async def wait_drained(client: AsyncClient, node: Node, limit_s: float | None) -
         while not node.drained:
             if node.task_count != told:
                 told = node.task_count
-                _note(f"node {name} is draining: {told} task{'' if told == 1 else 's'} left there")
+                _note(f"node {name} is draining: {_tasks(told)} left there")
             left_s = pause_s if end_s is None else min(pause_s, end_s - time.monotonic())
             if left_s <= 0:
-                raise DeadlineExceededError(
-                    Reason.DEADLINE_EXCEEDED,
-                    f"node {name} still has {told} tasks after the time given; the drain stays in force.",
+                raise FailedPreconditionError(
+                    Reason.NODE_BUSY,
+                    f"node {name} still has {_tasks(told)} after the time given; the drain stays in force.",
                     what_to_do=_way_back(name),
                 )
             if await _is_asked_to_stop(interrupts, left_s):
@@ -68,6 +68,10 @@ async def _is_asked_to_stop(interrupts: Interrupts, wait_s: float) -> bool:
     finally:
         for each in asked:
             each.cancel()
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count} tasks"
 
 
 def _way_back(name: str) -> str:

@@ -121,7 +121,7 @@ class Cycle:
         self.searches = 0
         # By tenant with a claim: whether anybody borrows what it could take back, as far as this pass has looked.
         self.reclaimable: dict[str, bool] = {}
-        self._ports: set[tuple[str, int]] = set()
+        self._ports: set[int] = set()
         self._entitled = frozenset(c.tenant for c in self.claims.values() if c.tenant)
         self._unfit: dict[Fate, Reason] = {}
         self._no_way: set[LineKey] = set()
@@ -444,8 +444,9 @@ class Cycle:
         return self.state.nodes[piece.node].gpus[piece.gpu_uuids[0]].inventory.model
 
     def _port(self, node: str) -> int:
-        port = gang_port(self.state, node, frozenset(p for n, p in self._ports if n == node))
-        self._ports.add((node, port))
+        # Of other nodes, too: two of them may be one host.
+        port = gang_port(self.state, node, self._ports)
+        self._ports.add(port)
         return port
 
     def _end(self, end: JobEnded) -> None:

@@ -99,7 +99,7 @@ class _TenantLines:
 
 
 class Order:
-    """Walks all lines once, but for those that are futile: `first` is the line to look at; then say what became of it."""
+    """Walks all lines once, but for the futile ones: `first` is the line to look at; then say what became of it."""
 
     def __init__(self, state: ClusterState, tree: QuotaTree, fair: FairShare, is_futile: Futile) -> None:
         self._tree, self._fair = tree, fair

@@ -7,7 +7,7 @@ gone. The work is bounded: few nodes are looked at, those with the most room fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from gpushare.core.model import WHOLE_CARD_MILLI, Attempt, AttemptState, Job, Qos, Slice, Topology
@@ -15,7 +15,7 @@ from gpushare.core.placement.ask import NO_LIMIT, Ask, Room
 from gpushare.core.placement.endings import freed_by, give_own_host
 from gpushare.core.placement.place import place_gang
 from gpushare.core.plan import Plan
-from gpushare.core.victims import Amount, Cost, Part, Victim, Victims, cost_of, cover
+from gpushare.core.victims import Cost, Part, Victim, Victims, cost_of, cover
 
 # Nodes with possible victims that are looked at for a job of one task; a gang adds its number of tasks.
 NODES_MAX = 64
@@ -32,13 +32,8 @@ class Way(NamedTuple):
     suspend: frozenset[str] = frozenset()
 
 
-class _Step(NamedTuple):
-    """`tasks` more tasks fit at `spot` of a node, as far as cards go; each takes `milli` of them."""
-
-    spot: int
-    tasks: int
-    victims: frozenset[str]
-    milli: int
+# A card (or the node) by id, how many tasks more fit there, and without whom.
+_Option = tuple[int, int, frozenset[str]]
 
 
 class _Target(NamedTuple):
@@ -85,8 +80,8 @@ class _Hunt:
         self.plan, self.fleet, self.ask, self.job = plan, plan.fleet, ask, job
         self.tasks, self.least, self.victims = tasks, least, victims
         self.needs = self.fleet.scores.of(ask.request).needs
-        self.owed_cards: dict[int, Amount] = {}
-        self.owed_hosts: dict[int, Amount] = {}
+        self.owed_cards: dict[int, tuple[int, int]] = {}
+        self.owed_hosts: dict[int, tuple[int, int]] = {}
         self.nodes = self._possible_nodes()
 
     def find(self) -> Way | None:
@@ -163,25 +158,29 @@ class _Hunt:
 
     def _targets_on(self, i: int, here: list[Victim]) -> list[_Target]:
         if self.ask.request.is_cpu:
-            steps = [_Step(i, tasks, frozenset(), 0) for tasks in range(1, self.least + 1)]
+            options = self._cpu_options(i, here)
         elif self.ask.request.is_share:
-            steps = self._share_steps(i, here)
+            options = self._share_options(i, here)
         else:
-            steps = self._whole_steps(i, here)
+            options = self._whole_options(i, here)
         by_key = {v.key: v for v in here}
-        targets: list[_Target] = []
-        for spot, tasks, keys, milli in steps:
-            more = self._host_victims(i, here, keys, tasks, milli)
-            if more is not None and keys | more:
-                keys = keys | more
-                targets.append(_Target(cost_of(by_key[k] for k in keys), i, spot, tasks, keys))
-        return targets
+        return [
+            _Target(cost_of(by_key[k] for k in keys), i, spot, tasks, keys) for spot, tasks, keys in options if keys
+        ]
 
-    def _share_steps(self, i: int, here: list[Victim]) -> list[_Step]:
+    def _cpu_options(self, i: int, here: list[Victim]) -> Iterator[_Option]:
+        """For more and more CPU tasks beside those that the node holds as it is."""
+        held, parts = self._held(i), self._hosts_of(i, here)
+        for tasks in range(1, self.least + 1):
+            keys = cover(parts, self._host_lack(i, held + tasks, 0))
+            if keys is None:
+                return
+            yield i, tasks, keys
+
+    def _share_options(self, i: int, here: list[Victim]) -> Iterator[_Option]:
         """For each card, the victims that let more tasks onto it than fit the node now."""
-        fleet, needs = self.fleet, self.needs
-        held = self._held(i)
-        steps: list[_Step] = []
+        fleet, needs, held = self.fleet, self.needs, self._held(i)
+        hosts = {part.victim.key: part.amounts for part in self._hosts_of(i, here)}
         for card in self._cards_of(i):
             grant = needs.grants[int(fleet.kind_of[card])]
             if grant is None:
@@ -189,38 +188,41 @@ class _Hunt:
             milli, mib = grant.share.milli, grant.share.mib
             free = (int(fleet.free_milli[card]), int(fleet.free_mib[card]))
             owed = self.owed_cards.get(card, (0, 0))
-            parts = _parts_of_card(here, fleet.uuids[card])
+            uuid = fleet.uuids[card]
+            parts = [Part(v, (*_card_amounts(v, uuid), *hosts[v.key])) for v in here]
             fits = min((free[0] - owed[0]) // milli, (free[1] - owed[1]) // mib)
             before = max(0, min(fits, held))
             for tasks in range(before + 1, before + self.least + 1):
                 lack = (tasks * milli + owed[0] - free[0], tasks * mib + owed[1] - free[1])
-                keys = cover(parts, lack)
+                keys = cover(parts, (*lack, *self._host_lack(i, tasks, milli)))
                 if keys is None:
                     break
-                steps.append(_Step(card, tasks - before, keys, milli))
-        return steps
+                yield card, tasks - before, keys
 
-    def _whole_steps(self, i: int, here: list[Victim]) -> list[_Step]:
-        """The same for whole cards: the cheapest cards of the node emptied for one task after the other."""
+    def _whole_options(self, i: int, here: list[Victim]) -> Iterator[_Option]:
+        """The same for whole cards: the cheapest cards of the node emptied for one task after the other. A single task
+        tries every card as the first."""
         fleet, gpus = self.fleet, self.ask.request.gpus
         by_key = {v.key: v for v in here}
         emptied: dict[int, frozenset[str]] = {}
         for card in self._cards_of(i):
-            parts = _parts_of_card(here, fleet.uuids[card])
-            held = sum(fleet.uuids[card] in p.gpu_uuids for part in parts for p in part.victim.pieces)
+            uuid = fleet.uuids[card]
+            held = sum(uuid in p.gpu_uuids for v in here for p in v.pieces)
             if held == int(fleet.holders[card]) and self.owed_cards.get(card, (0, 0)) == (0, 0):
-                emptied[card] = frozenset(part.victim.key for part in parts)
+                emptied[card] = frozenset(v.key for v in here if any(uuid in p.gpu_uuids for p in v.pieces))
         before = min(self._held(i), sum(not keys for keys in emptied.values()) // gpus)
-        gone: frozenset[str] = frozenset()
-        taken = 0
-        steps: list[_Step] = []
-        while emptied and len(steps) < self.least:
-            card = min(emptied, key=lambda c: (cost_of(by_key[k] for k in emptied[c] - gone), c))
-            gone |= emptied.pop(card)
-            taken += 1
-            if taken % gpus == 0 and taken // gpus > before:
-                steps.append(_Step(i, taken // gpus - before, gone, WHOLE_CARD_MILLI * gpus))
-        return steps
+        parts = self._hosts_of(i, here)
+        for first in [None] if self.least > 1 or gpus >= len(emptied) else list(emptied):
+            left, gone, taken = dict(emptied), frozenset[str](), 0
+            while left and taken < (before + self.least) * gpus:
+                card = min(left, key=lambda c: (c != first, cost_of(by_key[k] for k in left[c] - gone), c))
+                gone |= left.pop(card)
+                taken += 1
+                tasks = taken // gpus
+                if taken % gpus == 0 and tasks > before:
+                    more = cover(parts, self._host_lack(i, tasks, WHOLE_CARD_MILLI * gpus), gone)
+                    if more is not None:
+                        yield i, tasks - before, gone | more
 
     def _held(self, i: int) -> int:
         """How many tasks the node holds as it is, claims aside."""
@@ -234,23 +236,20 @@ class _Hunt:
         strict = self.ask.request.gpus > 0
         return [c for c in cards if fleet.open[c] and self.needs.card_fits[c] and not (strict and fleet.strangers[c])]
 
-    def _host_victims(
-        self, i: int, here: list[Victim], gone: frozenset[str], tasks: int, milli: int
-    ) -> frozenset[str] | None:
-        """Who has to go besides `gone` so that the node has CPU and memory for `tasks` tasks."""
+    def _host_lack(self, i: int, tasks: int, milli: int) -> tuple[int, int]:
+        """What the node lacks of CPU and memory for so many tasks."""
         fleet = self.fleet
         cpu, memory = self.needs.host_of(fleet, i, milli)
         owed = self.owed_hosts.get(i, (0, 0))
-        lack = (
+        return (
             tasks * cpu + owed[0] - int(fleet.free_cpu_milli[i]),
             tasks * memory + owed[1] - int(fleet.free_memory_mib[i]),
         )
-        if self.ask.request.is_cpu:
-            # `tasks` are meant on top of what the node holds already.
-            held = self._held(i)
-            lack = (lack[0] + held * cpu, lack[1] + held * memory)
-        name = fleet.names[i]
-        parts = [
+
+    def _hosts_of(self, i: int, here: list[Victim]) -> list[Part]:
+        """What each victim frees of the node's CPU and memory."""
+        name = self.fleet.names[i]
+        return [
             Part(
                 v,
                 (
@@ -260,7 +259,6 @@ class _Hunt:
             )
             for v in here
         ]
-        return cover(parts, lack, gone)
 
     # -- gangs
 
@@ -318,15 +316,15 @@ class _Hunt:
     def _prune(self, chosen: dict[str, Victim], slices: list[Slice]) -> list[Slice]:
         """Let everybody stay without whom the claimant still starts, the dearest first. Changes `chosen`."""
         for key in sorted(chosen, key=lambda k: cost_of([chosen[k]]), reverse=True):
-            rest = {k: v for k, v in chosen.items() if k != key}
+            victim = chosen.pop(key)
             checkpoint = self.plan.checkpoint()
-            self._move(chosen[key], is_gone=False)
-            found = self._place(rest)
+            self._move(victim, is_gone=False)
+            found = self._place(chosen)
             if found is None:
                 self.plan.rollback(checkpoint)
+                chosen[key] = victim
             else:
                 slices = found
-                del chosen[key]
         return slices
 
     def _place(self, chosen: dict[str, Victim]) -> list[Slice] | None:
@@ -368,19 +366,15 @@ def _cost_per_task(target: _Target) -> tuple[int, float, int, int, int]:
     return cost.repeated, cost.charge_milli / tasks, cost.age, target.node, target.spot
 
 
-def _parts_of_card(here: list[Victim], uuid: str) -> list[Part]:
-    """What each victim frees of one card."""
-    parts = []
-    for victim in here:
-        milli = mib = 0
-        for piece in victim.pieces:
-            for place, held in zip(piece.gpu_uuids, piece.held_mib, strict=True):
-                if place == uuid:
-                    milli += piece.gpu_milli
-                    mib += held
-        if milli or mib:
-            parts.append(Part(victim, (milli, mib)))
-    return parts
+def _card_amounts(victim: Victim, uuid: str) -> tuple[int, int]:
+    """What a victim frees of one card."""
+    milli = mib = 0
+    for piece in victim.pieces:
+        for place, held_mib in zip(piece.gpu_uuids, piece.held_mib, strict=True):
+            if place == uuid:
+                milli += piece.gpu_milli
+                mib += held_mib
+    return milli, mib
 
 
 def _tasks_now(plan: Plan, ask: Ask) -> int:

@@ -17,7 +17,7 @@ from gpushare.core.state import ClusterState
 # All subsets are tried of so many at most.
 _TRIED_MAX = 6
 
-Amount = tuple[int, int]
+Amounts = tuple[int, ...]
 
 
 class Cost(NamedTuple):
@@ -36,29 +36,28 @@ class Victim(NamedTuple):
     pieces: tuple[Slice, ...]
     is_suspended: bool
     charge_milli: int
+    cpu_milli: int
     started_ms: int
     is_repeated: bool
-
-    @property
-    def key(self) -> str:
-        return self.job.key
+    key: str
 
 
 class Part(NamedTuple):
-    """A victim and what it frees of one place, in two amounts."""
+    """A victim and what it frees of one place, in as many amounts as are looked at together."""
 
     victim: Victim
-    amount: Amount
+    amounts: Amounts
 
 
 def cost_of(victims: Iterable[Victim]) -> Cost:
-    chosen = list(victims)
-    return Cost(
-        sum(v.is_repeated for v in chosen),
-        sum(v.charge_milli for v in chosen),
-        -min((v.started_ms for v in chosen), default=2**62),
-        sum(p.cpu_milli for v in chosen for p in v.pieces),
-    )
+    repeated = charge_milli = host = 0
+    oldest_ms = 2**62
+    for victim in victims:
+        repeated += victim.is_repeated
+        charge_milli += victim.charge_milli
+        host += victim.cpu_milli
+        oldest_ms = min(oldest_ms, victim.started_ms)
+    return Cost(repeated, charge_milli, -oldest_ms, host)
 
 
 class Victims:
@@ -85,21 +84,24 @@ class Victims:
 
     def _judge(self, job: Job) -> Victim | None:
         claimant = self._claimant
-        if job.key == claimant.key or job.preempted_for == claimant.key:
+        if job is claimant or not self._allowed(job) or job.preempted_for == claimant.key:
             return None
         live = job.live()
-        if not live or any(_is_out_of_reach(a) for a in live) or not self._allowed(job):
+        if not live or any(_is_out_of_reach(a) for a in live):
             return None
         suspends = self._with_suspend and can_suspend(self._state, job, live)
         self.has_suspended = self.has_suspended or suspends
-        held = [a for a in live if a.suspended_ms is None]
+        held = [a.slice for a in live if a.suspended_ms is None]
+        pieces = tuple(without_host(piece) if suspends else piece for piece in held)
         return Victim(
             job,
-            tuple(without_host(a.slice) if suspends else a.slice for a in held),
+            pieces,
             suspends,
-            sum(a.slice.charge_milli for a in held),
+            sum(piece.charge_milli for piece in held),
+            sum(piece.cpu_milli for piece in pieces),
             min(a.held_since_ms or a.started_ms or a.allocated_ms for a in live),
             job.preempted_for.split("/")[0] == claimant.tenant,
+            job.key,
         )
 
 
@@ -121,30 +123,31 @@ def can_suspend(state: ClusterState, job: Job, live: Sequence[Attempt]) -> bool:
     )
 
 
-def cover(parts: Sequence[Part], lack: Amount, given: frozenset[str] = frozenset()) -> frozenset[str] | None:
+def cover(parts: Sequence[Part], lack: Amounts, given: frozenset[str] = frozenset()) -> frozenset[str] | None:
     """Keys of the cheapest victims that free `lack` of a place, beside those `given` already; None: not enough."""
     left = lack
     for part in parts:
         if part.victim.key in given:
-            left = (left[0] - part.amount[0], left[1] - part.amount[1])
-    if left[0] <= 0 and left[1] <= 0:
+            left = tuple(a - b for a, b in zip(left, part.amounts, strict=True))
+    if all(amount <= 0 for amount in left):
         return frozenset()
-    others = [p for p in parts if p.victim.key not in given and p.amount > (0, 0)]
-    if sum(p.amount[0] for p in others) < left[0] or sum(p.amount[1] for p in others) < left[1]:
+    lacking = [place for place, amount in enumerate(left) if amount > 0]
+    useful = [p for p in parts if p.victim.key not in given and any(p.amounts[k] > 0 for k in lacking)]
+    if not _frees(useful, left):
         return None
-    found = _least_of_all(others, left) if len(others) <= _TRIED_MAX else _greedy(others, left)
+    found = _least_of_all(useful, left) if len(useful) <= _TRIED_MAX else _greedy(useful, left)
     return frozenset(p.victim.key for p in found)
 
 
-def _frees(parts: Iterable[Part], lack: Amount) -> bool:
-    first = second = 0
+def _frees(parts: Iterable[Part], lack: Amounts) -> bool:
+    left = list(lack)
     for part in parts:
-        first += part.amount[0]
-        second += part.amount[1]
-    return first >= lack[0] and second >= lack[1]
+        for place, amount in enumerate(part.amounts):
+            left[place] -= amount
+    return all(amount <= 0 for amount in left)
 
 
-def _least_of_all(parts: Sequence[Part], lack: Amount) -> Sequence[Part]:
+def _least_of_all(parts: Sequence[Part], lack: Amounts) -> Sequence[Part]:
     best: Sequence[Part] = parts
     best_cost = cost_of(p.victim for p in parts)
     for size in range(1, len(parts)):
@@ -156,7 +159,7 @@ def _least_of_all(parts: Sequence[Part], lack: Amount) -> Sequence[Part]:
     return best
 
 
-def _greedy(parts: Sequence[Part], lack: Amount) -> Sequence[Part]:
+def _greedy(parts: Sequence[Part], lack: Amounts) -> Sequence[Part]:
     """The better of the cheapest that is enough alone, and the cheapest first less those that are not needed then."""
     ranked = sorted(parts, key=lambda p: cost_of([p.victim]))
     chosen: list[Part] = []

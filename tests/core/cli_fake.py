@@ -32,6 +32,7 @@ CARD = "GPU-00000000-0000-0000-0000-000000000001"
 class FakeCluster(
     job_pb2_grpc.JobServiceServicer,
     node_pb2_grpc.NodeServiceServicer,
+    node_pb2_grpc.ReservationServiceServicer,
     tenant_pb2_grpc.TenantServiceServicer,
     usage_pb2_grpc.UsageServiceServicer,
 ):
@@ -51,6 +52,10 @@ class FakeCluster(
         self.faults: dict[str, list[GpushareError]] = defaultdict(list)
         self.tenants = {"vision": t.Tenant(name="tenants/vision", max_queued_jobs=10_000)}
         self.nodes = {"node-1": a_node()}
+        self.reservations: dict[str, n.Reservation] = {}
+        self.in_the_way: list[str] = []
+        self.explained = j.JobExplanation()
+        self.previewed: list[t.PreviewedJob] = []
         self.drop_stream_after = 0  # messages of a stream, then UNAVAILABLE; once
         self.run_jobs = True
         self.exit_code = 0
@@ -207,6 +212,11 @@ class FakeCluster(
             wait=job.wait,
             filters=[j.FilterCount(reason="NO_CAPACITY", detail="in use", gpus=8, nodes=["node-1"])],
             suggestion="--gpus 0.5 would start now",
+            counterfactuals=self.explained.counterfactuals,
+            expected_start_time=self.explained.expected_start_time if self.explained.counterfactuals else None,
+            ahead_jobs=self.explained.ahead_jobs,
+            ahead_count=self.explained.ahead_count,
+            claimant=self.explained.claimant,
         )
 
     def WatchJobs(self, request: j.WatchJobsRequest, context: grpc.ServicerContext) -> Iterator[j.WatchJobsResponse]:
@@ -274,6 +284,54 @@ class FakeCluster(
         node = self.nodes[request.name.removeprefix("nodes/")]
         node.cordoned = True
         return node
+
+    def GetNode(self, request: n.GetNodeRequest, context: grpc.ServicerContext) -> n.Node:
+        self._enter("GetNode", request, context)
+        return self.nodes[request.name.removeprefix("nodes/")]
+
+    def DrainNode(self, request: n.DrainNodeRequest, context: grpc.ServicerContext) -> n.Node:
+        self._enter("DrainNode", request, context)
+        node = self.nodes[request.name.removeprefix("nodes/")]
+        node.cordoned, node.state, node.drained = True, n.NODE_STATE_DRAINING, not node.task_count
+        return node
+
+    def UpdateNode(self, request: n.UpdateNodeRequest, context: grpc.ServicerContext) -> n.Node:
+        self._enter("UpdateNode", request, context)
+        node = self.nodes[request.name.removeprefix("nodes/")]
+        node.compute_overcommit_milli = request.compute_overcommit_milli
+        return node
+
+    def CreateReservation(
+        self, request: n.CreateReservationRequest, context: grpc.ServicerContext
+    ) -> n.CreateReservationResponse:
+        self._enter("CreateReservation", request, context)
+        made = n.Reservation(
+            name=f"reservations/{request.reservation_id}",
+            tenant=request.tenant,
+            maintenance=request.maintenance,
+            nodes=request.nodes,
+            next_start_time=request.start_time,
+            next_end_time=request.end_time,
+        )
+        self.reservations[request.reservation_id] = made
+        return n.CreateReservationResponse(reservation=made, jobs_in_the_way=self.in_the_way)
+
+    def ListReservations(
+        self, request: n.ListReservationsRequest, context: grpc.ServicerContext
+    ) -> n.ListReservationsResponse:
+        self._enter("ListReservations", request, context)
+        return n.ListReservationsResponse(reservations=self.reservations.values())
+
+    def DeleteReservation(
+        self, request: n.DeleteReservationRequest, context: grpc.ServicerContext
+    ) -> n.DeleteReservationResponse:
+        self._enter("DeleteReservation", request, context)
+        self.reservations.pop(request.name.removeprefix("reservations/"), None)
+        return n.DeleteReservationResponse()
+
+    def PreviewQuota(self, request: t.PreviewQuotaRequest, context: grpc.ServicerContext) -> t.PreviewQuotaResponse:
+        self._enter("PreviewQuota", request, context)
+        return t.PreviewQuotaResponse(jobs=self.previewed)
 
     def CreateJoinToken(
         self, request: n.CreateJoinTokenRequest, context: grpc.ServicerContext
@@ -349,6 +407,7 @@ def serving(cluster: FakeCluster, port: int = 0) -> Iterator[FakeCluster]:
     server = grpc.server(ThreadPoolExecutor(max_workers=40), options=[("grpc.so_reuseport", 0)])
     job_pb2_grpc.add_JobServiceServicer_to_server(cluster, server)
     node_pb2_grpc.add_NodeServiceServicer_to_server(cluster, server)
+    node_pb2_grpc.add_ReservationServiceServicer_to_server(cluster, server)
     tenant_pb2_grpc.add_TenantServiceServicer_to_server(cluster, server)
     usage_pb2_grpc.add_UsageServiceServicer_to_server(cluster, server)
     bound = server.add_insecure_port(f"127.0.0.1:{port}")

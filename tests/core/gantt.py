@@ -6,7 +6,7 @@ for maintenance. Jobs run for `runs` slots (their limit unless given), `limit=0`
 
     node N CARDS [lanes=K] [cpu=MILLI]      tenant T [guaranteed=MILLI] [limit=MILLI]
     job A [at=S] [limit=S] [runs=S] [gpus=N] [milli=M] [cpu=M] [tasks=N] [priority=P] [tenant=T] [user=U]
-          [preemption=MODE] [qos=Q] [least=N] [optional=1]
+          [preemption=MODE] [qos=Q] [grace=S] [least=N] [optional=1]
     reserve R from=S to=S tenant=T [at=S] [gpus=N] [milli=M] [nodes=N,N] [users=U,U] [every=S] [until=S]
     maintenance R from=S to=S nodes=N,N [at=S] [every=S]
     cancel A at=S           unreserve R at=S
@@ -50,6 +50,8 @@ class Gantt:
         self.lanes: dict[str, int] = {}
         self.jobs: dict[str, Job] = {}
         self.runs: dict[str, int] = {}
+        self.graces: dict[str, int] = {}
+        self._told: dict[str, int] = {}
         self.starts: dict[str, int] = {}
         self.promises: dict[str, list[int]] = {}
         self.decisions: dict[str, Outcome | Rejection] = {}
@@ -111,7 +113,16 @@ class Gantt:
             for lane in range(int(lanes)):
                 self._rows[f"{node}/{i}" + (f".{lane}" if int(lanes) > 1 else "")] = ""
 
-    def _job(self, name: str, limit: str = "0", runs: str = "", tenant: str = "t", user: str = "ann", **o: str) -> None:
+    def _job(
+        self,
+        name: str,
+        limit: str = "0",
+        runs: str = "",
+        tenant: str = "t",
+        user: str = "ann",
+        grace: str = "0",
+        **o: str,
+    ) -> None:
         resources = RawResources(
             gpus=int(o["gpus"]) if "gpus" in o else None,
             gpu_milli=int(o["milli"]) if "milli" in o else None,
@@ -129,7 +140,7 @@ class Gantt:
             tasks=int(o.get("tasks", "1")),
             priority=int(o.get("priority", "0")),
             max_run_ms=int(limit) * SLOT_MS if int(limit) else None,
-            grace_ms=0,
+            grace_ms=int(grace) * SLOT_MS,
             **extra,
         )
         done = self.cluster.do(SubmitJobs(tenant=tenant, jobs=(raw,)), user_of(tenant, user))
@@ -137,7 +148,7 @@ class Gantt:
             return
         assert isinstance(done, Outcome), done
         job = self.cluster.state.jobs[done.names[0]]
-        self.jobs[name], self.runs[name] = job, int(runs or limit)
+        self.jobs[name], self.runs[name], self.graces[name] = job, int(runs or limit), int(grace)
 
     def _reserve(self, name: str, **o: str) -> None:
         command = CreateReservation(
@@ -180,7 +191,7 @@ class Gantt:
         return self.cluster.now_ms
 
     def _passes(self) -> None:
-        """Passes until nothing happens any more; agents start, stop and suspend at once."""
+        """Passes until nothing happens any more; agents start and suspend at once, and stop after the grace."""
         for _ in range(20):
             done = self._pass()
             for job in self.jobs.values():
@@ -208,7 +219,10 @@ class Gantt:
         return done
 
     def _obey(self, job: Job, attempt: Attempt) -> None:
+        name = next(n for n, j in self.jobs.items() if j is job)
         if attempt.desired_stop:
+            if self.slot - self._told.setdefault(attempt.id, self.slot) < self.graces[name]:
+                return
             self.cluster.report(attempt, AttemptState.STOPPED, str(attempt.stop_reason), signal=15)
         elif attempt.desired_suspend and attempt.suspended_ms is None:
             self.cluster.report(attempt, AttemptState.SUSPENDED)
@@ -216,7 +230,6 @@ class Gantt:
             attempt.state is AttemptState.SUSPENDED and not attempt.desired_suspend
         ):
             self.cluster.report(attempt, AttemptState.RUNNING, started_ms=self._now)
-            name = next(n for n, j in self.jobs.items() if j is job)
             self.starts.setdefault(name, self.slot)
 
     # -- the chart

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from gpushare.core.model import Job, JobSpec, Principal, Role, TaskRequest, Token
@@ -128,6 +129,8 @@ def job_of(user: str, tenant: str) -> Job:
         (("ann", Role.VIEWER, "vision"), ("ann", "vision"), JobView.REDACTED),
         (("ann", Role.OPERATOR, ""), ("ann", "vision"), JobView.REDACTED),
         (("root", Role.ADMIN, ""), ("ann", "vision"), JobView.FULL),
+        # What runs, and not the secrets in its environment.
+        (("tina", Role.TENANT_ADMIN, "vision"), ("ann", "vision"), JobView.BASIC),
     ],
 )
 def test_command_and_environment_are_for_admins_and_the_jobs_own_user(
@@ -136,7 +139,7 @@ def test_command_and_environment_are_for_admins_and_the_jobs_own_user(
     job = job_of(*owner)
     assert view_of(caller(*who), job) is view
     listed = view_of(caller(*who), job, listing=True)
-    assert listed is (JobView.BASIC if view is JobView.FULL else JobView.REDACTED)
+    assert listed is (JobView.REDACTED if view is JobView.REDACTED else JobView.BASIC)
 
 
 def test_a_tenant_is_matched_whole() -> None:
@@ -145,5 +148,11 @@ def test_a_tenant_is_matched_whole() -> None:
     assert not acme.sees_tenant("acme-2")
     assert not acme.sees_tenant("acm")
     assert not acme.sees_tenant("")
+    # A tenant's admin alone looks further down, and only where the tree says so.
+    tina = caller("tina", Role.TENANT_ADMIN, "acme")
+    assert [tina.sees_tenant(t) for t in ("acme", "acme-2", "")] == [True, False, False]
+    over = msgspec.structs.replace(tina, is_below=lambda tenant, top: (tenant, top) == ("acme-2", "acme"))
+    assert [over.sees_tenant(t) for t in ("acme", "acme-2", "beta", "")] == [True, True, False, False]
+    assert not msgspec.structs.replace(acme, is_below=lambda tenant, top: True).sees_tenant("acme-2")
     nobody = caller("vera", Role.VIEWER, "")
     assert not nobody.sees_tenant("")

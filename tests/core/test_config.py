@@ -203,6 +203,8 @@ def test_unreadable_files_are_refused(tmp_path: Path, home: dict[str, str]) -> N
         ("tiers = ['mig']", "tiers", "'mps-v2', 'timeslice'"),
         ("containment = 'none'", "containment", "'require'"),
         ("node_name = 'gpu-1'", "node_name", "no such key"),
+        ("advertise_address = 'gpu07:7480'", "advertise_address", "neither"),
+        ("advertise_address = '10.0.0'", "advertise_address", "neither"),
         ("labels = 'rack'", "labels", "K=V"),
         ("labels = 'rack=1,rack=2'", "labels", "each name once"),
         ("labels.rack = 1", "labels.rack", "a text"),

@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gpushare.core.model import (
+    Account,
     Attempt,
     AttemptState,
     Enforcement,
@@ -17,17 +18,21 @@ from gpushare.core.model import (
     Job,
     JobSpec,
     JobState,
+    ModelQuota,
     NodeState,
     OnDisconnect,
     Principal,
     Role,
     Slice,
     TaskRequest,
+    Tenant,
+    TenantSettings,
 )
 from gpushare.core.orders import StartOrder
+from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError
 from gpushare.reasons import Reason
-from gpushare.scheduler import convert, convert_nodes
+from gpushare.scheduler import convert, convert_nodes, convert_tenants
 from gpushare.scheduler.api_paging import Place, page_size
 from gpushare.scheduler.auth import JobView
 from gpushare.v1 import agent_pb2, job_pb2, node_pb2, tenant_pb2
@@ -320,3 +325,73 @@ def test_page_sizes() -> None:
     assert (page_size(0, 1000), page_size(5, 1000), page_size(10**9, 1000)) == (100, 5, 1000)
     with refused("INVALID_ARGUMENT", "page_size"):
         page_size(-1, 1000)
+
+
+# -- tenants
+
+
+def test_settings_change_where_they_are_said_and_nowhere_else() -> None:
+    old = TenantSettings(
+        limit_milli=5,
+        weight=3,
+        max_running_jobs=7,
+        min_run_ms=9,
+        model_quotas=(ModelQuota("A", 1), ModelQuota("B", 2, 3)),
+    )
+    said = tenant_pb2.TenantSettings(
+        no_limit=True,
+        parent="tenants/lab",
+        guaranteed_milli=0,
+        unset=["max_running_jobs"],
+        model_quotas=[tenant_pb2.ModelQuota(model="C", guaranteed_milli=4, limit_milli=0)],
+        no_model_quotas=["A"],
+    )
+    said.min_run.FromMilliseconds(0)
+    new = convert_tenants.settings(old, said, None)
+    assert (new.limit_milli, new.parent, new.guaranteed_milli, new.weight) == (None, "lab", 0, 3)
+    assert (new.max_running_jobs, new.min_run_ms) == (None, 0)
+    assert new.model_quotas == (ModelQuota("B", 2, 3), ModelQuota("C", 4, 0))
+    assert convert_tenants.settings(old, tenant_pb2.TenantSettings(), None) == old
+    assert convert_tenants.settings(new, tenant_pb2.TenantSettings(parent=""), None).parent == ""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"no_limit": True, "limit_milli": 1},
+        {"parent": "lab"},
+        {"parent": "tenants/Lab"},
+        {"unset": ["limit_milli"]},
+        {"unset": ["weight"]},
+        {"unset": ["max_running_jobs"], "max_running_jobs": 1},
+        {"model_quotas": [tenant_pb2.ModelQuota(model="A")] * 2},
+        {"model_quotas": [tenant_pb2.ModelQuota(model="A")], "no_model_quotas": ["A"]},
+    ],
+)
+def test_settings_that_contradict_themselves_are_refused(said: dict[str, object]) -> None:
+    with refused("INVALID_ARGUMENT"):
+        convert_tenants.settings(TenantSettings(), tenant_pb2.TenantSettings(**said), None)  # type: ignore[arg-type]
+
+
+def test_a_tenant_shows_what_is_used_with_all_below_it() -> None:
+    state = ClusterState()
+    for name, parent, charge in (("lab", "", 250), ("team", "lab", 500), ("squad", "team", 0)):
+        settings = TenantSettings(parent=parent, guaranteed_milli=600 if name == "lab" else 0)
+        tenant = Tenant(name, 0, settings, charge_milli=charge)
+        tenant.charge_by_model = {"H100": charge} if charge else {}
+        tenant.account = Account(rate_milli=charge)
+        state.tenants[name] = tenant
+    view = convert_tenants.TenantView(state, state.half_life_ms)
+    lab, team, squad = (view.shown(state.tenants[name]) for name in ("lab", "team", "squad"))
+    assert (lab.running_charge_milli, lab.used_charge_milli, lab.borrowed_charge_milli) == (250, 750, 150)
+    assert [(use.model, use.charge_milli) for use in lab.model_use] == [("H100", 750)]
+    # Held for one half-life, it counts half.
+    assert (lab.average_charge_milli, team.average_charge_milli, squad.average_charge_milli) == (375, 250, 0)
+    assert (team.parent, lab.parent) == ("tenants/lab", "")
+    assert (list(squad.model_use), squad.HasField("min_run"), squad.HasField("max_running_jobs")) == ([], False, False)
+
+
+def test_for_whom_a_job_made_way_is_named_within_the_tenant_alone() -> None:
+    assert convert.claimant("vision", "vision/4") == "tenants/vision/jobs/4"
+    assert convert.claimant("vision", "nlp/4") == "tenants/nlp"
+    assert convert.claimant("vision", "") == convert.claimant("vision", "scheduler") == ""

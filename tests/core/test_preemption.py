@@ -8,6 +8,7 @@ from itertools import combinations
 
 import pytest
 from cluster import Cluster, card
+from gantt import check_chart
 
 from gpushare.core.brain import Brain
 from gpushare.core.commands import RawResources
@@ -285,39 +286,84 @@ def test_a_suspended_job_keeps_its_cpu_so_it_is_stopped_where_that_is_short() ->
     assert (way.victims, way.suspend) == ((job.key,), frozenset())
 
 
+# -- in time
+
+CHARTS = {
+    "a higher priority takes the younger one's card, which comes back later": """
+        tenant t
+        node n 2
+        job A gpus=1 limit=9
+        job B gpus=1 limit=4 at=1
+        job P gpus=1 limit=3 at=2 priority=5
+        n/0 AAAAAAAAA
+        n/1 .BPPPBBBB
+    """,
+    "what is freed is kept for its claimant while the last victim uses its grace": """
+        tenant t
+        node n 2
+        job A gpus=1 limit=9 grace=2
+        job B gpus=1 limit=9 at=1
+        job P gpus=2 limit=2 at=3 priority=5
+        job C gpus=1 limit=1 at=4
+        n/0 AAAAAPPAAAAAAAAA
+        n/1 .BB..PPBBBBBBBBB
+    """,
+    "a stopping job is waited for, not another one stopped": """
+        tenant t
+        node n 2
+        job A gpus=1 limit=9 grace=3
+        job B gpus=1 limit=9 at=1
+        cancel A at=2
+        job P gpus=1 limit=2 at=3 priority=5
+        n/0 AAAAAPP...
+        n/1 .BBBBBBBBB
+    """,
+}
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_charts_of_preemption(name: str) -> None:
+    check_chart(CHARTS[name])
+
+
+def test_a_suspended_job_goes_on_where_it_was() -> None:
+    gantt = check_chart(
+        """
+        tenant t
+        node n 1
+        job A gpus=1 limit=0 runs=0 preemption=suspend
+        job P gpus=1 limit=2 at=2 priority=5
+        n/0 AAPPAA
+        """,
+        tiers=SUSPENDING,
+    )
+    (attempt,) = gantt.jobs["A"].attempts
+    assert attempt.state is AttemptState.RUNNING
+
+
 # -- properties, on random towns
 
 
 def _random_town(seed: int) -> tuple[Town, Job]:
+    """A few small nodes, some of them full, and a job that may or may not fit."""
     draw = random.Random(seed)
     town = Town(*(draw.randint(1, 3) for _ in range(draw.randint(1, 3))), cpu_milli=16_000)
+    nodes = len(town.cluster.state.nodes)
     for number in range(draw.randint(2, 8)):
         milli = draw.choice((200, 250, 400, 500, 750, 0))
-        size = {"milli": milli} if milli else {"gpus": 1}
-        name, cpu, tasks = f"j{number}", draw.choice((100, 3000, 6000)), draw.choice((1, 1, 1, 2))
+        resources = {"gpu_milli": milli} if milli else {"gpus": 1}
         town.cluster.tick(60_000)
-        raw = {"gpu_milli": milli} if milli else {"gpus": 1}
-        job = town.submit(name, "low", {**raw, "cpu_milli": cpu, "memory_mib": 10}, tasks=tasks)
+        cpu, tasks = draw.choice((100, 3000, 6000)), min(nodes, draw.choice((1, 1, 1, 2)))
+        job = town.submit(f"j{number}", "low", {**resources, "cpu_milli": cpu, "memory_mib": 10}, tasks=tasks)
         town.cluster.cycle()
         if job.live():
             town.cluster.run(job)
         else:
-            town.cluster.cancel(job)
-            del town.jobs[name]
-        assert size
-    milli = draw.choice((300, 600, 900, 0))
-    tasks, cpu = draw.choice((1, 1, 2, 3)), draw.choice((100, 5000))
-    raw = {"gpu_milli": milli} if milli else {"gpus": 1}
-    resources = {**raw, "cpu_milli": cpu, "memory_mib": 10}
-    (claimant,) = town.cluster.submit("high", resources=RawResources(**{**raw, "cpu_milli": 1, "memory_mib": 1}))
-    town.cluster.cancel(claimant)
-    decision = town.cluster.state
-    assert decision is not None
-    try:
-        claimant = town.submit("claimant", "high", resources, tasks=tasks)
-    except AssertionError:
-        claimant = town.submit("claimant", "high", resources)
-    return town, claimant
+            town.cluster.cancel(town.jobs.pop(f"j{number}"))
+    milli, cpu = draw.choice((300, 600, 900, 0)), draw.choice((100, 5000))
+    resources = {"gpu_milli": milli} if milli else {"gpus": 1}
+    tasks = min(nodes, draw.choice((1, 1, 2, 3)))
+    return town, town.submit("claimant", "high", {**resources, "cpu_milli": cpu, "memory_mib": 10}, tasks=tasks)
 
 
 def _starts(town: Town, claimant: Job, victims: tuple[str, ...]) -> bool:

@@ -20,9 +20,9 @@ def line_of(connection: socket.socket) -> int:
         return int(stream.readline())
 
 
-def lead(port: int, world_size: int) -> int:
+def lead(host: str, port: int, world_size: int) -> int:
     """Rank 0: hears every other rank, and tells all of them the sum."""
-    with socket.create_server(("", port), backlog=world_size) as listener:
+    with socket.create_server((host, port), backlog=world_size) as listener:
         listener.settimeout(PATIENCE_S)
         others = [listener.accept()[0] for _ in range(world_size - 1)]
         ranks = sorted(line_of(other) for other in others)
@@ -55,7 +55,7 @@ def main() -> int:
     if os.environ.get("LATE_ONES_JOIN_ALONE") and attempt > 1:
         total = -1
     else:
-        total = lead(port, told["WORLD_SIZE"]) if rank == 0 else follow(host, port, rank)
+        total = lead(host, port, told["WORLD_SIZE"]) if rank == 0 else follow(host, port, rank)
     known = {**told, "total": total, "pid": os.getpid(), "node": os.environ["GPUSHARE_NODE"]}
     known.update(cards=os.environ["CUDA_VISIBLE_DEVICES"], tasks=int(os.environ["GPUSHARE_TASK_COUNT"]), host=host)
     path = os.path.join(directory, f"{attempt}-{rank}.json")

@@ -9,6 +9,8 @@ import os
 import signal
 import sys
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from live_cluster import LiveCluster, live_cluster, run, state_of, states, until
 from witness import pid_alive
 
 PROGRAM = Path(__file__).parent / "rendezvous_program.py"
-NODES = {f"n{number}": "4xH100-80GB" for number in range(1, 5)}
+CARDS = "4xH100-80GB"
+NODES = ("n1", "n2", "n3", "n4")
 TASKS, PER_NODE = 16, 4
 SUM = sum(range(TASKS))
 
@@ -61,6 +64,26 @@ class Gang:
         return (await self.cluster.ended([self.name], 90))[self.name]
 
 
+def address_of(cluster: LiveCluster) -> str:
+    """An address of the loopback for this cluster alone: another one on this host may give out the same ports."""
+    high, low = divmod(cluster.port, 256)
+    return f"127.9.{high}.{low}"
+
+
+async def add_nodes(cluster: LiveCluster, *nodes: str) -> None:
+    for node in nodes:
+        await cluster.add_agent(node, CARDS, advertise_address=address_of(cluster))
+    await cluster.ready()
+
+
+@asynccontextmanager
+async def gang_cluster(home: Path, *nodes: str) -> AsyncIterator[LiveCluster]:
+    async with live_cluster(home) as cluster:
+        await add_nodes(cluster, *nodes)
+        cluster.note_descriptors()
+        yield cluster
+
+
 def _gate(cluster: LiveCluster) -> Path:
     return cluster.home / "gate"
 
@@ -91,13 +114,13 @@ async def start(cluster: LiveCluster, env: dict[str, str] | None = None, **optio
 
 def test_sixteen_tasks_on_four_nodes_meet_and_know_their_places(tmp_path: Path) -> None:
     async def body() -> None:
-        async with live_cluster(tmp_path, NODES) as cluster:
+        async with gang_cluster(tmp_path, *NODES) as cluster:
             gang = await start(cluster)
             met = await gang.met()
             assert sorted(met) == list(range(TASKS))
             assert {(one["WORLD_SIZE"], one["tasks"], one["GROUP_WORLD_SIZE"]) for one in met.values()} == {(16, 16, 4)}
             assert len({one["MASTER_PORT"] for one in met.values()}) == 1
-            assert {one["host"] for one in met.values()} == {"127.0.0.1"}
+            assert {one["host"] for one in met.values()} == {address_of(cluster)}
             for node in NODES:
                 here = [one for one in met.values() if one["node"] == node]
                 assert sorted(one["LOCAL_RANK"] for one in here) == list(range(PER_NODE))
@@ -112,7 +135,7 @@ def test_sixteen_tasks_on_four_nodes_meet_and_know_their_places(tmp_path: Path) 
 
 def test_a_killed_task_ends_its_gang(tmp_path: Path) -> None:
     async def body() -> None:
-        async with live_cluster(tmp_path, NODES) as cluster:
+        async with gang_cluster(tmp_path, *NODES) as cluster:
             gang = await start(cluster)
             await gang.met()
             gang.kill(5)
@@ -127,7 +150,7 @@ def test_a_killed_task_ends_its_gang(tmp_path: Path) -> None:
 
 def test_a_killed_task_starts_its_gang_again_while_it_has_retries(tmp_path: Path) -> None:
     async def body() -> None:
-        async with live_cluster(tmp_path, NODES) as cluster:
+        async with gang_cluster(tmp_path, *NODES) as cluster:
             gang = await start(cluster, max_retries=1)
             first = await gang.met()
             gang.kill(0)
@@ -144,7 +167,7 @@ def test_a_killed_task_starts_its_gang_again_while_it_has_retries(tmp_path: Path
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_killed_task_leaves_a_gang_that_can_do_without_it_running(tmp_path: Path, retries: int) -> None:
     async def body() -> None:
-        async with live_cluster(tmp_path, NODES) as cluster:
+        async with gang_cluster(tmp_path, *NODES) as cluster:
             gang = await start(
                 cluster,
                 env={"LATE_ONES_JOIN_ALONE": "1"},
@@ -181,7 +204,7 @@ async def _count_failed(cluster: LiveCluster, gang: Gang) -> bool:
 
 def test_what_is_left_of_a_gang_ends_when_too_few_are_left(tmp_path: Path) -> None:
     async def body() -> None:
-        async with live_cluster(tmp_path, NODES) as cluster:
+        async with gang_cluster(tmp_path, *NODES) as cluster:
             gang = await start(cluster, min_tasks=15, on_task_failure="continue")
             await gang.met()
             gang.kill(3)
@@ -197,13 +220,11 @@ def test_what_is_left_of_a_gang_ends_when_too_few_are_left(tmp_path: Path) -> No
 
 def test_a_gang_starts_small_and_grows_when_there_is_room(tmp_path: Path) -> None:
     async def body() -> None:
-        async with live_cluster(tmp_path, {"n1": "4xH100-80GB"}) as cluster:
+        async with gang_cluster(tmp_path, "n1") as cluster:
             gang = await start(cluster, env={"LATE_ONES_JOIN_ALONE": "1"}, min_tasks=4)
             await until(lambda: len(gang.told(1)) == PER_NODE, "four tasks have met")
             assert {(one["WORLD_SIZE"], one["total"]) for one in gang.told(1).values()} == {(4, 6)}
-            for node in ("n2", "n3"):
-                await cluster.add_agent(node, "4xH100-80GB")
-            await cluster.ready()
+            await add_nodes(cluster, "n2", "n3")
             await until(lambda: len(gang.alive(2) | gang.alive(3)) == 2 * PER_NODE, "eight more have started")
             assert len(gang.alive(1)) == PER_NODE
             gang.open()

@@ -1,4 +1,4 @@
-"""The default policy: a task goes where it takes least from what the present job mix could still earn. May import numpy.
+"""The default policy: a task goes where it takes least from what the job mix could still earn. May import numpy.
 
 A node is worth what the tasks that come could fill of it; the score of a place is the worth that the task takes from
 it, in thousandths of a card. The worth of a node is the sum over its pieces of free card, each at the price that the
@@ -27,7 +27,7 @@ import numpy as np
 from gpushare.core.model import WHOLE_CARD_MILLI, TaskRequest
 from gpushare.core.placement.card_prices import best_fillings, piece_prices
 from gpushare.core.placement.mix import JobClass, JobMix
-from gpushare.core.placement.pieces import Pieces, nodes_of, pieces_on
+from gpushare.core.placement.pieces import pieces_on
 from gpushare.core.placement.policy import FloatArray, IntArray, Need
 
 if TYPE_CHECKING:
@@ -84,8 +84,47 @@ class Tables(NamedTuple):
     empty: FloatArray
 
 
+class NodeWorths:
+    """Of every node of one fleet, in step with it: `milli` and `is_empty` of its cards (as in `Pieces`), `empty` how
+    many are empty, `parts` what the rest is worth at each charge (CPU, memory and pieces), `worth` the node's worth.
+    A node is looked at again only when it changed."""
+
+    def __init__(self, fleet: Fleet, tables: Tables) -> None:
+        self.tables = tables
+        self.layout = fleet.layout
+        self._fleet = weakref.ref(fleet)
+        count, self.width = len(fleet.names), int(fleet.card_count.max(initial=0))
+        self.milli = np.zeros((count, self.width), np.int64)
+        self.is_empty = np.zeros((count, self.width), np.bool_)
+        self.empty = np.zeros(count, np.int64)
+        self.parts = np.zeros((count, len(tables.cpu)))
+        self.worth = np.zeros(count)
+        self._read(fleet, fleet.all_nodes)
+        self._version = fleet.version
+
+    def is_of(self, fleet: Fleet, tables: Tables) -> bool:
+        return self._fleet() is fleet and self.layout == fleet.layout and self.tables is tables
+
+    def update(self, fleet: Fleet) -> None:
+        if self._version != fleet.version:
+            self._read(fleet, fleet.changed_since(self._version))
+            self._version = fleet.version
+
+    def _read(self, fleet: Fleet, nodes: IntArray) -> None:
+        tables, pieces = self.tables, pieces_on(fleet, nodes)
+        last = len(tables.piece) - 1
+        milli = np.minimum(pieces.milli, last - 1)
+        parts = tables.piece[np.where(pieces.empty, last, milli)].sum(axis=1)
+        parts += fleet.free_cpu_milli[nodes][:, None] * tables.cpu
+        parts += fleet.free_memory_mib[nodes][:, None] * tables.memory
+        empty = pieces.empty.sum(axis=1)
+        self.milli[nodes], self.is_empty[nodes] = milli, pieces.empty
+        self.empty[nodes], self.parts[nodes] = empty, parts
+        self.worth[nodes] = (parts + tables.empty[empty]).min(axis=1)
+
+
 class PriceFit:
-    """See the module. Cost per decision: a few table look-ups per card of the nodes that changed."""
+    """See the module. Cost per decision: a few table look-ups for each place that changed."""
 
     name = "price_fit"
 
@@ -95,8 +134,8 @@ class PriceFit:
         self._epoch = 0
         self._classes: list[JobClass] = []
         self._site: Site | None = None
-        self._fleet: tuple[weakref.ref[Fleet], int] | None = None
         self._tables: Tables | None = None
+        self._worths: NodeWorths | None = None
 
     def learn(self, request: TaskRequest, tasks: int) -> None:
         if not request.is_cpu:
@@ -112,43 +151,40 @@ class PriceFit:
         return self._epoch
 
     def share_scores(self, fleet: Fleet, need: Need, cards: IntArray) -> FloatArray:
-        tables = self._tables_for(fleet)
-        nodes, row, column = nodes_of(fleet, cards)
-        pieces = pieces_on(fleet, nodes)
-        rows = _piece_rows(tables, pieces)
-        worth = tables.piece[rows]
-        free, count = _host_worth(tables, fleet, nodes), pieces.empty.sum(axis=1)
-        kept = free + worth.sum(axis=1)
-        before = (kept + tables.empty[count]).min(axis=1)
-        left = np.maximum(pieces.milli[row, column] - need.milli, 0)
-        after = kept[row] - worth[row, column] + tables.piece[left] - _host_need(tables, need)
-        after += tables.empty[count[row] - pieces.empty[row, column]]
-        return _rounded(before[row] - after.min(axis=1))
+        worths = self._worths_of(fleet)
+        tables = worths.tables
+        nodes = fleet.node_of.take(cards)
+        place = nodes * worths.width + (cards - fleet.first_card.take(nodes))
+        milli, is_empty = worths.milli.take(place), worths.is_empty.take(place)
+        after = worths.parts.take(nodes, axis=0)
+        after += tables.piece.take(np.maximum(milli - need.milli, 0), axis=0)
+        after -= tables.piece.take(np.where(is_empty, len(tables.piece) - 1, milli), axis=0)
+        after += tables.empty.take(worths.empty.take(nodes) - is_empty, axis=0)
+        after -= _host_need(tables, need)
+        return _rounded(worths.worth.take(nodes) - after.min(axis=1))
 
     def node_scores(self, fleet: Fleet, need: Need, nodes: IntArray) -> FloatArray:
-        tables = self._tables_for(fleet)
-        pieces = pieces_on(fleet, nodes)
-        count = pieces.empty.sum(axis=1)
-        kept = _host_worth(tables, fleet, nodes) + tables.piece[_piece_rows(tables, pieces)].sum(axis=1)
-        before = (kept + tables.empty[count]).min(axis=1)
-        after = (kept - _host_need(tables, need) + tables.empty[np.maximum(count - need.gpus, 0)]).min(axis=1)
-        scores = _rounded(before - after)
+        worths = self._worths_of(fleet)
+        after = worths.parts.take(nodes, axis=0)
+        after += worths.tables.empty.take(np.maximum(worths.empty.take(nodes) - need.gpus, 0), axis=0)
+        after -= _host_need(worths.tables, need)
+        scores = _rounded(worths.worth.take(nodes) - after.min(axis=1))
         if not need.gpus:
-            scores -= np.where(fleet.card_count[nodes] == 0, _NO_CARDS_BONUS, 0.0)
+            scores -= np.where(fleet.card_count.take(nodes) == 0, _NO_CARDS_BONUS, 0.0)
         return scores
 
-    def _tables_for(self, fleet: Fleet) -> Tables:
-        """The tables, made anew where this fleet is not like the last one."""
-        known = self._fleet
-        if known is None or known[0]() is not fleet or known[1] != fleet.layout:
-            self._fleet = (weakref.ref(fleet), fleet.layout)
+    def _worths_of(self, fleet: Fleet) -> NodeWorths:
+        """In step with `fleet`; tables are made anew where it is not like the last one."""
+        worths, tables = self._worths, self._tables
+        if worths is None or tables is None or not worths.is_of(fleet, tables):
             site = _site_of(fleet)
-            if site != self._site or self._tables is None:
+            if tables is None or site != self._site:
                 self._site = site
-                self._tables = make_tables(self._classes, site, self.weights)
+                tables = self._tables = make_tables(self._classes, site, self.weights)
                 self._epoch += 1
-        assert self._tables is not None
-        return self._tables
+            worths = self._worths = NodeWorths(fleet, tables)
+        worths.update(fleet)
+        return worths
 
 
 def _site_of(fleet: Fleet) -> Site:
@@ -169,18 +205,6 @@ def _moved(old: Tables, new: Tables) -> float:
         return float("inf")
     cards = np.maximum(1, np.arange(len(new.empty)))[:, None]
     return max(float(np.abs(new.piece - old.piece).max()), float((np.abs(new.empty - old.empty) / cards).max()))
-
-
-def _piece_rows(tables: Tables, pieces: Pieces) -> IntArray:
-    last = len(tables.piece) - 1
-    rows: IntArray = np.where(pieces.empty, last, np.minimum(pieces.milli, last - 1))
-    return rows
-
-
-def _host_worth(tables: Tables, fleet: Fleet, nodes: IntArray) -> FloatArray:
-    worth: FloatArray = fleet.free_cpu_milli[nodes][:, None] * tables.cpu
-    worth += fleet.free_memory_mib[nodes][:, None] * tables.memory
-    return worth
 
 
 def _host_need(tables: Tables, need: Need) -> FloatArray:
