@@ -81,7 +81,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     # After a start nobody is declared lost for this long.
     recovery_grace_s: Annotated[int, Meta(ge=0, le=3600)] = 30
     # Which card a task gets of those that fit; one file each in gpushare/core/placement.
-    placement_policy: Literal["best_fit", "consolidate", "spread"] = "best_fit"
+    placement_policy: Literal["price_fit", "fgd", "best_fit", "consolidate", "spread"] = "price_fit"
     # How strongly measured load steers shares away from busy cards: 0.0 not at all, 1.0 before all else.
     load_weight: Annotated[float, Meta(ge=0, le=1)] = 0.1
     # Of decayed usage, which fair share goes by: what was used so long ago counts half.

@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "gpus": ("gpushare.cli.nodes", "gpus", "List cards and what each can fence."),
     "node": ("gpushare.cli.nodes", "node", "Cordon, drain, set or enrol a node (admin)."),
     "reservation": ("gpushare.cli.reservations", "reservation", "Promise capacity in a window of time (admin)."),
+    "repack": ("gpushare.cli.repack", "repack", "Move suspendable jobs together (admin)."),
     "tenant": ("gpushare.cli.tenants", "tenant", "Create, show, change and delete tenants (admin)."),
     "quota": ("gpushare.cli.quota", "quota", "Try other quotas before they are set (admin)."),
     "token": ("gpushare.cli.tokens", "token", "Create, list and revoke tokens (admin)."),

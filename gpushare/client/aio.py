@@ -229,6 +229,15 @@ class AsyncClient:
             request.ttl.FromMilliseconds(ttl_ms)
         return await self._call(self._nodes.CreateJoinToken, request, m.CreateJoinTokenResponse)
 
+    async def plan_repack(self) -> m.RepackPlan:
+        """Which suspendable jobs could move so that larger pieces come free; nothing moves."""
+        return await self._call(self._nodes.PlanRepack, m.PlanRepackRequest(), m.RepackPlan)
+
+    async def apply_repack(self, jobs: Sequence[str], *, request_id: str = "") -> m.RepackPlan:
+        """Moves these jobs of the plan, all or none; they are suspended meanwhile. The answer has the moves alone."""
+        request = m.ApplyRepackRequest(jobs=jobs, request_id=request_id)
+        return await self._call(self._nodes.ApplyRepack, request, m.RepackPlan)
+
     # -- reservations
 
     async def create_reservation(self, request: m.CreateReservationRequest) -> m.CreateReservationResponse:

@@ -42,6 +42,7 @@ from gpushare.v1.job_pb2 import (
     WatchJobsResponse,
 )
 from gpushare.v1.node_pb2 import (
+    ApplyRepackRequest,
     CordonNodeRequest,
     CreateJoinTokenRequest,
     CreateJoinTokenResponse,
@@ -60,7 +61,9 @@ from gpushare.v1.node_pb2 import (
     ListReservationsResponse,
     Node,
     NodeState,
+    PlanRepackRequest,
     Power,
+    RepackPlan,
     Reservation,
     UncordonNodeRequest,
     UpdateNodeRequest,
@@ -104,6 +107,7 @@ ENDED_JOB_STATES = frozenset({JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_F
 
 __all__ = [
     "ENDED_JOB_STATES",
+    "ApplyRepackRequest",
     "AttemptState",
     "AuditEvent",
     "BatchCreateJobsRequest",
@@ -160,6 +164,7 @@ __all__ = [
     "OnDisconnect",
     "OnTaskFailure",
     "OutputStream",
+    "PlanRepackRequest",
     "Power",
     "Preemption",
     "PreviewQuotaRequest",
@@ -169,6 +174,7 @@ __all__ = [
     "Qos",
     "QuotaChange",
     "QuotaEffect",
+    "RepackPlan",
     "Reservation",
     "Resources",
     "RevokeTokenRequest",

@@ -129,6 +129,8 @@ class Client:
     declare_node_dead = _unary(AsyncClient.declare_node_dead)
     update_node = _unary(AsyncClient.update_node)
     create_join_token = _unary(AsyncClient.create_join_token)
+    plan_repack = _unary(AsyncClient.plan_repack)
+    apply_repack = _unary(AsyncClient.apply_repack)
 
     create_reservation = _unary(AsyncClient.create_reservation)
     list_reservations = _items(AsyncClient.list_reservations)

@@ -319,7 +319,7 @@ class CoreSettings(msgspec.Struct, frozen=True):
     retry_backoff_ms: int = 1_000
     gpus_per_node_max: int = 64
     placements_per_cycle: int = 256
-    policy: str = "best_fit"
+    policy: str = "price_fit"
     # Of decayed usage: what was used so long ago counts half.
     fair_share_half_life_ms: int = 7 * 24 * 3600 * 1000
     # How long a borrower runs at least before a reclaim, where its tenant says nothing else.

@@ -127,7 +127,8 @@ class Cycle:
         self._no_way: set[LineKey] = set()
         self._claimants: dict[tuple[str, int], bool] = {}
         self._placed = 0
-        self._heads = 0
+        # Blocked jobs that are owed a start.
+        self.heads: set[str] = set()
         self._wakes: list[int] = []
         # Of the last placing.
         self._last: list[Slice] = []
@@ -230,7 +231,11 @@ class Cycle:
             order.skip()
         else:
             self.waits[key] = reason
-            order.set_aside()
+            if job.key in self.heads and len(self.heads) < self.settings.backfill_depth:
+                # The next of its line is another head.
+                order.skip()
+            else:
+                order.set_aside()
 
     def _gate(self, job: Job) -> Reason | None:
         least = self.brain.least_charge(job.spec.resources)
@@ -267,7 +272,7 @@ class Cycle:
     def _is_futile(self, key: LineKey) -> bool:
         """Nothing that looking at the line could still bring: no room for its like, no claim, no start to be owed."""
         shape = key.shape
-        if self._heads < self.settings.backfill_depth or shape.after or shape.suspended or key.tenant in self._entitled:
+        if len(self.heads) < self.settings.backfill_depth or shape.after or shape.suspended or key.tenant in self._entitled:
             return False
         reason = self._unfit.get((shape.request, shape.tasks, shape.least_tasks, shape.topology, shape.max_run_ms))
         if reason is None or (reason in ROOM_REASONS and self._could_claim(key.tenant, key.priority)):
@@ -406,9 +411,9 @@ class Cycle:
 
     def _owe(self, job: Job) -> None:
         """The first blocked jobs of the order are owed a future start, which nobody after them may delay."""
-        if self._heads >= self.settings.backfill_depth:
+        if len(self.heads) >= self.settings.backfill_depth or job.key in self.heads:
             return
-        self._heads += 1
+        self.heads.add(job.key)
         spec = job.spec
         found = shadow(self.plan, self.ask(job), spec.tasks, spec.least_tasks, self.brain.endings, self.now_ms)
         if found is not None:

@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 
 from gpushare import names
-from gpushare.core import decide_attempts, decide_nodes, decide_people, decide_reservations
+from gpushare.core import decide_attempts, decide_nodes, decide_people, decide_repack, decide_reservations
 from gpushare.core.admission import check_jobs, dropped_env
 from gpushare.core.commands import (
+    ApplyRepack,
     Bootstrap,
     Call,
     CancelJob,
@@ -230,6 +231,7 @@ _HANDLERS: dict[type[Command], Callable[[ClusterState, Any, Call, int, CoreSetti
     SetNode: decide_nodes.set_node,
     CreateReservation: decide_reservations.create,
     DeleteReservation: decide_reservations.delete,
+    ApplyRepack: decide_repack.apply,
     NodeLeaseExpired: decide_nodes.lease_expired,
     NodeLeaseLapsed: decide_nodes.lease_lapsed,
     NodeSessionClosed: decide_nodes.session_closed,

@@ -13,8 +13,6 @@ from gpushare.core.model import Dependency, DependencyKind, Job, JobState
 from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason
 
-_BEGUN = frozenset({JobState.RUNNING, JobState.SUSPENDED})
-
 
 class Readiness(Enum):
     READY = "ready"
@@ -42,7 +40,8 @@ def _of_job(other: Job | None, kind: DependencyKind) -> Readiness:
     if other.is_ended:
         failed = kind is DependencyKind.AFTEROK and other.state is not JobState.SUCCEEDED
         return Readiness.NEVER if failed else Readiness.READY
-    begun = kind is DependencyKind.AFTER and other.state in _BEGUN
+    # It has begun also where it was taken back since.
+    begun = kind is DependencyKind.AFTER and other.started_ms is not None
     return Readiness.READY if begun else Readiness.WAITS
 
 

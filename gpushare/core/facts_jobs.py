@@ -111,14 +111,14 @@ def _hold_released(state: ClusterState, event: HoldReleased, entry: Entry) -> No
 def _attempt_stop_requested(state: ClusterState, event: AttemptStopRequested, entry: Entry) -> None:
     attempt = state.must_attempt(event.attempt)
     attempt.desired_stop, attempt.stop_reason, attempt.stop_detail = True, event.reason, event.detail
-    attempt.claimant = event.claimant
+    attempt.claimant, attempt.told_ms = event.claimant, entry.at_ms
     state.touched.add(attempt.slice.node)
 
 
 def _attempt_suspend_requested(state: ClusterState, event: AttemptSuspendRequested, entry: Entry) -> None:
     attempt = state.must_attempt(event.attempt)
     attempt.desired_suspend, attempt.stop_reason, attempt.stop_detail = True, event.reason, event.detail
-    attempt.claimant = event.claimant
+    attempt.claimant, attempt.told_ms = event.claimant, entry.at_ms
     state.touched.add(attempt.slice.node)
 
 

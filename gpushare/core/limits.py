@@ -19,14 +19,11 @@ def which_limit(plan: Plan, tree: QuotaTree, job: Job, ask: Ask) -> Reason:
     room = ask.room
     if room == NO_LIMIT:
         return Reason.TENANT_LIMIT
-    limits = [
-        b.settings.limit_milli - b.charge_milli for b in tree.path(job.tenant) if b.settings.limit_milli is not None
-    ]
-    if not _fits(plan, job, ask, Room(min(limits, default=None), room.by_model)):
+    if not _fits(plan, job, ask, tree.limit_room(job)):
         return Reason.TENANT_LIMIT
-    if job.spec.qos is Qos.GUARANTEED and not _fits(plan, job, ask, Room(room.milli)):
+    if job.spec.qos is Qos.GUARANTEED and not _fits(plan, job, ask, Room(room.milli, room.by_model)):
         return Reason.QUOTA
-    if not _fits(plan, job, ask, Room(cpu_milli=room.cpu_milli, memory_mib=room.memory_mib)):
+    if not _fits(plan, job, ask, tree.host_room(job)):
         return Reason.HOST_LIMIT
     return Reason.TENANT_LIMIT
 

@@ -261,6 +261,8 @@ class Attempt(msgspec.Struct):
     desired_stop: bool = False
     stop_reason: Reason | None = None
     stop_detail: str = ""
+    # When it was told to stop or to suspend; its grace counts from there.
+    told_ms: int | None = None
     started_ms: int | None = None
     ended_ms: int | None = None
     reason: Reason | None = None

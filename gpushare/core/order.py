@@ -108,10 +108,11 @@ class Order:
             for tenant, priorities in state.lines.tenants.items()
             if tenant in tree.branches
         }
+        fair.look_at(_wanted_models(state, tree))
         # Tenants with lines left, by the branch that they are chosen under; a tenant stands under itself, too.
         self._open: dict[str, dict[str, Turn]] = {}
         for tenant in self._lines:
-            self._open.setdefault(tenant, {})[tenant] = fair.turn(tenant)
+            self._open.setdefault(tenant, {})[tenant] = fair.own_turn(tenant)
             for branch in tree.path(tenant):
                 self._open.setdefault(branch.parent or ROOT, {})[branch.name] = fair.turn(branch.name)
         self._tenant: str | None = None
@@ -146,7 +147,7 @@ class Order:
 
     def _refresh(self, tenant: str) -> None:
         if tenant in self._open.get(tenant, {}):
-            self._open[tenant][tenant] = self._fair.turn(tenant)
+            self._open[tenant][tenant] = self._fair.own_turn(tenant)
         for branch in self._tree.path(tenant):
             siblings = self._open.get(branch.parent or ROOT, {})
             if branch.name in siblings:
@@ -169,3 +170,19 @@ class Order:
             if self._open.get(branch.name):
                 return
             self._open[branch.parent or ROOT].pop(branch.name, None)
+
+
+def _wanted_models(state: ClusterState, tree: QuotaTree) -> dict[str, frozenset[str]]:
+    """Of each tenant with guarantees on models: those that its waiting jobs, and those below it, name; left out where
+    some name none."""
+    wanted: dict[str, set[str]] = {}
+    use_any: set[str] = set()
+    for tenant, priorities in state.lines.tenants.items():
+        asking = [b.name for b in tree.path(tenant) if b.model_guarantees] if tenant in tree.branches else []
+        users = (shapes for users in priorities.values() for shapes in users.values()) if asking else ()
+        named = [shape.request.gpu_models for shapes in users for shape in shapes if not shape.request.is_cpu]
+        for name in asking:
+            wanted.setdefault(name, set()).update(*named)
+            if not all(named):
+                use_any.add(name)
+    return {name: frozenset(models) for name, models in wanted.items() if name not in use_any}

@@ -1,12 +1,12 @@
 """Who would wait, start or be reclaimed if tenants had other settings: two passes on scratch, and what differs.
 
-Pure. Both passes are the scheduler's own, at the same moment: one with the settings as they are, one with the changed
-ones. So the answer is what the next pass after such a change would do, on a fleet of its own that nobody else sees.
+Pure. Both passes are the scheduler's own, at the same moment, on copies: one with the settings as they are, one with
+the changed ones. So the answer is what the next pass after such a change would do; minimum run times are taken to be
+over, so that whoever has to make way a little later is named, too.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
@@ -16,17 +16,19 @@ import msgspec
 from gpushare.core import tenant_rules
 from gpushare.core.brain import Brain
 from gpushare.core.commands import CoreSettings, Rejection
-from gpushare.core.cycle import schedule
 from gpushare.core.events import (
     AttemptResumed,
     AttemptsAllocated,
     AttemptStopRequested,
     AttemptSuspendRequested,
 )
-from gpushare.core.model import TenantSettings
+from gpushare.core.model import Job, TenantSettings
+from gpushare.core.sentences import sentence
 from gpushare.core.state import ClusterState
 from gpushare.core.waiting import line_key
-from gpushare.reasons import SENTENCES, Reason
+from gpushare.core.whatif import World
+from gpushare.quantity import format_duration_ms
+from gpushare.reasons import Reason
 
 # Waits that settings of tenants make; the others are for room, a time or another job.
 QUOTA_REASONS = frozenset(
@@ -57,47 +59,59 @@ class PreviewedJob(msgspec.Struct, frozen=True):
 
 
 class _Outlook(NamedTuple):
-    """What one pass decides: jobs that start, jobs that make way (for whom), and why the others wait."""
+    """What one pass decides: jobs that start, jobs that make way (for whom), and why the others wait. `state` is the
+    copy that it decided on."""
 
+    state: ClusterState
     starts: frozenset[str]
     makes_way: dict[str, str]
     waits: dict[str, Reason]
 
+    def gets_room(self, key: str) -> bool:
+        return key in self.starts or self.waits.get(key) is Reason.PREEMPTING
+
 
 def preview(
-    state: ClusterState, changes: Mapping[str, TenantSettings], now_ms: int, settings: CoreSettings
+    state: ClusterState,
+    changes: Mapping[str, TenantSettings],
+    now_ms: int,
+    settings: CoreSettings,
+    brain: Brain | None = None,
 ) -> tuple[PreviewedJob, ...] | Rejection:
-    """The jobs whose outlook `changes` (whole settings, by tenant) alter, by key; or why these cannot be set."""
-    changed = _with_settings(state, changes)
+    """The jobs whose outlook `changes` (whole settings, by tenant that exists) alter, by key; or why these cannot be
+    set. `brain`: the scheduler's, so that the copies decide as it does. Changes nothing."""
+    changed = World(state, now_ms, _wide(settings), brain)
+    _set(changed.state, changes)
     for name, has in changes.items():
         bad = (
             tenant_rules.bad_values(has, settings)
-            or tenant_rules.bad_place(changed.tenants, name, has)
-            or tenant_rules.bad_guarantees(changed.tenants, name, has)
+            or tenant_rules.bad_place(changed.state.tenants, name, has)
+            or tenant_rules.bad_guarantees(changed.state.tenants, name, has)
         )
         if bad is not None:
             return bad
-    before = _outlook(_with_settings(state, {}), now_ms, settings)
-    after = _outlook(changed, now_ms, settings)
+    before, after = _outlook(World(state, now_ms, _wide(settings), brain)), _outlook(changed)
     touched = {*before.starts, *before.makes_way, *before.waits, *after.starts, *after.makes_way, *after.waits}
     effects = ((key, _effect(key, before, after)) for key in sorted(touched))
-    return tuple(PreviewedJob(key, *effect) for key, effect in effects if effect is not None)
+    told = [PreviewedJob(key, *effect) for key, effect in effects if effect is not None]
+    return tuple(_with_minimum(state, job, now_ms, settings) for job in told)
 
 
-def _with_settings(state: ClusterState, changes: Mapping[str, TenantSettings]) -> ClusterState:
-    """The same records under other settings, for reading alone."""
-    shadow = copy.copy(state)
-    shadow.touched = set(state.nodes)
-    shadow.tenants = {
-        name: msgspec.structs.replace(tenant, settings=changes[name]) if name in changes else tenant
-        for name, tenant in state.tenants.items()
-    }
-    return shadow
+def _wide(settings: CoreSettings) -> CoreSettings:
+    return msgspec.structs.replace(settings, placements_per_cycle=_PLACEMENTS_MAX, min_run_ms=0)
 
 
-def _outlook(state: ClusterState, now_ms: int, settings: CoreSettings) -> _Outlook:
-    wide = msgspec.structs.replace(settings, placements_per_cycle=_PLACEMENTS_MAX)
-    found = schedule(state, now_ms, wide, Brain(state, wide))
+def _set(state: ClusterState, changes: Mapping[str, TenantSettings]) -> None:
+    """On a copy."""
+    for name, settings in changes.items():
+        state.tenants[name].settings = settings
+
+
+def _outlook(world: World) -> _Outlook:
+    state = world.state
+    for tenant in state.tenants.values():
+        tenant.settings = msgspec.structs.replace(tenant.settings, min_run_ms=None)
+    found = world.look().found
     starts: set[str] = set()
     makes_way: dict[str, str] = {}
     for event in found.events:
@@ -112,25 +126,37 @@ def _outlook(state: ClusterState, now_ms: int, settings: CoreSettings) -> _Outlo
         reason = found.job_waits.get(key) or found.waits.get(line_key(state.jobs[key]))
         if reason is not None and key not in starts:
             waits[key] = reason
-    return _Outlook(frozenset(starts), makes_way, waits)
+    return _Outlook(state, frozenset(starts), makes_way, waits)
 
 
 def _effect(key: str, before: _Outlook, after: _Outlook) -> tuple[Effect, str] | None:
     """The effect on one job, and why; None for no effect."""
+    job = after.state.jobs[key]
     if key in after.makes_way and key not in before.makes_way:
-        claimant = after.makes_way[key]
-        return Effect.WOULD_BE_RECLAIMED, f"it would make way for {claimant}" if claimant else ""
-    if _gets_room(key, after) and not _gets_room(key, before):
-        why = "once others have made way" if key not in after.starts else "at once"
-        return Effect.WOULD_START, why
+        return Effect.WOULD_BE_RECLAIMED, f"it would make way for {after.makes_way[key]}"
+    if after.gets_room(key) and not before.gets_room(key):
+        return Effect.WOULD_START, "at once" if key in after.starts else "once others have made way"
     if key not in after.waits:
         return None
     reason = after.waits[key]
-    held = reason in QUOTA_REASONS and before.waits.get(key) not in QUOTA_REASONS
-    if _gets_room(key, before) or (held and key in before.waits):
-        return Effect.WOULD_WAIT, f"{reason}: {SENTENCES[reason][0]}"
+    is_new = reason in QUOTA_REASONS and key in before.waits and before.waits[key] not in QUOTA_REASONS
+    if before.gets_room(key) or is_new:
+        return Effect.WOULD_WAIT, f"{reason}: {sentence(after.state, job, reason, after.state.at_ms)}"
     return None
 
 
-def _gets_room(key: str, outlook: _Outlook) -> bool:
-    return key in outlook.starts or outlook.waits.get(key) is Reason.PREEMPTING
+def _with_minimum(state: ClusterState, told: PreviewedJob, now_ms: int, settings: CoreSettings) -> PreviewedJob:
+    """A job that has not run for its minimum yet is not touched before."""
+    if told.effect is not Effect.WOULD_BE_RECLAIMED:
+        return told
+    left_ms = _minimum_left_ms(state, state.jobs[told.job], now_ms, settings)
+    if left_ms <= 0:
+        return told
+    seconds = format_duration_ms(-(-left_ms // 1000) * 1000)
+    return msgspec.structs.replace(told, detail=f"{told.detail}, in {seconds}: it has not run its minimum time yet")
+
+
+def _minimum_left_ms(state: ClusterState, job: Job, now_ms: int, settings: CoreSettings) -> int:
+    own = state.tenants[job.tenant].settings.min_run_ms
+    since = [a.held_since_ms or a.started_ms or a.allocated_ms for a in job.live()]
+    return min(since, default=now_ms) + (settings.min_run_ms if own is None else own) - now_ms

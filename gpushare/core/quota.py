@@ -4,14 +4,16 @@ Pure. A `QuotaTree` is made from the state for a pass and follows what the pass 
 never changed here. All charges are thousandths of a card, summed over a tenant and everything below it.
 
 A tenant *borrows* what its subtree uses beyond its guarantee (`guaranteed_milli`, or the sum of its children's where
-that is more; guarantees on one model cover that model first). A job has a *claim* when some tenant on its path would
-stay within its guarantee with it; it may then take back what tenants outside of that tenant borrow.
+that is more; guarantees on one model cover that model first, and the rest counts against the general one). A job has a
+*claim* when some tenant on its path would borrow no more with it than without; it may then take back what tenants
+outside of that tenant borrow. What is guaranteed to a tenant's children is not for its own jobs of QoS guaranteed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
 
 from gpushare.core.model import Job, ModelQuota, Qos, Slice, Tenant, TenantSettings
 from gpushare.core.placement.ask import NO_LIMIT, Room
@@ -23,7 +25,8 @@ DEPTH_MAX = 8
 
 
 class Branch:
-    """One tenant with all below it. `settings` of the root are empty."""
+    """One tenant with all below it, but for what is called `own`: of the tenant's own jobs alone. The root's `settings`
+    are empty."""
 
     def __init__(self, name: str, settings: TenantSettings) -> None:
         self.name = name
@@ -32,30 +35,67 @@ class Branch:
         self.children: list[str] = []
         self.charge_milli = 0
         self.by_model: Counter[str] = Counter()
+        self.own_charge_milli = 0
+        # Of the own jobs of QoS guaranteed; by model only where the tenant has guarantees by model.
         self.guaranteed_charge_milli = 0
+        self.guaranteed_by_model: Counter[str] = Counter()
         self.used_cpu_milli = 0
         self.used_memory_mib = 0
         self.running_jobs = 0
         self.guarantee_milli = settings.guaranteed_milli
         self.model_guarantees: Counter[str] = Counter({q.model: q.guaranteed_milli for q in settings.model_quotas})
+        # What its children are not guaranteed.
+        self.own_guarantee_milli = 0
+        self.own_model_guarantees: Counter[str] = Counter()
 
     def borrowed_milli(self) -> int:
         """What it uses beyond its guarantee."""
-        uncovered = sum(max(0, used - self.model_guarantees[model]) for model, used in self.by_model.items())
-        return max(0, uncovered - self.guarantee_milli)
+        return max(0, self._uncovered_milli() - self.guarantee_milli)
 
-    def is_below_guarantee(self) -> bool:
-        """Some of what is always its own is not in use."""
-        if self.guarantee_milli and self.charge_milli < self.guarantee_milli:
-            return True
-        return any(self.by_model[model] < milli for model, milli in self.model_guarantees.items() if milli)
+    def borrows_on(self, model: str) -> bool:
+        """Whether some of what it uses on cards of `model` is borrowed."""
+        return self.by_model[model] > self.model_guarantees[model] and self.borrowed_milli() > 0
 
-    def covers(self, charge_milli: int, models: tuple[str, ...]) -> bool:
-        """Whether so much more, on cards of any of `models` (empty: of any model), stays within the guarantee."""
-        if self.charge_milli + charge_milli <= self.guarantee_milli:
+    def is_below_guarantee(self, models: Collection[str] = ()) -> bool:
+        """Some of what is always its own is not in use, on cards of `models` (empty: of any)."""
+        if self._uncovered_milli() < self.guarantee_milli:
             return True
-        named = models or tuple(self.model_guarantees)
-        return any(self.by_model[m] + charge_milli <= self.model_guarantees[m] for m in named)
+        named = models or self.model_guarantees
+        return any(self.by_model[model] < self.model_guarantees[model] for model in named)
+
+    def is_own_below_guarantee(self) -> bool:
+        """The same for its own jobs, and what is not meant for its children."""
+        return self.own_charge_milli < self.own_guarantee_milli + self.own_model_guarantees.total()
+
+    def covers(self, charge_milli: int, models: tuple[str, ...]) -> tuple[str, ...] | None:
+        """On which of `models` (empty: of all) so much more would not be borrowed; None: on none. () means on all."""
+        if self._uncovered_milli() + charge_milli <= self.guarantee_milli:
+            return models
+        covered = (m for m in models or sorted(self.model_guarantees) if self._is_covered_on(m, charge_milli))
+        return tuple(covered) or None
+
+    def _uncovered_milli(self) -> int:
+        """What the guarantees on models do not cover."""
+        return sum(max(0, used - self.model_guarantees[model]) for model, used in self.by_model.items())
+
+    def _is_covered_on(self, model: str, charge_milli: int) -> bool:
+        beyond = self.by_model[model] + charge_milli - max(self.by_model[model], self.model_guarantees[model])
+        return beyond <= max(0, self.guarantee_milli - self._uncovered_milli())
+
+    def guaranteed_room(self) -> tuple[int, tuple[tuple[str, int], ...]]:
+        """What its own jobs of QoS guaranteed may add: on any card, and per model with a guarantee of its own."""
+        if not self.own_model_guarantees.total():
+            return self.own_guarantee_milli - self.guaranteed_charge_milli, ()
+        used, own = self.guaranteed_by_model, self.own_model_guarantees
+        general = self.own_guarantee_milli - sum(max(0, used[m] - own[m]) for m in used)
+        return general, tuple((m, max(0, own[m] - used[m])) for m in sorted(own))
+
+
+class Claim(NamedTuple):
+    """`branch` is guaranteed what the job asks for, on cards of `models` (empty: on any that the job can use)."""
+
+    branch: Branch
+    models: tuple[str, ...] = ()
 
 
 class QuotaTree:
@@ -75,6 +115,9 @@ class QuotaTree:
             if not tenant.deleted:
                 self._count(tenant)
         self._sum_guarantees()
+        self._count_guaranteed(state)
+        self._state = state
+        self._models: frozenset[str] | None = None
 
     def path(self, tenant: str) -> tuple[Branch, ...]:
         """The tenant's branch and those above it, the root left out."""
@@ -82,56 +125,94 @@ class QuotaTree:
 
     def room(self, job: Job) -> Room:
         """What `job` may add to its tenant and to every tenant above it."""
+        limits, hosts = self.limit_room(job), self.host_room(job)
+        milli, models = limits.milli, dict(limits.by_model)
+        if job.spec.qos is Qos.GUARANTEED:
+            general, more = self.path(job.tenant)[0].guaranteed_room()
+            known = dict(more)
+            for model in known:
+                models[model] = min(models.get(model, general + known[model]), general + known[model])
+            for model in self._other_models(known):
+                models[model] = min(models.get(model, general), general)
+            general += sum(known.values())
+            milli = general if milli is None else min(milli, general)
+        if milli is None and not models and hosts == NO_LIMIT:
+            return NO_LIMIT
+        return Room(milli, tuple(models.items()), hosts.cpu_milli, hosts.memory_mib)
+
+    def limit_room(self, job: Job) -> Room:
+        """The part of `room` that the limits on charges leave."""
         path = self.path(job.tenant)
         rooms = [b.settings.limit_milli - b.charge_milli for b in path if b.settings.limit_milli is not None]
-        if job.spec.qos is Qos.GUARANTEED:
-            rooms.append(self.guaranteed_ever(job) - path[0].guaranteed_charge_milli)
         models: dict[str, int] = {}
         for branch in path:
             for quota in branch.settings.model_quotas:
                 if quota.limit_milli is not None:
                     left = quota.limit_milli - branch.by_model[quota.model]
                     models[quota.model] = min(models.get(quota.model, left), left)
+        return Room(min(rooms, default=None), tuple(models.items()))
+
+    def host_room(self, job: Job) -> Room:
+        """The part of `room` that the limits on CPU and host memory leave."""
+        path = self.path(job.tenant)
         cpus = [b.settings.cpu_limit_milli - b.used_cpu_milli for b in path if b.settings.cpu_limit_milli is not None]
         hosts = [
             b.settings.memory_limit_mib - b.used_memory_mib for b in path if b.settings.memory_limit_mib is not None
         ]
-        if not rooms and not models and not cpus and not hosts:
-            return NO_LIMIT
-        return Room(min(rooms, default=None), tuple(models.items()), min(cpus, default=None), min(hosts, default=None))
+        return Room(cpu_milli=min(cpus, default=None), memory_mib=min(hosts, default=None))
 
     def guaranteed_ever(self, job: Job) -> int:
         """What jobs of QoS guaranteed may have together of the job's tenant, on the models that it can use."""
         own = self.path(job.tenant)[0]
-        models = job.spec.resources.gpu_models or tuple(own.model_guarantees)
-        return own.guarantee_milli + sum(own.model_guarantees[m] for m in models)
+        models = job.spec.resources.gpu_models or tuple(own.own_model_guarantees)
+        return own.own_guarantee_milli + sum(own.own_model_guarantees[m] for m in models)
 
-    def claim_of(self, job: Job, charge_milli: int) -> Branch | None:
-        """The lowest tenant on the job's path that would stay within its guarantee with the job; None: no claim."""
+    def claim_of(self, job: Job, charge_milli: int) -> Claim | None:
+        """The lowest tenant on the job's path that would not borrow for the job; None: no claim."""
         if charge_milli == 0:
             return None
-        models = job.spec.resources.gpu_models
-        return next((b for b in self.path(job.tenant) if b.covers(charge_milli, models)), None)
+        for branch in self.path(job.tenant):
+            models = branch.covers(charge_milli, job.spec.resources.gpu_models)
+            if models is not None:
+                return Claim(branch, models)
+        return None
 
-    def may_reclaim(self, claimed_by: Branch, tenant: str) -> bool:
-        """Whether `tenant` and all above it, up to where `claimed_by` branches off, use more than is theirs."""
+    def may_reclaim(self, claimed_by: Branch, tenant: str, models: Iterable[str] = ()) -> bool:
+        """Whether `tenant` and all above it, up to where `claimed_by` branches off, use more than is theirs; on each of
+        `models`, where named."""
         claim_path = {b.name for b in self.path(claimed_by.name)}
         if tenant not in self._paths or any(b.name == claimed_by.name for b in self.path(tenant)):
             return False
-        return all(b.borrowed_milli() > 0 for b in self.path(tenant) if b.name not in claim_path)
+        outside = [b for b in self.path(tenant) if b.name not in claim_path]
+        return all(b.borrowed_milli() > 0 and all(b.borrows_on(m) for m in models) for b in outside)
 
-    def add(self, job: Job, slices: tuple[Slice, ...], models: tuple[str, ...], sign: int = 1) -> None:
-        """Count what the pass placed (`sign` 1) or will take away (-1); `models` one a slice, "" for a CPU task."""
-        for branch in self.path(job.tenant):
-            branch.running_jobs += sign
-            for piece, model in zip(slices, models, strict=True):
-                branch.charge_milli += sign * piece.charge_milli
+    def add(
+        self, job: Job, slices: tuple[Slice, ...], models: tuple[str, ...], sign: int = 1, *, jobs: int | None = None
+    ) -> None:
+        """Count what the pass placed (`sign` 1) or will take away (-1); `models` one a slice, "" for a CPU task. With it
+        so many more `jobs` run; `sign` unless given."""
+        path = self.path(job.tenant)
+        for piece, model in zip(slices, models, strict=True):
+            charge = sign * piece.charge_milli
+            for branch in path:
+                branch.charge_milli += charge
                 if model:
-                    branch.by_model[model] += sign * piece.charge_milli
-                if job.spec.qos is Qos.GUARANTEED:
-                    branch.guaranteed_charge_milli += sign * piece.charge_milli
+                    branch.by_model[model] += charge
                 branch.used_cpu_milli += sign * piece.cpu_milli
                 branch.used_memory_mib += sign * piece.memory_mib
+            path[0].own_charge_milli += charge
+            if job.spec.qos is Qos.GUARANTEED:
+                path[0].guaranteed_charge_milli += charge
+                path[0].guaranteed_by_model[model] += charge
+        for branch in path:
+            branch.running_jobs += sign if jobs is None else jobs
+
+    def _other_models(self, known: Collection[str]) -> Iterable[str]:
+        """Models of cards beside `known`, where only some are known."""
+        if known and self._models is None:
+            cards = (gpu for node in self._state.nodes.values() for gpu in node.gpus.values())
+            self._models = frozenset(gpu.inventory.model for gpu in cards)
+        return sorted((self._models or frozenset()).difference(known)) if known else ()
 
     def _climb(self, tenant: str) -> Iterator[Branch]:
         name: str | None = tenant
@@ -142,10 +223,12 @@ class QuotaTree:
             name = self.branches[name].parent
 
     def _count(self, tenant: Tenant) -> None:
+        own = self.branches[tenant.name]
+        own.own_charge_milli = tenant.charge_milli
+        own.guaranteed_charge_milli = tenant.guaranteed_charge_milli
         for branch in self.path(tenant.name):
             branch.charge_milli += tenant.charge_milli
             branch.by_model.update(tenant.charge_by_model)
-            branch.guaranteed_charge_milli += tenant.guaranteed_charge_milli
             branch.used_cpu_milli += tenant.used_cpu_milli
             branch.used_memory_mib += tenant.used_memory_mib
             branch.running_jobs += tenant.running_jobs
@@ -154,10 +237,25 @@ class QuotaTree:
         """Deepest first, so that a parent sees its children's sums."""
         for branch in sorted(self.branches.values(), key=lambda b: -len(self._paths[b.name])):
             children = [self.branches[c] for c in branch.children]
-            branch.guarantee_milli = max(branch.guarantee_milli, sum(c.guarantee_milli for c in children))
-            for model in {m for c in children for m in c.model_guarantees}:
+            below = sum(c.guarantee_milli for c in children)
+            branch.guarantee_milli = max(branch.guarantee_milli, below)
+            branch.own_guarantee_milli = branch.guarantee_milli - below
+            for model in sorted({m for b in (branch, *children) for m in b.model_guarantees}):
                 below = sum(c.model_guarantees[model] for c in children)
                 branch.model_guarantees[model] = max(branch.model_guarantees[model], below)
+                branch.own_model_guarantees[model] = branch.model_guarantees[model] - below
+
+    def _count_guaranteed(self, state: ClusterState) -> None:
+        """By model, what jobs of QoS guaranteed hold; only of tenants for which that matters."""
+        asked = {b.name for b in self.branches.values() if b.guaranteed_charge_milli and b.own_model_guarantees.total()}
+        for node in state.nodes.values() if asked else ():
+            for attempt_id in node.attempts:
+                attempt = state.attempts[attempt_id]
+                if attempt.tenant not in asked or attempt.suspended_ms is not None or not attempt.slice.gpu_uuids:
+                    continue
+                if state.jobs[attempt.job_key].spec.qos is Qos.GUARANTEED:
+                    model = node.gpus[attempt.slice.gpu_uuids[0]].inventory.model
+                    self.branches[attempt.tenant].guaranteed_by_model[model] += attempt.slice.charge_milli
 
 
 def least_room_ever(tree: QuotaTree, job: Job) -> int | None:

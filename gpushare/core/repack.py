@@ -1,9 +1,9 @@
 """Which suspendable jobs could move to other cards of their node, so that whole cards come free; and how they do it.
 
 Pure. Only jobs that asked to be suspended rather than stopped, and that can be, move: one task on a part of one card,
-to another card of the same kind on the same node, which is in use already and has the room now. Nothing moves by itself:
-a plan is shown with its cost, and carried out on command. A job that moves is suspended; its new place is held for it
-from that moment on, and it resumes there.
+to another card of the same kind on the same node, which is in use already and has the room now. Nothing moves by
+itself: a plan is shown with its cost, and carried out on command. A job that moves is suspended; its new place is held
+for it from that moment on, and it resumes there.
 """
 
 from __future__ import annotations

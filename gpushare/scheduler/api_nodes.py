@@ -6,8 +6,17 @@ whose attempts and whose foreign processes sit on a card is not: users and viewe
 
 from __future__ import annotations
 
-from gpushare.core.commands import CordonNode, CreateJoinToken, DeclareNodeDead, Outcome, SetNode, UncordonNode
+from gpushare.core.commands import (
+    ApplyRepack,
+    CordonNode,
+    CreateJoinToken,
+    DeclareNodeDead,
+    Outcome,
+    SetNode,
+    UncordonNode,
+)
 from gpushare.core.model import Node
+from gpushare.core.repack import plan_repack
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of
 from gpushare.reasons import Reason
@@ -75,6 +84,15 @@ class NodeApi:
     async def update_node(self, request: node_pb2.UpdateNodeRequest, caller: Caller) -> node_pb2.Node:
         wanted = request.compute_overcommit_milli if request.HasField("compute_overcommit_milli") else None
         return await self._change(SetNode(convert.parse_node_name(request.name), wanted), request, caller)
+
+    async def plan_repack(self, request: node_pb2.PlanRepackRequest, caller: Caller) -> node_pb2.RepackPlan:
+        now_ms, settings = self._engine.now_ms(), self._engine.settings
+        return convert_nodes.repack_plan(await self._engine.read(lambda state: plan_repack(state, now_ms, settings)))
+
+    async def apply_repack(self, request: node_pb2.ApplyRepackRequest, caller: Caller) -> node_pb2.RepackPlan:
+        call = call_of(caller, request)
+        keys = ["/".join(convert.parse_job_name(name)) for name in request.jobs]
+        return await commit(self._engine, ApplyRepack(tuple(keys)), call, convert_nodes.moves_under_way)
 
     async def create_join_token(
         self, request: node_pb2.CreateJoinTokenRequest, caller: Caller

@@ -94,6 +94,8 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "/gpushare.v1.NodeService/DeclareNodeDead": _ADMIN,
         "/gpushare.v1.NodeService/CreateJoinToken": _ADMIN,
         "/gpushare.v1.NodeService/UpdateNode": _ADMIN,
+        "/gpushare.v1.NodeService/PlanRepack": _ADMIN,
+        "/gpushare.v1.NodeService/ApplyRepack": _ADMIN,
         # An operator closes nodes for maintenance; what a tenant gets is an admin's to say.
         "/gpushare.v1.ReservationService/CreateReservation": _OPERATORS,
         "/gpushare.v1.ReservationService/ListReservations": _NODE_READERS,

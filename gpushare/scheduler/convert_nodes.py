@@ -12,7 +12,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gpushare.core.commands import AttemptReport, SyncNode
+from gpushare.core.commands import AttemptReport, Outcome, SyncNode
 from gpushare.core.gangs import RANK_ENV, GangPlace
 from gpushare.core.model import (
     Gpu,
@@ -26,6 +26,8 @@ from gpushare.core.model import (
     TierOffer,
 )
 from gpushare.core.orders import ForgetOrder, Order, ResumeOrder, SealOrder, StartOrder, StopOrder, SuspendOrder
+from gpushare.core.repack import RepackPlan
+from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of
 from gpushare.reasons import Reason
 from gpushare.scheduler import convert
@@ -299,6 +301,44 @@ def _gpu(card: Gpu, sample: node_pb2.GpuSample | None, visible_attempts: Collect
         capacity_milli=card.capacity_milli,
         domain=inventory.domain,
     )
+
+
+def repack_plan(found: RepackPlan) -> node_pb2.RepackPlan:
+    return node_pb2.RepackPlan(
+        moves=[
+            node_pb2.RepackMove(
+                job=convert.job_name(move.job),
+                node=move.node,
+                from_gpu_uuids=[move.from_uuid],
+                to_gpu_uuids=[move.to_uuid],
+                gpu_memory_mib=move.gpu_memory_mib,
+            )
+            for move in found.moves
+        ],
+        opened=[node_pb2.RepackOpened(node=name, gpus=cards) for name, cards in found.opened],
+        largest_share_before_milli=found.largest_share_before_milli,
+        largest_share_after_milli=found.largest_share_after_milli,
+        fragmentation_before_milli=found.fragmentation_before_milli,
+        fragmentation_after_milli=found.fragmentation_after_milli,
+    )
+
+
+def moves_under_way(state: ClusterState, outcome: Outcome) -> node_pb2.RepackPlan:
+    """The moves of these jobs that have not ended: from where each is, to where room is held for it."""
+    made = node_pb2.RepackPlan()
+    for key in outcome.names:
+        hold, job = state.holds.get(key), state.jobs.get(key)
+        if hold is None or job is None:
+            continue
+        for attempt, piece in zip(job.current(), hold.slices, strict=False):
+            made.moves.add(
+                job=convert.job_name(key),
+                node=piece.node,
+                from_gpu_uuids=attempt.slice.gpu_uuids,
+                to_gpu_uuids=piece.gpu_uuids,
+                gpu_memory_mib=sum(attempt.slice.held_mib),
+            )
+    return made
 
 
 def _shown_detail(condition: GpuCondition, full: bool) -> str:

@@ -74,6 +74,16 @@ class NodeServiceStub:
                 request_serializer=gpushare_dot_v1_dot_node__pb2.UpdateNodeRequest.SerializeToString,
                 response_deserializer=gpushare_dot_v1_dot_node__pb2.Node.FromString,
                 _registered_method=True)
+        self.PlanRepack = channel.unary_unary(
+                '/gpushare.v1.NodeService/PlanRepack',
+                request_serializer=gpushare_dot_v1_dot_node__pb2.PlanRepackRequest.SerializeToString,
+                response_deserializer=gpushare_dot_v1_dot_node__pb2.RepackPlan.FromString,
+                _registered_method=True)
+        self.ApplyRepack = channel.unary_unary(
+                '/gpushare.v1.NodeService/ApplyRepack',
+                request_serializer=gpushare_dot_v1_dot_node__pb2.ApplyRepackRequest.SerializeToString,
+                response_deserializer=gpushare_dot_v1_dot_node__pb2.RepackPlan.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -132,6 +142,20 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanRepack(self, request, context):
+        """Which suspendable jobs could move so that larger pieces come free; moves nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyRepack(self, request, context):
+        """Moves them: each is suspended, and resumes on its other card. All or none; the answer has the moves alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -174,6 +198,16 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.UpdateNode,
                     request_deserializer=gpushare_dot_v1_dot_node__pb2.UpdateNodeRequest.FromString,
                     response_serializer=gpushare_dot_v1_dot_node__pb2.Node.SerializeToString,
+            ),
+            'PlanRepack': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanRepack,
+                    request_deserializer=gpushare_dot_v1_dot_node__pb2.PlanRepackRequest.FromString,
+                    response_serializer=gpushare_dot_v1_dot_node__pb2.RepackPlan.SerializeToString,
+            ),
+            'ApplyRepack': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyRepack,
+                    request_deserializer=gpushare_dot_v1_dot_node__pb2.ApplyRepackRequest.FromString,
+                    response_serializer=gpushare_dot_v1_dot_node__pb2.RepackPlan.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -392,6 +426,60 @@ class NodeService:
             '/gpushare.v1.NodeService/UpdateNode',
             gpushare_dot_v1_dot_node__pb2.UpdateNodeRequest.SerializeToString,
             gpushare_dot_v1_dot_node__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanRepack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpushare.v1.NodeService/PlanRepack',
+            gpushare_dot_v1_dot_node__pb2.PlanRepackRequest.SerializeToString,
+            gpushare_dot_v1_dot_node__pb2.RepackPlan.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyRepack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpushare.v1.NodeService/ApplyRepack',
+            gpushare_dot_v1_dot_node__pb2.ApplyRepackRequest.SerializeToString,
+            gpushare_dot_v1_dot_node__pb2.RepackPlan.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,7 @@ class FakeCluster(
         self.nodes = {"node-1": a_node()}
         self.reservations: dict[str, n.Reservation] = {}
         self.in_the_way: list[str] = []
+        self.repack = n.RepackPlan()
         self.explained = j.JobExplanation()
         self.previewed: list[t.PreviewedJob] = []
         self.drop_stream_after = 0  # messages of a stream, then UNAVAILABLE; once
@@ -300,6 +301,14 @@ class FakeCluster(
         node = self.nodes[request.name.removeprefix("nodes/")]
         node.compute_overcommit_milli = request.compute_overcommit_milli
         return node
+
+    def PlanRepack(self, request: n.PlanRepackRequest, context: grpc.ServicerContext) -> n.RepackPlan:
+        self._enter("PlanRepack", request, context)
+        return self.repack
+
+    def ApplyRepack(self, request: n.ApplyRepackRequest, context: grpc.ServicerContext) -> n.RepackPlan:
+        self._enter("ApplyRepack", request, context)
+        return n.RepackPlan(moves=[move for move in self.repack.moves if move.job in request.jobs])
 
     def CreateReservation(
         self, request: n.CreateReservationRequest, context: grpc.ServicerContext

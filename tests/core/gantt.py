@@ -5,7 +5,7 @@ One statement a line, `#` starts a comment; a slot is one minute, `at` is 0 unle
 for maintenance. Jobs run for `runs` slots (their limit unless given), `limit=0` is no limit.
 
     node N CARDS [lanes=K] [cpu=MILLI]      tenant T [guaranteed=MILLI] [limit=MILLI]
-    job A [at=S] [limit=S] [runs=S] [gpus=N] [milli=M] [cpu=M] [tasks=N] [priority=P] [tenant=T] [user=U]
+    job A [at=S] [limit=S] [runs=S] [gpus=N] [milli=M] [cpu=M] [memory=M] [tasks=N] [priority=P] [tenant=T] [user=U]
           [preemption=MODE] [qos=Q] [grace=S] [least=N] [optional=1]
     reserve R from=S to=S tenant=T [at=S] [gpus=N] [milli=M] [nodes=N,N] [users=U,U] [every=S] [until=S]
     maintenance R from=S to=S nodes=N,N [at=S] [every=S]
@@ -127,6 +127,7 @@ class Gantt:
             gpus=int(o["gpus"]) if "gpus" in o else None,
             gpu_milli=int(o["milli"]) if "milli" in o else None,
             cpu_milli=int(o["cpu"]) if "cpu" in o else None,
+            memory_mib=int(o["memory"]) if "memory" in o else None,
         )
         extra: dict[str, object] = {}
         if "preemption" in o:
@@ -193,10 +194,8 @@ class Gantt:
     def _passes(self) -> None:
         """Passes until nothing happens any more; agents start and suspend at once, and stop after the grace."""
         for _ in range(20):
+            self._obey_all()
             done = self._pass()
-            for job in self.jobs.values():
-                for attempt in job.live():
-                    self._obey(job, attempt)
             if not done.events:
                 break
         else:
@@ -206,6 +205,11 @@ class Gantt:
         promised_ms = done.starts_ms.get(self.jobs[head].key) if head else None
         if promised_ms is not None:
             self.promises.setdefault(head, []).append((promised_ms - self.zero_ms) // SLOT_MS)
+
+    def _obey_all(self) -> None:
+        for job in self.jobs.values():
+            for attempt in job.live():
+                self._obey(job, attempt)
 
     def _pass(self) -> Pass:
         """A pass with the brain that is kept; it must decide as a new one does."""

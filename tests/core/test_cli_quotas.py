@@ -368,10 +368,32 @@ def test_ctrl_c_ends_the_waiting_and_not_the_drain(cluster: FakeCluster, environ
     assert "Traceback" not in err
 
 
+def test_a_repack_is_shown_with_its_cost_before_it_is_done(gpushare: Cli, cluster: FakeCluster) -> None:
+    cluster.repack.moves.add(
+        job="tenants/vision/jobs/3", node="n1", from_gpu_uuids=["A"], to_gpu_uuids=["B"], gpu_memory_mib=2048
+    )
+    cluster.repack.opened.add(node="n1", gpus=1)
+    cluster.repack.largest_share_before_milli, cluster.repack.largest_share_after_milli = 500, 1000
+    shown = gpushare("repack", "--plan")
+    assert shown.out.splitlines()[1].split() == ["vision/3", "n1", "A", "B", "2GiB"]
+    for text in ("1 whole card of n1", "0.5 now, 1 then", "2GiB are copied", "gpushare repack --apply"):
+        assert text in shown.out
+    assert cluster.seen("ApplyRepack") == []
+    done = gpushare("repack", "--apply")
+    assert (done.code, "on their way" in done.out) == (0, True)
+    assert list(cluster.seen("ApplyRepack")[0].jobs) == ["tenants/vision/jobs/3"]
+    assert gpushare("repack", "--plan", "-o", "json").json["largestShareAfterMilli"] == "1000"
+    cluster.repack.Clear()
+    assert "nothing to move" in gpushare("repack", "--apply").out
+    assert len(cluster.seen("ApplyRepack")) == 1
+    for words in ([], ["--plan", "--apply"]):
+        assert gpushare("repack", *words).code == 2
+
+
 def test_the_new_commands_start_as_fast_as_the_others() -> None:
     """Their help needs neither grpc nor protobuf."""
     code = (
-        "import sys; from gpushare.cli import quota, reservations, nodes, submit, tenants; "
+        "import sys; from gpushare.cli import quota, repack, reservations, nodes, submit, tenants; "
         "sys.exit(any(m.split('.')[0] in ('grpc', 'google') for m in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

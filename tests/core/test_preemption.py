@@ -331,8 +331,8 @@ def test_a_suspended_job_goes_on_where_it_was() -> None:
         """
         tenant t
         node n 1
-        job A gpus=1 limit=0 runs=0 preemption=suspend
-        job P gpus=1 limit=2 at=2 priority=5
+        job A gpus=1 cpu=100 memory=100 preemption=suspend
+        job P gpus=1 cpu=100 memory=100 limit=2 at=2 priority=5
         n/0 AAPPAA
         """,
         tiers=SUSPENDING,

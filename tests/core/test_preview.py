@@ -19,9 +19,11 @@ def effects(scenario: Scenario, **changes: dict[str, object]) -> dict[str, Effec
 def outcome(scenario: Scenario, **changes: dict[str, object]) -> dict[str, PreviewedJob]:
     cluster = scenario.cluster
     before, touched = cluster.state.encode(), set(cluster.state.touched)
+    submitted = list(cluster.state.submitted)
     found = preview(cluster.state, settings(scenario, changes), cluster.now_ms, cluster.settings)
     assert not isinstance(found, Rejection), found
     assert cluster.state.encode() == before
+    assert cluster.state.submitted == submitted
     assert cluster.state.touched == touched, "the scheduler's own brain is told of what changed as before"
     names = {key: name for name, key in scenario.jobs.items()}
     return {names[job.job]: job for job in found}
@@ -100,6 +102,28 @@ def test_a_guarantee_takes_back_what_others_borrow() -> None:
     enact(scenario, **change)
     told = [name for name in ("b1", "b2") if any(a.desired_stop for a in scenario.job(name).live())]
     assert told == reclaimed
+
+
+def test_a_borrower_within_its_minimum_run_time_is_named_with_what_is_left_of_it() -> None:
+    scenario = Scenario().run("""
+        tenant lender
+        tenant borrower
+        node n1 1
+        submit borrower b gpus=1
+        cycle
+        run b
+        wait 1000
+        submit lender a gpus=1
+        cycle
+    """)
+    enact(scenario, borrower={"min_run_ms": 61_000})
+    found = outcome(scenario, lender={"guaranteed_milli": 1000})
+    assert found["b"].effect is Effect.WOULD_BE_RECLAIMED
+    assert "in 1m" in found["b"].detail
+    enact(scenario, lender={"guaranteed_milli": 1000})
+    assert not scenario.job("b").live()[0].desired_stop
+    scenario.run("wait 60000\ncycle")
+    assert scenario.job("b").live()[0].desired_stop
 
 
 @pytest.mark.parametrize(

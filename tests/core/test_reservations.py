@@ -339,6 +339,7 @@ def test_a_job_that_holds_the_nodes_cpu_is_in_the_way(site: Cluster) -> None:
     answer = refused(site, nodes=(node,))
     assert answer.reason is Reason.RESERVATION_CONFLICT
     assert job.key in answer.detail
+    assert made(site, gpus=1).nodes != (node,)
 
 
 def test_reservations_in_the_way_are_named(site: Cluster) -> None:

@@ -46,6 +46,8 @@ DeclareNodeDead  admin
 CreateJoinToken  admin
 PreviewQuota     admin
 UpdateNode       admin
+PlanRepack       admin
+ApplyRepack      admin
 CreateReservation admin operator
 ListReservations admin operator user viewer tenant-admin
 DeleteReservation admin operator

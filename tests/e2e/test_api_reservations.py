@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_cluster import ApiCluster, api_cluster, refusal, run, until
+from api_cluster import ApiCluster, api_cluster, card, refusal, run, until
 
 from gpushare.v1 import job_pb2, node_pb2, tenant_pb2, usage_pb2
 
@@ -257,5 +257,46 @@ def test_what_no_job_can_say_is_refused(tmp_path: Path, fields: dict[str, Any], 
         with pytest.raises(Exception, match=status):
             await cluster.submit(**fields)
         assert len(cluster.engine.state.jobs) == before
+
+    api_test(tmp_path, body)
+
+
+def test_a_repack_is_planned_and_carried_out_on_command_alone(tmp_path: Path) -> None:
+    """Two jobs lie on two cards where one card would do: the plan says so, and the command moves one of them."""
+
+    async def body(cluster: ApiCluster) -> None:
+        parks = node_pb2.TierOffer(tier="timeslice", enforcement=job_pb2.ENFORCEMENT_SOFT, can_suspend=True)
+        agent = await cluster.agent("n2")
+        await agent.sync(gpus=[card("n2", place, tiers=[parks], model="A100") for place in range(2)])
+        jobs = []
+        for milli in (600, 500, 300):
+            resources = job_pb2.Resources(gpu_milli=milli, gpu_model="A100", cpu_milli=100, memory_mib=100)
+            job = await cluster.submit(resources=resources, preemption=job_pb2.PREEMPTION_SUSPEND)
+            await agent.run((await agent.order("start_attempt")).attempt_id)
+            jobs.append(job)
+        await agent.finish("vision.1.0.1")
+        api = cluster.nodes("root")
+
+        async def planned() -> node_pb2.RepackPlan | None:
+            plan = await api.PlanRepack(node_pb2.PlanRepackRequest())
+            return plan if plan.moves else None
+
+        plan = await until(planned, "there is something to move")
+        assert [(each.node, each.gpus) for each in plan.opened] == [("n2", 1)]
+        assert plan.moves[0].from_gpu_uuids != plan.moves[0].to_gpu_uuids
+        assert plan.moves[0].gpu_memory_mib > 0
+        unknown = node_pb2.ApplyRepackRequest(jobs=["tenants/vision/jobs/1"], request_id="a0")
+        assert (await refusal(api.ApplyRepack(unknown))).status == "INVALID_ARGUMENT"
+        apply = node_pb2.ApplyRepackRequest(jobs=[move.job for move in plan.moves], request_id="a1")
+        moving = await api.ApplyRepack(apply)
+        assert list(moving.moves) == list(plan.moves)
+        assert await api.ApplyRepack(apply) == moving
+        suspend = await agent.order("suspend_attempt")
+        await agent.report(suspend.attempt_id, "SUSPENDED")
+        resume = await agent.order("resume_attempt")
+        assert list(resume.gpu_uuids) == list(plan.moves[0].to_gpu_uuids)
+        await agent.report(resume.attempt_id, "RUNNING")
+        found = await cluster.jobs("ann").GetJob(job_pb2.GetJobRequest(name=plan.moves[0].job))
+        assert found.preempted_for == ""
 
     api_test(tmp_path, body)

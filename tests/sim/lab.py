@@ -225,7 +225,11 @@ def random_lab(seed: int) -> Lab:
         _reserve(lab, rng)
     if rng.random() < 0.2:
         lab.do(CordonNode(node="n0"))
-    for _ in range(rng.randint(25, 50)):
+    for _ in range(10):
+        # They borrow what its owner has not come for yet.
+        _submit(lab, rng, "bc")
+    lab.settle()
+    for _ in range(rng.randint(15, 40)):
         _submit(lab, rng)
         if rng.random() < 0.4:
             lab.settle()
@@ -238,8 +242,8 @@ def random_lab(seed: int) -> Lab:
 def _tenants(lab: Lab, rng: random.Random) -> None:
     cards = sum(len(n.gpus) for n in lab.state.nodes.values()) * 1000
     lab.tenant("a", guaranteed_milli=cards // rng.choice((2, 3)), weight=rng.choice((1, 3)))
-    lab.tenant("b", limit_milli=rng.choice((None, cards // 2)), max_running_per_user=rng.choice((None, 3)))
-    lab.tenant("c", max_running_jobs=rng.choice((None, 4)), cpu_limit_milli=rng.choice((None, 16_000)))
+    lab.tenant("b", limit_milli=rng.choice((None, cards // 2)), max_running_per_user=rng.choice((None, 4)))
+    lab.tenant("c", max_running_jobs=rng.choice((None, 4)), cpu_limit_milli=rng.choice((None, 12_000)))
     quota = ModelQuota("large", rng.choice((0, 1000)), rng.choice((None, 2000)))
     lab.tenant("d", parent="a", model_quotas=(quota,), guaranteed_milli=rng.choice((0, 500)))
 
@@ -285,13 +289,14 @@ def _resources(rng: random.Random) -> RawResources:
     return RawResources(gpus=0, **{"cpu_milli": 4000, **extra})  # type: ignore[arg-type]
 
 
-def _submit(lab: Lab, rng: random.Random) -> None:
+def _submit(lab: Lab, rng: random.Random, tenants: str = "abcd") -> None:
+    tenant = rng.choice(tenants)
     fields: dict[str, object] = {
         "resources": _resources(rng),
         "max_run_ms": None if rng.random() < 0.03 else rng.choice((1, 2, 5, 5, 5, 5, 10, 30)) * MINUTE_MS,
         "priority": rng.choice((0, 0, 0, 5)),
-        "qos": rng.choice((Qos.BURST, Qos.BURST, Qos.BURST, Qos.GUARANTEED)),
-        "preemption": rng.choice(list(PreemptionMode)),
+        "qos": rng.choice((Qos.BURST, Qos.BURST, Qos.GUARANTEED)) if tenant == "a" else Qos.BURST,
+        "preemption": rng.choice((PreemptionMode.SUSPEND, *PreemptionMode)),
     }
     if rng.random() < 0.2:
         fields["tasks"] = rng.randint(2, 4)
@@ -299,7 +304,6 @@ def _submit(lab: Lab, rng: random.Random) -> None:
         fields["topology"] = rng.choice((Topology.ANY, Topology.ANY, Topology.NODE))
     if rng.random() < 0.1:
         fields["array_indexes"], fields["array_max_running"] = (0, 1, 2), 1
-    tenant = rng.choice("abcd")
     others = [j.key for j in lab.state.jobs.values() if j.tenant == tenant and not j.is_ended and not j.array_id]
     if others and rng.random() < 0.1:
         fields["after"] = (Dependency(rng.choice(others), rng.choice(list(DependencyKind))),)

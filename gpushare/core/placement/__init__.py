@@ -10,10 +10,15 @@ from collections.abc import Callable
 
 from gpushare.core.placement.best_fit import BestFit
 from gpushare.core.placement.consolidate import Consolidate
+from gpushare.core.placement.fgd import Fgd
 from gpushare.core.placement.policy import Policy
+from gpushare.core.placement.price_fit import PriceFit
 from gpushare.core.placement.spread import Spread
 
+# The default first.
 POLICIES: dict[str, Callable[..., Policy]] = {
+    PriceFit.name: PriceFit,
+    Fgd.name: Fgd,
     BestFit.name: BestFit,
     Consolidate.name: Consolidate,
     Spread.name: Spread,

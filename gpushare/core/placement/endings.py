@@ -32,12 +32,17 @@ def end_ms(state: ClusterState, attempt: Attempt, now_ms: int) -> int | None:
     if attempt.state is AttemptState.UNKNOWN or attempt.suspended_ms is not None:
         return None
     grace_ms = state.jobs[attempt.job_key].spec.grace_ms
-    if attempt.desired_stop or attempt.desired_suspend:
-        return now_ms + grace_ms
-    sure_ms = sure_end_ms(state, attempt)
+    goes = attempt.desired_stop or attempt.desired_suspend
+    sure_ms = _told_end_ms(state, attempt) if goes else sure_end_ms(state, attempt)
     if sure_ms is None or sure_ms > now_ms:
         return sure_ms
     return now_ms + grace_ms
+
+
+def _told_end_ms(state: ClusterState, attempt: Attempt) -> int:
+    """The end of the grace of what makes way; 0: at most its whole grace from now."""
+    grace_ms = state.jobs[attempt.job_key].spec.grace_ms
+    return 0 if attempt.told_ms is None else attempt.told_ms + grace_ms
 
 
 def freed_by(attempt: Attempt) -> Slice:
@@ -118,8 +123,8 @@ class Endings:
         for booking in bookings:
             job = fleet.state.jobs.get(booking.owner.job)
             grace_ms = 0 if job is None else job.spec.grace_ms
-            goes = booking.owner.job in stops or booking.owner.job in suspends
-            sure_ms = 0 if goes else booking.end_ms
+            told_ms = stops.get(booking.owner.job, suspends.get(booking.owner.job))
+            sure_ms = booking.end_ms if told_ms is None else told_ms
             if sure_ms is None:
                 continue
             for uuid, (milli, mib) in booking.cards.items():
@@ -130,20 +135,22 @@ class Endings:
         self._hosts[i] = np.array(hosts, dtype=np.int64).reshape(-1, _COLUMNS)
 
 
-def _making_way(state: ClusterState, node: str) -> tuple[set[str], set[str]]:
-    """Jobs all of whose attempts on `node` were told to stop, or to suspend."""
-    stops: set[str] = set()
-    suspends: set[str] = set()
+def _making_way(state: ClusterState, node: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Jobs all of whose attempts on `node` were told to stop, or to suspend, with their `_told_end_ms`."""
+    stops: dict[str, int] = {}
+    suspends: dict[str, int] = {}
     stay: set[str] = set()
     for attempt in state.live_attempts(state.nodes[node]):
         goes = attempt.state is not AttemptState.UNKNOWN and attempt.suspended_ms is None
-        if attempt.desired_stop and goes:
-            stops.add(attempt.job_key)
-        elif attempt.desired_suspend and goes:
-            suspends.add(attempt.job_key)
+        if goes and (attempt.desired_stop or attempt.desired_suspend):
+            told = stops if attempt.desired_stop else suspends
+            told[attempt.job_key] = _told_end_ms(state, attempt)
         else:
             stay.add(attempt.job_key)
-    return stops - stay, suspends - stay - stops
+    return (
+        {key: ms for key, ms in stops.items() if key not in stay},
+        {key: ms for key, ms in suspends.items() if key not in stay and key not in stops},
+    )
 
 
 class Timeline:

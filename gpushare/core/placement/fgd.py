@@ -99,6 +99,9 @@ class Fgd:
         made = self._made
         if self._typical is None or made is None or made[0]() is not fleet or made[1:] != (fleet.layout, self._epoch):
             self._usable_mib = int(np.median(fleet.usable_mib)) if len(fleet.uuids) else 1
+            if self._mix.is_due:
+                self._classes = self._mix.read(self._usable_mib)
+                self._epoch += 1
             self._made = (weakref.ref(fleet), fleet.layout, self._epoch)
             self._typical = _typical(self._classes, fleet)
         return self._typical

@@ -180,6 +180,8 @@ class PriceFit:
             site = _site_of(fleet)
             if tables is None or site != self._site:
                 self._site = site
+                if self._mix.is_due:
+                    self._classes = self._mix.read(site.usable_mib)
                 tables = self._tables = make_tables(self._classes, site, self.weights)
                 self._epoch += 1
             worths = self._worths = NodeWorths(fleet, tables)
