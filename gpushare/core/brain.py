@@ -39,6 +39,8 @@ class Brain:
         self.endings = Endings(self.fleet)
         # Lines for which nobody could make way, and when it is worth to look again.
         self.search_again_ms: dict[LineKey, int] = {}
+        # The starving job for which no place could be guessed, and when it is worth to look again.
+        self.guess_again_ms: dict[str, int] = {}
         self._loads: Mapping[str, int] | None = None
         self._least: dict[TaskRequest, int | None] = {}
         self._least_layout = -1
@@ -63,7 +65,7 @@ class Brain:
         """One over a copy of the state, which decides alike and learns apart from this one."""
         state.submitted = [key for key in self.state.submitted if key in state.jobs]
         made = Brain(state, self.settings, self.fleet.names, deepcopy(self.policy))
-        made.search_again_ms = dict(self.search_again_ms)
+        made.search_again_ms, made.guess_again_ms = dict(self.search_again_ms), dict(self.guess_again_ms)
         made.refresh(self._loads)
         return made
 

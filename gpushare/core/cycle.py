@@ -9,13 +9,13 @@ idles that a waiting job could use, unless it is held, reserved or owed to a hea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
 
-from gpushare.core import due, power
+from gpushare.core import due, kept_place, power
 from gpushare.core.backfill import head_claim, shadow
 from gpushare.core.brain import Brain
 from gpushare.core.commands import CoreSettings
@@ -36,19 +36,20 @@ from gpushare.core.gangs import gang_port, missing_tasks
 from gpushare.core.gates import Gates
 from gpushare.core.lifecycle import INFRA_REASONS, OWN_FAILURE_CODE
 from gpushare.core.limits import which_limit
-from gpushare.core.making_way import could_claim, make_way
+from gpushare.core.making_way import TURNED_AWAY, could_claim, make_way
 from gpushare.core.model import Job, JobState, Slice, TaskRequest, Topology
 from gpushare.core.order import Order
 from gpushare.core.placement.ask import Ask
 from gpushare.core.placement.claims import Claim
+from gpushare.core.placement.endings import without_host
 from gpushare.core.placement.filters import strongest
 from gpushare.core.placement.place import place_gang, place_on, place_task
 from gpushare.core.plan import Plan
 from gpushare.core.preemption import Way
-from gpushare.core.promises import CapacityHold
+from gpushare.core.promises import CapacityHold, is_kept_free
 from gpushare.core.quota import QuotaTree
 from gpushare.core.reservations import claims as reservation_claims
-from gpushare.core.reservations import expired, hold_claim, next_change_ms
+from gpushare.core.reservations import claims_between, expired, hold_claim, next_change_ms
 from gpushare.core.state import ClusterState
 from gpushare.core.waiting import LineKey
 from gpushare.reasons import Reason
@@ -58,6 +59,8 @@ ROOM_REASONS = frozenset({Reason.NO_CAPACITY, Reason.HOST_CAPACITY, Reason.HELD,
 
 
 _NO_PRIORITY = 2**31
+# Blocked jobs without a known start that are passed over in the search for one that can be owed it.
+_UNKNOWN_STARTS_MAX = 8
 
 # All that decides whether a job fits, but for limits and claims: request, tasks, fewest tasks, topology, time limit.
 Fate = tuple[TaskRequest, int, int, Topology, int]
@@ -117,8 +120,10 @@ class Cycle:
         self.settled: set[str] = set()
         self.told: set[str] = set()
         self.started: set[str] = set()
-        # Searches for jobs that could make way.
+        # Searches for jobs that could make way, and whether there was no time for some.
         self.searches = 0
+        self._has_turned_away = False
+        self._turned_away: set[LineKey] | None = None
         # By tenant with a claim: whether anybody borrows what it could take back, as far as this pass has looked.
         self.reclaimable: dict[str, bool] = {}
         self._ports: set[int] = set()
@@ -127,9 +132,13 @@ class Cycle:
         self._no_way: set[LineKey] = set()
         self._claimants: dict[tuple[str, int], bool] = {}
         self._placed = 0
-        # Blocked jobs that are owed a start.
+        # Whether a place is kept free for a job that has waited too long.
+        self.keeps_place = False
+        # Blocked jobs that are owed a start, and how often one was looked for.
         self.heads: set[str] = set()
+        self._shadows = 0
         self._wakes: list[int] = []
+        self._searches_at: list[int] = []
         # Of the last placing.
         self._last: list[Slice] = []
 
@@ -139,8 +148,11 @@ class Cycle:
             if stage():
                 more = True
                 break
+        more = more or self._has_turned_away
         self._wake_at(next_change_ms(self.state, self.now_ms))
         self._wake_at(self.state.lines.next_deadline_ms(self.now_ms))
+        if self.events:
+            self._wakes += self._searches_at
         wake_ms = self.now_ms if more else min(self._wakes, default=None)
         return Pass(self.events, self.waits, wake_ms, more, self.job_waits, self.starts_ms)
 
@@ -157,6 +169,9 @@ class Cycle:
         """Jobs for which others made way start first, in what was freed or in something better."""
         for hold in sorted(self.state.holds.values(), key=lambda h: (h.since_ms, h.job)):
             job = self.state.jobs[hold.job]
+            if is_kept_free(hold):
+                kept_place.use(self, job, hold)
+                continue
             self.count_hold(hold, +1)
             if job.key in hold.victims and self._is_making_way(job.key):
                 # It moves: its place is kept until it has given up the old one.
@@ -165,12 +180,13 @@ class Cycle:
                 self._release(hold, "it does not wait any more")
                 continue
             self.count_hold(hold, -1)
-            if self._start(job):
+            if self.start(job):
                 self.drop_claim(hold_claim(self.state, hold).id)
                 continue
             self.count_hold(hold, +1)
             if any(v for v in hold.victims if self._is_making_way(v)):
                 self.job_waits[job.key] = Reason.PREEMPTING
+                self.gates.promised(job)
             else:
                 self._release(hold, "what was freed for it does not hold it any more")
         return False
@@ -215,7 +231,7 @@ class Cycle:
             self._end(due.never_starts(job, dependency))
             order.skip()
             return
-        reason = Reason.DEPENDENCY if readiness is Readiness.WAITS else self._gate(job)
+        reason = Reason.DEPENDENCY if readiness is Readiness.WAITS else self.gate(job)
         if reason is None:
             try:
                 reason = self._try(job, key)
@@ -231,13 +247,13 @@ class Cycle:
             order.skip()
         else:
             self.waits[key] = reason
-            if job.key in self.heads and len(self.heads) < self.settings.backfill_depth:
+            if job.key in self.heads and not self._owes_no_more():
                 # The next of its line is another head.
                 order.skip()
             else:
                 order.set_aside()
 
-    def _gate(self, job: Job) -> Reason | None:
+    def gate(self, job: Job) -> Reason | None:
         least = self.brain.least_charge(job.spec.resources)
         never = self.gates.never(job, None if least is None else least * job.spec.least_tasks)
         return never or self.gates.cap(job)
@@ -249,7 +265,7 @@ class Cycle:
         if reason is None:
             checkpoint = self.plan.checkpoint()
             try:
-                if self._start(job):
+                if self.start(job):
                     return None
                 reason = strongest(self.plan, self.ask(job), job.spec.least_tasks)
             except Exception:
@@ -258,6 +274,7 @@ class Cycle:
             if fate is not None and reason is not Reason.TENANT_LIMIT:
                 self._unfit[fate] = reason
         if reason not in ROOM_REASONS:
+            kept_place.forgo(self, job)
             return reason
         way = None if key in self._no_way else make_way(self, job, reason)
         if way is not None:
@@ -265,6 +282,7 @@ class Cycle:
             return Reason.PREEMPTING
         self._no_way.add(key)
         if reason is Reason.TENANT_LIMIT:
+            kept_place.forgo(self, job)
             return which_limit(self.plan, self.tree, job, self.ask(job))
         self._owe(job)
         return reason
@@ -272,7 +290,7 @@ class Cycle:
     def _is_futile(self, key: LineKey) -> bool:
         """Nothing that looking at the line could still bring: no room for its like, no claim, no start to be owed."""
         shape = key.shape
-        if len(self.heads) < self.settings.backfill_depth or shape.after or shape.suspended or key.tenant in self._entitled:
+        if not self._owes_no_more() or shape.after or shape.suspended or key.tenant in self._entitled:
             return False
         reason = self._unfit.get((shape.request, shape.tasks, shape.least_tasks, shape.topology, shape.max_run_ms))
         if reason is None or (reason in ROOM_REASONS and self._could_claim(key.tenant, key.priority)):
@@ -299,20 +317,24 @@ class Cycle:
     def ask(self, job: Job, task: int | None = None) -> Ask:
         """What placing must know of `job`."""
         ends_ms = self.now_ms + job.spec.max_run_ms if job.spec.max_run_ms else None
-        node = job.current()[0].slice.node if job.state is JobState.SUSPENDED else ""
+        room, node = self.tree.room(job), ""
+        if job.state is JobState.SUSPENDED:
+            # Its CPU and host memory count against the limits already.
+            held = job.current()[0].slice
+            node, room = held.node, room.less(0, "", -held.cpu_milli, -held.memory_mib)
         return Ask(
             request=job.spec.resources,
             tenant=job.tenant,
             user=job.created_by.user,
             job=job.key,
             end_ms=ends_ms,
-            room=self.tree.room(job),
+            room=room,
             topology=job.spec.topology,
             avoid=_burnt(job),
             only=frozenset({node}) if node else None,
         )
 
-    def _start(self, job: Job) -> bool:
+    def start(self, job: Job) -> bool:
         """Place the job whole on the plan, and say so in events; nothing is taken when it does not fit."""
         if job.state is JobState.SUSPENDED:
             return self._resume(job)
@@ -320,7 +342,7 @@ class Cycle:
         if slices is None:
             return False
         self._placed += 1
-        self.count(job, slices, +1)
+        self.count(job, slices, +1, jobs=1)
         self.gates.started(job)
         self.settled.add(job.key)
         self.started.add(job.key)
@@ -334,7 +356,7 @@ class Cycle:
         if piece is None:
             return False
         self._placed += 1
-        self.count(job, [piece], +1)
+        self.count(job, [without_host(piece)], +1)
         self.settled.add(job.key)
         self.started.add(job.key)
         self.events.append(AttemptResumed(attempt=attempt.id, slice=piece))
@@ -384,17 +406,24 @@ class Cycle:
                     continue
                 kind = AttemptSuspendRequested if suspends else AttemptStopRequested
                 self.events.append(kind(attempt=attempt.id, reason=Reason.PREEMPTED, detail=detail, claimant=job.key))
-        self.count_hold(hold, +1)
+        self.count_hold(hold, +1, way.suspend)
+        self.gates.promised(job)
         self.add_claim(hold_claim(self.state, hold, suspends=way.suspend))
 
-    def count_hold(self, hold: CapacityHold, sign: int) -> None:
-        """In the tree a claimant has its cards from the moment that others make way, and the victims have not."""
-        self.count(self.state.jobs[hold.job], list(hold.slices), sign)
+    def count_hold(self, hold: CapacityHold, sign: int, suspends: frozenset[str] = frozenset()) -> None:
+        """In the tree a claimant has its cards from the moment that others make way, and the victims have not. What is
+        suspended keeps CPU and host memory, and counts as running; `suspends`: those that are only now told to."""
+        job = self.state.jobs[hold.job]
+        starts = job.state is JobState.QUEUED
+        slices = list(hold.slices) if starts else [without_host(s) for s in hold.slices]
+        self.count(job, slices, sign, jobs=sign * starts)
         for key in hold.victims:
             victim = self.state.jobs.get(key)
             if victim is not None and self._is_making_way(key):
-                held = [a.slice for a in victim.live() if a.suspended_ms is None]
-                self.count(victim, held, -sign)
+                held = [a for a in victim.live() if a.suspended_ms is None]
+                stays = key in suspends or any(a.desired_suspend and not a.desired_stop for a in held)
+                pieces = [without_host(a.slice) if stays else a.slice for a in held]
+                self.count(victim, pieces, -sign, jobs=0 if stays else -sign)
 
     def _is_making_way(self, key: str) -> bool:
         job = self.state.jobs.get(key)
@@ -406,19 +435,31 @@ class Cycle:
 
     def _release(self, hold: CapacityHold, detail: str) -> None:
         self.count_hold(hold, -1)
+        self.drop_hold(hold, detail)
+
+    def drop_hold(self, hold: CapacityHold, detail: str) -> None:
         self.drop_claim(hold_claim(self.state, hold).id)
         self.events.append(HoldReleased(job=hold.job, detail=detail))
 
     def _owe(self, job: Job) -> None:
-        """The first blocked jobs of the order are owed a future start, which nobody after them may delay."""
-        if len(self.heads) >= self.settings.backfill_depth or job.key in self.heads:
+        """The first blocked jobs of the order whose start can be known are owed it: nobody after them may delay it."""
+        if self._owes_no_more() or job.key in self.heads or job.key in self.state.holds:
             return
-        self.heads.add(job.key)
-        spec = job.spec
-        found = shadow(self.plan, self.ask(job), spec.tasks, spec.least_tasks, self.brain.endings, self.now_ms)
+        self._shadows += 1
+        ask, spec = self.ask(job), job.spec
+        found = shadow(self.plan, ask, spec.tasks, spec.least_tasks, self.brain.endings, self.now_ms)
+        kept_place.keep(self, job, ask, found)
         if found is not None:
+            self.heads.add(job.key)
             self.starts_ms[job.key] = found.start_ms
-            self.add_claim(head_claim(found, job))
+            claim = head_claim(found, job)
+            for window in claims_between(self.state, claim.start_ms, claim.end_ms):
+                self.claims.setdefault(window.id, window)
+            self.add_claim(claim)
+
+    def _owes_no_more(self) -> bool:
+        depth = self.settings.backfill_depth
+        return len(self.heads) >= depth or self._shadows >= depth + _UNKNOWN_STARTS_MAX
 
     def add_claim(self, claim: Claim) -> None:
         self.claims[claim.id] = claim
@@ -435,18 +476,35 @@ class Cycle:
         """The lowest priority of what the tenant runs."""
         return min(self.state.running_priorities.get(tenant, ()), default=_NO_PRIORITY)
 
-    def count(self, job: Job, slices: list[Slice], sign: int) -> None:
-        """Tell the tenant tree what was placed (+1) or is taken away (-1)."""
+    def count(self, job: Job, slices: list[Slice], sign: int, *, jobs: int = 0) -> None:
+        """Tell the tenant tree what was placed (+1) or is taken away (-1), and by how many more `jobs` run."""
         self._last = slices
-        models = tuple(self._model(s) for s in slices)
-        self.tree.add(job, tuple(slices), models, sign)
+        self.tree.add(job, tuple(slices), self.models(slices), sign, jobs=jobs)
         self.reclaimable.clear()
         self._claimants.clear()
 
-    def _model(self, piece: Slice) -> str:
-        if not piece.gpu_uuids:
-            return ""
-        return self.state.nodes[piece.node].gpus[piece.gpu_uuids[0]].inventory.model
+    def models(self, slices: Iterable[Slice]) -> tuple[str, ...]:
+        """Of each slice's cards; "" without any, and for cards that are gone."""
+        cards = (self.state.nodes[s.node].gpus.get(s.gpu_uuids[0]) if s.gpu_uuids else None for s in slices)
+        return tuple("" if gpu is None else gpu.inventory.model for gpu in cards)
+
+    def turned_away(self) -> set[LineKey]:
+        """Lines that the pass before had no time to search for."""
+        if self._turned_away is None:
+            again_ms = self.brain.search_again_ms
+            self._turned_away = {line for line, at_ms in again_ms.items() if at_ms == TURNED_AWAY}
+            for line in self._turned_away:
+                del again_ms[line]
+        return self._turned_away
+
+    def search_again_at(self, at_ms: int) -> None:
+        """A search has found nobody. The next finds nobody either, unless something has changed by then: what others
+        change brings a pass of its own, and what this pass changes is known at its end."""
+        self._searches_at.append(at_ms)
+
+    def search_more(self) -> None:
+        """There was no time for all searches: the next pass goes on with them."""
+        self._has_turned_away = True
 
     def _port(self, node: str) -> int:
         # Of other nodes, too: two of them may be one host.

@@ -17,7 +17,7 @@ from gpushare.core.commands import CoreSettings
 from gpushare.core.counterfactuals import Counterfactual, counterfactuals
 from gpushare.core.cycle import Cycle
 from gpushare.core.due import Readiness
-from gpushare.core.events import JobEnded
+from gpushare.core.events import CapacityHeld, JobEnded
 from gpushare.core.fairshare import FairShare
 from gpushare.core.forecast import expected_start
 from gpushare.core.model import Job, JobState
@@ -26,6 +26,7 @@ from gpushare.core.placement.claims import Claim
 from gpushare.core.placement.endings import end_ms, give_own_host
 from gpushare.core.placement.filters import Refusals, gang_refusals
 from gpushare.core.placement.place import place_gang
+from gpushare.core.promises import CapacityHold
 from gpushare.core.quota import QuotaTree
 from gpushare.core.sentences import Wait, backoff, capped_branch, sentence, told_reason, wait_of
 from gpushare.core.state import WAITING_STATES, ClusterState
@@ -34,7 +35,7 @@ from gpushare.core.waiting import line_key
 from gpushare.core.whatif import Look, World
 from gpushare.reasons import Reason
 
-__all__ = ["Counterfactual", "Explanation", "FilterCount", "Wait", "explain", "wait_of"]
+__all__ = ["Counterfactual", "Explanation", "FilterCount", "Question", "Wait", "explain", "wait_of"]
 
 AHEAD_MAX = 10
 _BLOCKING_MAX = 100
@@ -111,13 +112,38 @@ def explain(
 ) -> Explanation:
     """Everything there is to say of `job` now. `brain`: the scheduler's, so that the copy decides as it does. Neither
     it nor `state` is changed."""
-    if job.state not in WAITING_STATES:
-        return Explanation(job=job.key, state=job.state)
-    world = World(state, now_ms, settings, brain)
-    told = _told_now(world, world.state.jobs[job.key])
-    # Last, since it moves the world on.
-    found = expected_start(world, job.key)
-    return msgspec.structs.replace(told, expected_start_ms=found.start_ms, unknown_because=found.unknown_because)
+    return Question(state, job, now_ms, settings, brain).answer()
+
+
+class Question:
+    """An `explain` in two steps: made, it has copied all that the answer needs; `answer`, once, looks at nothing else,
+    so that another thread may do it while the state goes on."""
+
+    def __init__(
+        self, state: ClusterState, job: Job, now_ms: int, settings: CoreSettings, brain: Brain | None = None
+    ) -> None:
+        self._told = Explanation(job=job.key, state=job.state)
+        self._world: World | None = None
+        if job.state in WAITING_STATES:
+            self._world = World(state, now_ms, settings, brain, asked_for=job)
+            self._ahead = _ahead(state, job, now_ms)
+
+    def answer(self) -> Explanation:
+        world = self._world
+        if world is None:
+            return self._told
+        told = _told_now(world, world.state.jobs[self._told.job])
+        # Last, since it moves the world on.
+        found = expected_start(world, told.job)
+        # Others make way for it alone: nobody goes first.
+        ahead, ahead_count = ((), 0) if told.stage == "preemption" else self._ahead
+        return msgspec.structs.replace(
+            told,
+            expected_start_ms=found.start_ms,
+            unknown_because=found.unknown_because,
+            ahead=ahead,
+            ahead_count=ahead_count,
+        )
 
 
 def _told_now(world: World, job: Job) -> Explanation:
@@ -136,9 +162,8 @@ def _told_now(world: World, job: Job) -> Explanation:
     stage = STAGES.get(reason, "capacity")
     claim = _keeps_the_room(cycle, job) if reason in (Reason.HELD, Reason.RESERVED) else None
     shown = told_reason(job, reason)
-    ahead, ahead_count = _ahead(look, job)
     blocking, earliest_ms = _waits_for(cycle, job, reason)
-    hold = world.state.holds.get(job.key)
+    hold = world.state.holds.get(job.key) or _new_hold(look, job)
     filters = () if stage in _BEFORE_ROOM else _filter_counts(gang_refusals(cycle.plan, cycle.ask(job), _least(job)))
     changes = () if job.state is JobState.SUSPENDED else counterfactuals(world, job, cycle)
     return Explanation(
@@ -151,8 +176,6 @@ def _told_now(world: World, job: Job) -> Explanation:
         earliest_start_ms=earliest_ms,
         suggestion=f"it would start now {changes[0].change} ({changes[0].flag})" if changes else "",
         counterfactuals=changes,
-        ahead=ahead,
-        ahead_count=ahead_count,
         claimant="" if claim is None else claim.job,
         victims=() if hold is None else tuple(v for v in hold.victims if _is_live(world.state, v)),
         hold_ms=None if hold is None else hold.since_ms,
@@ -161,6 +184,12 @@ def _told_now(world: World, job: Job) -> Explanation:
 
 def _reason(look: Look, job: Job) -> Reason | None:
     return look.found.job_waits.get(job.key) or look.found.waits.get(line_key(job))
+
+
+def _new_hold(look: Look, job: Job) -> CapacityHold | None:
+    """Where only the next pass tells others to make way."""
+    holds = (event.hold for event in look.found.events if isinstance(event, CapacityHeld))
+    return next((hold for hold in holds if hold.job == job.key), None)
 
 
 def _not_judged(look: Look, job: Job) -> Wait:
@@ -185,9 +214,8 @@ def _is_live(state: ClusterState, key: str) -> bool:
 # -- the order
 
 
-def _ahead(look: Look, job: Job) -> tuple[tuple[str, ...], int]:
+def _ahead(state: ClusterState, job: Job, now_ms: int) -> tuple[tuple[str, ...], int]:
     """Queued jobs before it in the order, as things are before the pass: the first of them, and how many."""
-    state, now_ms = look.cycle.state, look.cycle.now_ms
     tree = QuotaTree(state)
     order = Order(state, tree, FairShare(state, tree, now_ms), lambda key: False)
     own = line_key(job)
@@ -214,8 +242,6 @@ def _keeps_the_room(cycle: Cycle, job: Job) -> Claim | None:
     ask, fleet = cycle.ask(job), cycle.plan.fleet
     others = [c for c in cycle.claims.values() if not c.entitles(ask.owner)]
     others.sort(key=lambda c: (c.start_ms, c.id))
-    checkpoint = cycle.plan.checkpoint()
-    give_own_host(cycle.plan, job.key)
     found: Claim | None = None
     left = list(cycle.claims.values())
     try:
@@ -233,11 +259,11 @@ def _keeps_the_room(cycle: Cycle, job: Job) -> Claim | None:
         return found
     finally:
         fleet.set_claims(cycle.claims.values(), cycle.now_ms)
-        cycle.plan.rollback(checkpoint)
 
 
 def _fits(cycle: Cycle, job: Job) -> bool:
     checkpoint = cycle.plan.checkpoint()
+    give_own_host(cycle.plan, job.key)
     found = place_gang(
         cycle.plan, cycle.ask(job), 1 if job.state is JobState.SUSPENDED else job.spec.tasks, _least(job)
     )
@@ -296,18 +322,36 @@ def _when_room(cycle: Cycle, job: Job) -> tuple[tuple[str, ...], int | None]:
     running = sorted({a.job_key for n in state.nodes.values() for a in state.live_attempts(n)} - {job.key})
     ends = {key: _job_end_ms(cycle, state.jobs[key]) for key in running}
     order = sorted(running, key=lambda key: (ends[key] is None, ends[key] or 0, key))
-    if not _fits_without(cycle, job, order):
+    enough = _enough(cycle, job, order)
+    if enough is None:
         return (), None
-    low, high = 0, len(order)
+    needed = _least_of(cycle, job, order[:enough])
+    known = [end for key in needed if (end := ends[key]) is not None]
+    return tuple(needed[:_BLOCKING_MAX]), max(known) if known and len(known) == len(needed) else None
+
+
+def _enough(cycle: Cycle, job: Job, order: list[str]) -> int | None:
+    """How many of `order` must have ended, from its begin; None: even all are not enough. Few are tried first."""
+    checkpoint = cycle.plan.checkpoint()
+    low, high = 0, 1
+    while True:
+        high = min(high, len(order))
+        _give(cycle, job, order[low:high], +1)
+        fits = _fits(cycle, job)
+        if fits or high == len(order):
+            break
+        low, high = high, 2 * high
+    _give(cycle, job, order[:high], -1)
+    cycle.plan.rollback(checkpoint)
+    if not fits:
+        return None
     while low < high:
         middle = (low + high) // 2
         if _fits_without(cycle, job, order[:middle]):
             high = middle
         else:
             low = middle + 1
-    needed = _least_of(cycle, job, order[:low])
-    known = [end for key in needed if (end := ends[key]) is not None]
-    return tuple(needed[:_BLOCKING_MAX]), max(known) if known and len(known) == len(needed) else None
+    return low
 
 
 def _least_of(cycle: Cycle, job: Job, enough: list[str]) -> list[str]:
@@ -349,8 +393,6 @@ def _fits_without(cycle: Cycle, job: Job, gone: list[str]) -> bool:
 
 def _give(cycle: Cycle, job: Job, keys: list[str], sign: int) -> None:
     """`sign` +1: these have ended, on the plan and in the tree; -1: in the tree they have not."""
-    if sign > 0:
-        give_own_host(cycle.plan, job.key)
     for key in keys:
         gone = cycle.state.jobs[key]
         pieces = [a.slice for a in gone.live() if a.suspended_ms is None]

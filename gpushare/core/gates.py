@@ -52,6 +52,11 @@ class Gates:
             return Reason.QUOTA_NEVER
         return None
 
+    def promised(self, job: Job) -> None:
+        """Others make way for it: it counts as running from now on, as in the tree."""
+        if job.state is JobState.QUEUED:
+            self.started(job)
+
     def started(self, job: Job) -> None:
         self._users[job.tenant, job.created_by.user] += 1
         if job.array_id:

@@ -7,12 +7,17 @@ twice in a row for the same claimant. `preemption.find_victims` finds the smalle
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from gpushare.core.limit_room import find_within_limits
 from gpushare.core.model import Job, JobState, Qos
+from gpushare.core.placement.ask import NO_LIMIT, Ask, Room
 from gpushare.core.preemption import Way, find_victims
-from gpushare.core.quota import Branch
+from gpushare.core.quota import Branch, Claim
+from gpushare.core.victims import Victim
 from gpushare.core.waiting import line_key
 from gpushare.reasons import Reason
 
@@ -20,10 +25,12 @@ if TYPE_CHECKING:
     from gpushare.core.cycle import Cycle
 
 # How often a set of victims is looked for again without those that would cost a tenant more than it borrows.
-_TRIES = 4
+_TRIES = 6
 # Searches of one pass, and how long a line waits for its next one after a search that found nobody.
 _SEARCHES_MAX = 8
 _RETRY_MS = 1000
+# The next search of a line that a pass had no time for: it comes before those that have had theirs.
+TURNED_AWAY = 0
 
 
 def make_way(cycle: Cycle, job: Job, reason: Reason) -> Way | None:
@@ -31,34 +38,40 @@ def make_way(cycle: Cycle, job: Job, reason: Reason) -> Way | None:
     line = line_key(job)
     least = cycle.brain.least_charge(job.spec.resources)
     claim = None if least is None else cycle.tree.claim_of(job, least * job.spec.least_tasks)
-    if reason is Reason.TENANT_LIMIT:
-        claim = None
     if not _anybody_could(cycle, job, claim):
         return None
-    if cycle.searches >= _SEARCHES_MAX or cycle.brain.search_again_ms.get(line, 0) > cycle.now_ms:
-        cycle.wake_at(max(cycle.now_ms + _RETRY_MS, cycle.brain.search_again_ms.get(line, 0)))
+    again_ms = cycle.brain.search_again_ms
+    if again_ms.get(line, 0) > cycle.now_ms:
+        cycle.wake_at(again_ms[line])
         return None
+    first = cycle.turned_away()
+    if cycle.searches + (0 if line in first else len(first)) >= _SEARCHES_MAX:
+        again_ms[line] = TURNED_AWAY
+        cycle.search_more()
+        return None
+    first.discard(line)
     cycle.searches += 1
-    way = _search(cycle, job, claim)
+    way = _search(cycle, job, claim, reason)
     if way is None:
-        cycle.brain.search_again_ms[line] = cycle.now_ms + _RETRY_MS
+        again_ms[line] = cycle.now_ms + _RETRY_MS
+        cycle.search_again_at(again_ms[line])
     return way
 
 
-def _anybody_could(cycle: Cycle, job: Job, claim: Branch | None) -> bool:
+def _anybody_could(cycle: Cycle, job: Job, claim: Claim | None) -> bool:
     """A quick look, before any search: is there a tenant to take back from, or a lower priority in the own one?"""
     if cycle.lowest_running(job.tenant) < job.spec.priority:
         return True
     if claim is None:
         return False
-    return _can_reclaim(cycle, claim)
+    return _can_reclaim(cycle, claim.branch)
 
 
-def _can_reclaim(cycle: Cycle, claim: Branch) -> bool:
-    if claim.name not in cycle.reclaimable:
+def _can_reclaim(cycle: Cycle, branch: Branch) -> bool:
+    if branch.name not in cycle.reclaimable:
         holders = (t.name for t in cycle.state.tenants.values() if t.charge_milli)
-        cycle.reclaimable[claim.name] = any(cycle.tree.may_reclaim(claim, name) for name in holders)
-    return cycle.reclaimable[claim.name]
+        cycle.reclaimable[branch.name] = any(cycle.tree.may_reclaim(branch, name) for name in holders)
+    return cycle.reclaimable[branch.name]
 
 
 def could_claim(cycle: Cycle, tenant: str, priority: int) -> bool:
@@ -69,39 +82,86 @@ def could_claim(cycle: Cycle, tenant: str, priority: int) -> bool:
     return any(_can_reclaim(cycle, branch) for branch in entitled)
 
 
-def _search(cycle: Cycle, job: Job, claim: Branch | None) -> Way | None:
-    refused: set[str] = set()
+def _search(cycle: Cycle, job: Job, claim: Claim | None, reason: Reason) -> Way | None:
+    way = _search_as(cycle, job, claim, reason)
+    if way is None and claim is not None and claim.models and cycle.lowest_running(job.tenant) < job.spec.priority:
+        # What is not guaranteed to it, it may still take from its own tenant's lower priorities.
+        return _search_as(cycle, job, None, reason)
+    return way
+
+
+def _search_as(cycle: Cycle, job: Job, claim: Claim | None, reason: Reason) -> Way | None:
+    ask = cycle.ask(job)
+    if claim is not None and claim.models:
+        ask = ask._replace(request=msgspec.structs.replace(ask.request, gpu_model="|".join(claim.models)))
+    # Of tenants that would lose more than they borrow: who of them may still be touched.
+    only: dict[str, frozenset[str]] = {}
     for _ in range(_TRIES):
-        allowed = _allowed(cycle, job, claim, refused)
-        way = find_victims(cycle.plan, cycle.ask(job), job, cycle.now_ms, allowed)
+        allowed = _allowed(cycle, job, claim, only)
+        way = _find(cycle, ask, job, claim, reason, allowed)
+        if way is None and any(only.values()):
+            only = dict.fromkeys(only, frozenset())
+            continue
         if way is None or not way.victims:
             # Nobody can help, or what leaves already is enough: then the job is owed that.
             return None
-        excess = _beyond_what_is_borrowed(cycle, job, way)
-        if not excess:
+        spared = _beyond_what_is_borrowed(cycle, job, claim, way)
+        if not spared:
             return way
-        refused |= excess
+        only |= spared
     return None
 
 
-def _allowed(cycle: Cycle, job: Job, claim: Branch | None, refused: set[str]) -> Callable[[Job], bool]:
-    borrowers: dict[str, bool] = {}
+def _find(
+    cycle: Cycle, ask: Ask, job: Job, claim: Claim | None, reason: Reason, allowed: Callable[[Job], bool]
+) -> Way | None:
+    """By places, and by limits where there are any: first by what seems to be in the way."""
+    way = None
+    if reason is not Reason.TENANT_LIMIT:
+        way = find_victims(cycle.plan, ask, job, cycle.now_ms, allowed)
+    if way is None and ask.room != NO_LIMIT:
+        keys = _under_same_limits(cycle, job, claim)
+        way = find_within_limits(cycle.plan, ask, job, keys, allowed, _room_without(cycle, job))
+    if way is None and reason is Reason.TENANT_LIMIT:
+        way = find_victims(cycle.plan, ask, job, cycle.now_ms, allowed)
+    return way
 
+
+def _under_same_limits(cycle: Cycle, job: Job, claim: Claim | None) -> set[str]:
+    """Keys of the jobs that run on account of a tenant whose limit holds for `job`, too."""
+    limited = {b.name for b in cycle.tree.path(job.tenant) if b.has_limits()}
+    tenants = {job.tenant}
+    if claim is not None:
+        others = (name for name in cycle.tree.branches if name and cycle.tree.may_reclaim(claim.branch, name))
+        tenants |= {name for name in others if any(b.name in limited for b in cycle.tree.path(name))}
+    attempts = (cycle.state.attempts[a] for node in cycle.state.nodes.values() for a in node.attempts)
+    return {a.job_key for a in attempts if a.tenant in tenants}
+
+
+def _room_without(cycle: Cycle, job: Job) -> Callable[[Iterable[Victim]], Room]:
+    def room(gone: Iterable[Victim]) -> Room:
+        victims = list(gone)
+        for victim in victims:
+            cycle.tree.add(victim.job, victim.pieces, cycle.models(victim.pieces), -1)
+        found = cycle.ask(job).room
+        for victim in victims:
+            cycle.tree.add(victim.job, victim.pieces, cycle.models(victim.pieces), +1)
+        return found
+
+    return room
+
+
+def _allowed(cycle: Cycle, job: Job, claim: Claim | None, only: dict[str, frozenset[str]]) -> Callable[[Job], bool]:
     def allowed(victim: Job) -> bool:
-        if victim.key in refused or victim.key in cycle.settled or victim.spec.qos is Qos.GUARANTEED:
+        if victim.key in cycle.settled or victim.spec.qos is Qos.GUARANTEED:
             return False
         if victim.state not in (JobState.STARTING, JobState.RUNNING) or victim.preempted_for == job.key:
             return False
         if victim.tenant == job.tenant:
             if victim.spec.priority >= job.spec.priority:
                 return False
-        else:
-            if claim is None:
-                return False
-            if victim.tenant not in borrowers:
-                borrowers[victim.tenant] = cycle.tree.may_reclaim(claim, victim.tenant)
-            if not borrowers[victim.tenant]:
-                return False
+        elif victim.key not in only.get(victim.tenant, (victim.key,)) or not _is_borrowed(cycle, claim, victim):
+            return False
         return _has_run_enough(cycle, victim)
 
     return allowed
@@ -119,22 +179,32 @@ def _has_run_enough(cycle: Cycle, victim: Job) -> bool:
     return False
 
 
-def _beyond_what_is_borrowed(cycle: Cycle, job: Job, way: Way) -> set[str]:
-    """Victims that their tenant would lose although, after the others of `way`, it borrows no more."""
-    excess: set[str] = set()
-    left: dict[str, int] = {}
-    victims = [cycle.state.jobs[key] for key in way.victims]
-    for victim in sorted(victims, key=lambda v: -_charge_milli(v)):
-        if victim.tenant == job.tenant:
+def _beyond_what_is_borrowed(cycle: Cycle, job: Job, claim: Claim | None, way: Way) -> dict[str, frozenset[str]]:
+    """By tenant that would lose some of `way`'s victims although, after the others, it borrows no more: those others.
+    Empty: nobody loses what is guaranteed to it."""
+    victims = sorted((cycle.state.jobs[key] for key in way.victims), key=lambda v: (-_charge_milli(v), v.key))
+    gone: list[Job] = []
+    spared: set[str] = set()
+    for victim in victims:
+        if victim.tenant != job.tenant and not _is_borrowed(cycle, claim, victim):
+            spared.add(victim.tenant)
             continue
-        for branch in cycle.tree.path(victim.tenant):
-            if branch.name in {b.name for b in cycle.tree.path(job.tenant)}:
-                continue
-            left.setdefault(branch.name, branch.borrowed_milli())
-            if left[branch.name] <= 0:
-                excess.add(victim.key)
-            left[branch.name] -= _charge_milli(victim)
-    return excess
+        _count(cycle, victim, -1)
+        gone.append(victim)
+    for victim in gone:
+        _count(cycle, victim, +1)
+    return {tenant: frozenset(v.key for v in gone if v.tenant == tenant) for tenant in spared}
+
+
+def _count(cycle: Cycle, job: Job, sign: int) -> None:
+    held = tuple(a.slice for a in job.live() if a.suspended_ms is None)
+    cycle.tree.add(job, held, cycle.models(held), sign)
+
+
+def _is_borrowed(cycle: Cycle, claim: Claim | None, victim: Job) -> bool:
+    """Whether what it holds is more than its tenant's own, and may be taken back for `claim`."""
+    held = tuple(a.slice for a in victim.live() if a.suspended_ms is None and a.slice.gpu_uuids)
+    return claim is not None and cycle.tree.may_reclaim(claim.branch, victim.tenant, set(cycle.models(held)))
 
 
 def _charge_milli(job: Job) -> int:

@@ -11,12 +11,18 @@ from gpushare.core.model import Slice
 
 
 class CapacityHold(msgspec.Struct, frozen=True):
-    """Capacity that is being freed for `job` and for nobody else: its planned places, and the jobs that make way."""
+    """Capacity that is for `job` and for nobody else from `since_ms` on: its planned places, and the jobs that make
+    way; without such jobs it is waited for."""
 
     job: str
     slices: tuple[Slice, ...]
     victims: tuple[str, ...]
     since_ms: int
+
+
+def is_kept_free(hold: CapacityHold) -> bool:
+    """Nobody was told to make way: it is the place of a job that had waited too long, free as others end."""
+    return not hold.victims
 
 
 class ReservedCard(msgspec.Struct, frozen=True):

@@ -56,6 +56,16 @@ class Branch:
         """Whether some of what it uses on cards of `model` is borrowed."""
         return self.by_model[model] > self.model_guarantees[model] and self.borrowed_milli() > 0
 
+    def has_limits(self) -> bool:
+        has = self.settings
+        limits = (
+            has.limit_milli,
+            has.cpu_limit_milli,
+            has.memory_limit_mib,
+            *(q.limit_milli for q in has.model_quotas),
+        )
+        return any(limit is not None for limit in limits)
+
     def is_below_guarantee(self, models: Collection[str] = ()) -> bool:
         """Some of what is always its own is not in use, on cards of `models` (empty: of any)."""
         if self._uncovered_milli() < self.guarantee_milli:
@@ -66,6 +76,10 @@ class Branch:
     def is_own_below_guarantee(self) -> bool:
         """The same for its own jobs, and what is not meant for its children."""
         return self.own_charge_milli < self.own_guarantee_milli + self.own_model_guarantees.total()
+
+    def is_own_borrowing(self) -> bool:
+        """Its own jobs use more than what is not meant for its children."""
+        return self.own_charge_milli > self.own_guarantee_milli + self.own_model_guarantees.total()
 
     def covers(self, charge_milli: int, models: tuple[str, ...]) -> tuple[str, ...] | None:
         """On which of `models` (empty: of all) so much more would not be borrowed; None: on none. () means on all."""
@@ -183,14 +197,16 @@ class QuotaTree:
         claim_path = {b.name for b in self.path(claimed_by.name)}
         if tenant not in self._paths or any(b.name == claimed_by.name for b in self.path(tenant)):
             return False
+        if tenant in claim_path:
+            return self.branches[tenant].is_own_borrowing()
         outside = [b for b in self.path(tenant) if b.name not in claim_path]
         return all(b.borrowed_milli() > 0 and all(b.borrows_on(m) for m in models) for b in outside)
 
     def add(
         self, job: Job, slices: tuple[Slice, ...], models: tuple[str, ...], sign: int = 1, *, jobs: int | None = None
     ) -> None:
-        """Count what the pass placed (`sign` 1) or will take away (-1); `models` one a slice, "" for a CPU task. With it
-        so many more `jobs` run; `sign` unless given."""
+        """Count what the pass placed (`sign` 1) or will take away (-1); `models` one a slice, "" for a CPU task. By so
+        many `jobs` more run: `sign`, unless given."""
         path = self.path(job.tenant)
         for piece, model in zip(slices, models, strict=True):
             charge = sign * piece.charge_milli

@@ -72,6 +72,17 @@ def claims(state: ClusterState, now_ms: int, *, is_netted: bool = True) -> list[
     return made
 
 
+def claims_between(state: ClusterState, start_ms: int, end_ms: int | None) -> list[Claim]:
+    """What recurring reservations promise while something else holds from `start_ms` to `end_ms` (None: for ever): the
+    first window in which both count. The windows after it ask for the same again."""
+    made: list[Claim] = []
+    for _, reservation in sorted(state.reservations.items()):
+        found = window(reservation, start_ms) if reservation.repeat_ms else None
+        if found is not None and (end_ms is None or found.start_ms < end_ms):
+            made.append(claim_of(reservation, found, state))
+    return made
+
+
 def claim_of(reservation: Reservation, found: Window, state: ClusterState) -> Claim:
     """What `reservation` claims in one of its windows. Maintenance entitles nobody."""
     hosts: dict[str, Amount] = {node: (cpu, mib) for node, cpu, mib in reservation.hosts}

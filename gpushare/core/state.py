@@ -28,9 +28,14 @@ from gpushare.core.promises import CapacityHold, Reservation
 from gpushare.core.waiting import WaitingLines
 
 
-class Snapshot(msgspec.Struct):
-    """All that is stored of a state; the indexes are rebuilt from it."""
+# Of what a snapshot holds. One of another version is not read: the journal has everything, replay takes longer once.
+SNAPSHOT_VERSION = 2
 
+
+class Snapshot(msgspec.Struct):
+    """All that is stored of a state; the indexes are rebuilt from it. `version` 1 had none."""
+
+    version: int = 1
     seq: int = 0
     at_ms: int = 0
     term: int = 0
@@ -45,6 +50,14 @@ class Snapshot(msgspec.Struct):
     # By the job that it is for.
     holds: dict[str, CapacityHold] = {}
     half_life_ms: int = 7 * 24 * 3600 * 1000
+
+
+class OtherVersion(Exception):
+    """A snapshot that this version does not read."""
+
+
+class _Version(msgspec.Struct):
+    version: int = 1
 
 
 class ClusterState:
@@ -81,6 +94,7 @@ class ClusterState:
     def snapshot(self) -> Snapshot:
         """The stored part, sharing this state's records: encode it before anything else is applied."""
         return Snapshot(
+            version=SNAPSHOT_VERSION,
             seq=self.seq,
             at_ms=self.at_ms,
             term=self.term,
@@ -102,6 +116,10 @@ class ClusterState:
 
     @classmethod
     def decode(cls, blob: bytes) -> ClusterState:
+        """Raises OtherVersion for a snapshot that another version wrote, MsgspecError for what is none."""
+        version = msgspec.json.decode(blob, type=_Version).version
+        if version != SNAPSHOT_VERSION:
+            raise OtherVersion(f"it is of version {version}, not {SNAPSHOT_VERSION}")
         return cls(msgspec.json.decode(blob, type=Snapshot))
 
     # -- reading

@@ -74,6 +74,18 @@ class WaitingLines:
     def __len__(self) -> int:
         return self._size
 
+    def __contains__(self, key: LineKey) -> bool:
+        """Whether any job waits in that line."""
+        return key.shape in self.tenants.get(key.tenant, {}).get(key.priority, {}).get(key.user, {})
+
+    def each(self) -> Iterator[tuple[LineKey, Line]]:
+        """Every line, in no particular order."""
+        for tenant, priorities in self.tenants.items():
+            for priority, users in priorities.items():
+                for user, shapes in users.items():
+                    for shape, line in shapes.items():
+                        yield LineKey(tenant, priority, user, shape), line
+
     def line(self, key: LineKey) -> Line:
         """Raises KeyError for one that is empty."""
         return self.tenants[key.tenant][key.priority][key.user][key.shape]

@@ -7,7 +7,8 @@ or to suspend, uses all of its grace; what has no known end never ends. Nobody s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Container, Iterable
 from copy import copy
 from heapq import heappop, heappush
 from typing import NamedTuple, cast
@@ -34,8 +35,11 @@ from gpushare.core.events import (
 from gpushare.core.model import SYSTEM, Attempt, AttemptState, Gpu, Job, Node, Person, Tenant
 from gpushare.core.placement.fleet import sure_end_ms
 from gpushare.core.state import ClusterState, Snapshot
+from gpushare.core.waiting import LineKey, line_key
 from gpushare.reasons import Reason
 
+# Jobs of one line that are copied at most.
+LINE_MAX = 500
 _SIGTERM = 15
 _SYSTEM_CALL = Call(principal=SYSTEM)
 _NOT_YET_RUNNING = frozenset({AttemptState.ALLOCATED, AttemptState.LAUNCHING})
@@ -49,8 +53,8 @@ class Look(NamedTuple):
 
 
 class World:
-    """`state` is a copy and the world's own. With `brain` the copy decides as that one does. `has_grace` False: what is
-    told to stop or to suspend does so at once."""
+    """`state` is a copy and the world's own. With `brain` the copy decides as that one does. With `asked_for` only what
+    can matter to that waiting job is copied: the lines of `cut` go on after the jobs that are there."""
 
     def __init__(
         self,
@@ -58,14 +62,16 @@ class World:
         now_ms: int,
         settings: CoreSettings,
         brain: Brain | None = None,
-        *,
-        has_grace: bool = True,
+        asked_for: Job | None = None,
     ) -> None:
-        self.state = copy_of(state)
+        dropped: set[str] = set()
+        self.cut: list[LineKey] = []
+        if asked_for is not None:
+            dropped, self.cut = _tails(state, asked_for)
+        self.state = copy_of(state, dropped)
         self.now_ms = max(now_ms, state.at_ms)
         self.settings = settings
         self.brain = Brain(self.state, settings) if brain is None else brain.twin(self.state)
-        self._has_grace = has_grace
         self._wake_ms: int | None = None
         # When each live attempt gives up its cards, where that is known; the heap may hold times that no longer count.
         self._ends: dict[str, int] = {}
@@ -73,11 +79,16 @@ class World:
 
     def look(self) -> Look:
         """A pass that changes nothing. The next one voids its plan."""
-        searched = dict(self.brain.search_again_ms)
+        brain = self.brain
+        again = dict(brain.search_again_ms), dict(brain.guess_again_ms)
         cycle = Cycle(self.state, self.now_ms, self.settings, self.brain)
         found = cycle.run()
-        self.brain.search_again_ms = searched
+        brain.search_again_ms, brain.guess_again_ms = again
         return Look(cycle, found)
+
+    def is_short(self) -> bool:
+        """A line that was cut has come to its end: what the copy does from here on need not be so."""
+        return any(key not in self.state.lines for key in self.cut)
 
     # -- time
 
@@ -157,7 +168,7 @@ class World:
         self._ends.pop(attempt.id, None)
         if not attempt.is_live or attempt.state is AttemptState.UNKNOWN:
             return
-        grace_ms = self.state.jobs[attempt.job_key].spec.grace_ms if self._has_grace else 0
+        grace_ms = self.state.jobs[attempt.job_key].spec.grace_ms
         times: list[int] = []
         sure_ms = sure_end_ms(self.state, attempt)
         if sure_ms is not None:
@@ -179,10 +190,14 @@ class World:
 # -- copies
 
 
-def copy_of(state: ClusterState) -> ClusterState:
-    """A state that passes decide alike on, and that shares no record with `state`. Secrets, request ids and ended jobs
-    for which nobody waits are left out: no pass looks at them."""
-    jobs = {key: _job(job) for key, job in state.jobs.items() if not job.is_ended or _is_waited_for(state, job)}
+def copy_of(state: ClusterState, dropped: Container[str] = ()) -> ClusterState:
+    """A state that passes decide alike on, and that shares no record with `state`. Secrets, request ids, ended jobs for
+    which nobody waits and the jobs of `dropped` are left out."""
+    jobs = {
+        key: _job(job)
+        for key, job in state.jobs.items()
+        if (not job.is_ended or _is_waited_for(state, job)) and key not in dropped
+    }
     made = ClusterState(
         Snapshot(
             seq=state.seq,
@@ -200,6 +215,24 @@ def copy_of(state: ClusterState) -> ClusterState:
     # Once its brain is made, nothing has changed since.
     made.touched.clear()
     return made
+
+
+def _tails(state: ClusterState, asked_for: Job) -> tuple[set[str], list[LineKey]]:
+    """Jobs that need no copy when one waiting job is asked for, and the lines that they are the end of: those behind it
+    in its own line, which cannot start before it does, and those far behind in a long line."""
+    own = line_key(asked_for)
+    dropped: set[str] = set()
+    cut: list[LineKey] = []
+    for key, line in state.lines.each():
+        if key == own:
+            tail = line[bisect_right(line, (asked_for.submit_seq, asked_for.key)) :]
+        else:
+            tail = line[LINE_MAX:]
+            if tail:
+                cut.append(key)
+        behind = (job for _, job in tail if job not in state.holds)
+        dropped.update(job for job in behind if not _is_waited_for(state, state.jobs[job]))
+    return dropped, cut
 
 
 def _is_waited_for(state: ClusterState, job: Job) -> bool:

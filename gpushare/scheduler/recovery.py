@@ -25,7 +25,7 @@ from gpushare.core.events import (
     ReservationDeleted,
     TenantUpdated,
 )
-from gpushare.core.state import ClusterState
+from gpushare.core.state import ClusterState, OtherVersion
 from gpushare.scheduler.journal import from_record
 from gpushare.store.port import Store, StoreDamaged
 
@@ -57,6 +57,9 @@ def load_state(store: Store) -> ClusterState:
     found = store.load_snapshot()
     try:
         state = ClusterState.decode(found[1]) if found else ClusterState()
+    except OtherVersion:
+        # Written before an upgrade: the journal was never pruned, so replaying all of it gives the same state.
+        state = ClusterState()
     except msgspec.MsgspecError as err:
         raise StoreDamaged(f"the snapshot at {found[0] if found else 0} cannot be read: {err}") from err
     while records := store.read(state.seq, _PAGE):

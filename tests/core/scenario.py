@@ -2,7 +2,7 @@
 
 One statement a line, `#` starts a comment. A name stands for a job; `a` with count=3 is a1, a2, a3.
 
-    tenant T [limit=MILLI] [SETTING]... node N CARDS [mib=M] [cpu=MILLI] [memory=MIB] [model=NAME]
+    tenant T [limit=MILLI] [SETTING]... node N CARDS [mib=M] [cpu=MILLI] [memory=MIB] [model=NAME] [suspend=yes]
     set T SETTING...                    SETTING: parent=T guaranteed=MILLI limit=MILLI|none weight=N max_running=N
                                         per_user=N cpu_limit=MILLI memory_limit=MIB min_run=MS quota=MODEL:MILLI[:MILLI]
     submit T NAME [count=K] [milli=M] [mib=M] [gpus=N] [tasks=N] [priority=P] [retries=R] [limit_ms=N] [cpu=M]
@@ -12,7 +12,9 @@ One statement a line, `#` starts a comment. A name stands for a job; `a` with co
     overcommit N MILLI
     cycle      run NAME      exit NAME CODE [task=I]      lose NAME REASON [task=I]      cancel NAME
     stopped NAME   cordon N   uncordon N    silent N    back N    disconnect N    wait MS    on NAME NODE
+    settings FIELD=N...   obey (all agents, every order to stop or to suspend)
     expect NAME STATE [REASON]   code NAME CODE   round NAME K   card N INDEX milli=M [mib=M]   stops NAME TASKS
+    goes NAME... (told to make way)   stays NAME... (not told)   share T MILLI (what T is charged)
 """
 
 from __future__ import annotations
@@ -35,15 +37,21 @@ from gpushare.core.model import (
     AttemptState,
     Dependency,
     DependencyKind,
+    Enforcement,
     Job,
     ModelQuota,
     OnTaskFailure,
     PreemptionMode,
     Qos,
     TenantSettings,
+    TierOffer,
     Topology,
 )
 
+_SUSPENDING = (
+    TierOffer("exclusive", Enforcement.HARD, can_suspend=True),
+    TierOffer("timeslice", Enforcement.SOFT, can_suspend=True),
+)
 # Options of `tenant` and `set` that are one number.
 _NUMBERS = {
     "guaranteed": "guaranteed_milli",
@@ -121,8 +129,10 @@ class Scenario:
         cpu: str = "128000",
         memory: str = "1048576",
         model: str = "H100",
+        suspend: str = "",
     ) -> None:
-        gpus = tuple(card(f"GPU-{node}-{i}", i, int(mib), model) for i in range(int(cards)))
+        tiers = {"tiers": _SUSPENDING} if suspend else {}
+        gpus = tuple(card(f"GPU-{node}-{i}", i, int(mib), model, **tiers) for i in range(int(cards)))
         self.inventory[node] = {"gpus": gpus, "cpu_milli": int(cpu), "memory_mib": int(memory)}
         self.cluster.node(node, 0)
         self._back(node)
@@ -190,6 +200,17 @@ class Scenario:
             assert attempt.desired_stop, f"{attempt.id} was not told to stop"
             self.cluster.report(attempt, AttemptState.STOPPED, str(attempt.stop_reason), signal=15)
 
+    def _obey(self) -> None:
+        for attempt in [a for a in self.cluster.state.attempts.values() if a.is_live]:
+            if attempt.desired_stop:
+                self.cluster.report(attempt, AttemptState.STOPPED, str(attempt.stop_reason), signal=15)
+            elif attempt.desired_suspend and attempt.suspended_ms is None:
+                self.cluster.report(attempt, AttemptState.SUSPENDED)
+
+    def _settings(self, **options: str) -> None:
+        changed = {field: int(value) for field, value in options.items()}
+        self.cluster.settings = msgspec.structs.replace(self.cluster.settings, **changed)
+
     def _cancel(self, name: str) -> None:
         self.cluster.cancel(self.job(name))
 
@@ -236,6 +257,22 @@ class Scenario:
     def _stops(self, name: str, tasks: str) -> None:
         told = [str(a.task) for a in self.job(name).live() if a.desired_stop]
         assert told == tasks.split(","), f"tasks told to stop: {told}"
+
+    def _goes(self, *names: str) -> None:
+        for name in names:
+            told = [a.desired_stop or a.desired_suspend for a in self.job(name).live()]
+            assert told, f"{name} does not run"
+            assert all(told), f"{name} is not told to make way"
+
+    def _stays(self, *names: str) -> None:
+        for name in names:
+            told = [a.desired_stop or a.desired_suspend for a in self.job(name).live()]
+            assert told, f"{name} does not run"
+            assert not any(told), f"{name} is told to make way"
+
+    def _share(self, tenant: str, milli: str) -> None:
+        charge = self.cluster.state.tenants[tenant].charge_milli
+        assert charge == int(milli), f"{tenant} is charged {charge}"
 
     def _round(self, name: str, number: str) -> None:
         assert self.job(name).round == int(number), f"{name} is in round {self.job(name).round}"

@@ -149,6 +149,20 @@ def test_a_crash_loses_nothing_that_was_answered() -> None:
     run(test)
 
 
+def test_a_snapshot_of_an_older_version_is_left_aside_and_the_journal_replayed() -> None:
+    async def test(disk: MemoryDisk) -> None:
+        engine, _ = await ready(disk)
+        await submit(engine, "r1")
+        await engine.stop()
+        disk.snapshots = {engine.state.seq: b'{"seq": 1, "jobs": {}}'}
+        second, _ = engine_on(disk)
+        await second.start()
+        assert list(second.state.jobs) == ["vision/1"]
+        await second.stop()
+
+    run(test)
+
+
 def test_a_full_disk_refuses_submits_and_lets_cancels_through() -> None:
     async def test(disk: MemoryDisk) -> None:
         engine, _store = await ready(disk)

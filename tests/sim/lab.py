@@ -36,6 +36,7 @@ from gpushare.core.events import (
     AttemptSuspendRequested,
     Entry,
     Event,
+    JobEnded,
     NodeSynced,
     TenantCreated,
     TermStarted,
@@ -59,6 +60,7 @@ from gpushare.core.model import (
     Topology,
 )
 from gpushare.core.state import WAITING_STATES, ClusterState
+from gpushare.reasons import Reason
 
 BEGIN_MS = 1_000_000_000
 MODELS = {"small": 24_000, "large": 80_000}
@@ -132,6 +134,7 @@ class Lab:
             result = schedule(self.state, self.now_ms, self.settings, self.brain)
             self.apply(result.events)
             for event in result.events:
+                assert not (isinstance(event, JobEnded) and event.reason is Reason.INTERNAL), event
                 if isinstance(event, AttemptsAllocated):
                     if not event.grow:
                         self.starts.setdefault(event.job, self.now_ms)

@@ -111,7 +111,13 @@ class Endings:
             self._read(i)
         cards = np.concatenate(self._cards) if self._cards else np.zeros((0, _COLUMNS), np.int64)
         hosts = np.concatenate(self._hosts) if self._hosts else np.zeros((0, _COLUMNS), np.int64)
-        return Timeline(fleet, now_ms, cards, hosts)
+        return self._timeline(now_ms, cards, hosts)
+
+    def _timeline(self, now_ms: int, cards: IntArray, hosts: IntArray) -> Timeline:
+        return Timeline(self.fleet, now_ms, cards, hosts)
+
+    def _end_ms(self, booking: Booking) -> int | None:
+        return booking.end_ms
 
     def _read(self, i: int) -> None:
         fleet = self.fleet
@@ -124,7 +130,7 @@ class Endings:
             job = fleet.state.jobs.get(booking.owner.job)
             grace_ms = 0 if job is None else job.spec.grace_ms
             told_ms = stops.get(booking.owner.job, suspends.get(booking.owner.job))
-            sure_ms = booking.end_ms if told_ms is None else told_ms
+            sure_ms = self._end_ms(booking) if told_ms is None else told_ms
             if sure_ms is None:
                 continue
             for uuid, (milli, mib) in booking.cards.items():
@@ -185,6 +191,9 @@ class Timeline:
         view.free_memory_mib = fleet.free_memory_mib + _sums(gone[:, _PLACE], gone[:, _SECOND], size)
         return task_counts(view, needs, fleet.all_nodes)
 
+    def _end_ms(self, attempt: Attempt) -> int | None:
+        return end_ms(self.fleet.state, attempt, self.now_ms)
+
     def give(self, plan: Plan, at_ms: int, nodes: Iterable[int]) -> None:
         """Put back on `plan` what has ended by `at_ms` on these nodes."""
         state, fleet = self.fleet.state, self.fleet
@@ -198,7 +207,7 @@ class Timeline:
                 if not held[key]:
                     continue
                 held[key] -= 1
-                ends_ms = end_ms(state, attempt, self.now_ms)
+                ends_ms = self._end_ms(attempt)
                 if ends_ms is not None and ends_ms <= at_ms:
                     over.append((attempt.tenant, freed_by(attempt), attempt.job_key))
             for booking in fleet.bookings(i):
