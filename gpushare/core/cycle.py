@@ -132,8 +132,8 @@ class Cycle:
         self._no_way: set[LineKey] = set()
         self._claimants: dict[tuple[str, int], bool] = {}
         self._placed = 0
-        # Whether a place is kept free for a job that has waited too long.
-        self.keeps_place = False
+        # Until the first blocked job was looked at: a place may be kept free for one that has waited too long.
+        self.may_keep_place = True
         # Blocked jobs that are owed a start, and how often one was looked for.
         self.heads: set[str] = set()
         self._shadows = 0

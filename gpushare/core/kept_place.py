@@ -40,17 +40,19 @@ def use(cycle: Cycle, job: Job, hold: CapacityHold) -> None:
 
 
 def keep(cycle: Cycle, job: Job, ask: Ask, found: Shadow | None) -> None:
-    """Keep a place for the blocked `job` if it has waited too long and no other job has one; `found` is its start."""
+    """Keep a place for the blocked `job` if it has waited too long and no other has one; `found` is its start. Asked
+    in order: only the first of the blocked jobs is meant, and those after it where that one could be nowhere."""
+    if not cycle.may_keep_place or any(map(is_kept_free, cycle.state.holds.values())):
+        return
     due_ms = max(job.created_ms, job.not_before_ms) + cycle.settings.starvation_after_ms
     if due_ms > cycle.now_ms:
+        cycle.may_keep_place = False
         cycle.wake_at(due_ms)
-        return
-    if cycle.keeps_place or any(map(is_kept_free, cycle.state.holds.values())):
         return
     place = found or _guess(cycle, job, ask)
     if place is None:
         return
-    cycle.keeps_place = True
+    cycle.may_keep_place = False
     since_ms = cycle.now_ms if found is None else found.start_ms
     hold = CapacityHold(job=job.key, slices=place.slices, victims=(), since_ms=since_ms)
     cycle.events.append(CapacityHeld(hold=hold))

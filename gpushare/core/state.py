@@ -27,7 +27,6 @@ from gpushare.core.model import (
 from gpushare.core.promises import CapacityHold, Reservation
 from gpushare.core.waiting import WaitingLines
 
-
 # Of what a snapshot holds. One of another version is not read: the journal has everything, replay takes longer once.
 SNAPSHOT_VERSION = 2
 

@@ -191,16 +191,11 @@ class JobApi:
 
     async def explain_job(self, request: job_pb2.ExplainJobRequest, caller: Caller) -> job_pb2.JobExplanation:
         key = _visible_key(request.name, caller)
-        found = await self._engine.read(lambda state: self._explained(state, key, caller))
+        found = await self._engine.explain(key)
         if found is not None:
-            return found
+            return _explanation(found, caller)
         archived = await self._archived(key, caller, JobView.REDACTED)
         return job_pb2.JobExplanation(name=archived.name, state=archived.state)
-
-    def _explained(self, state: ClusterState, key: str, caller: Caller) -> job_pb2.JobExplanation | None:
-        if key not in state.jobs:
-            return None
-        return _explanation(self._engine.explain(key), caller)
 
     def watch_jobs(
         self, request: job_pb2.WatchJobsRequest, caller: Caller, end: StreamEnd

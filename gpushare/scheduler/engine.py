@@ -105,6 +105,8 @@ class Engine:
         self._failed = asyncio.Event()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-writer")
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="store-reader")
+        self._thinker = ThreadPoolExecutor(1, thread_name_prefix="explain")
+        self._one_question = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._supervisor: asyncio.Task[None] | None = None
 
@@ -153,6 +155,9 @@ class Engine:
         await self._in_writer(self._store.close)
         self._writer.shutdown()
         self._readers.shutdown()
+        # An answer that nobody waits for any more is not waited for either.
+        self._thinker.shutdown(wait=False, cancel_futures=True)
+        gc.unfreeze()
 
     async def execute(
         self, command: Command, call: Call, view: Callable[[ClusterState, Outcome], T] | None = None
@@ -204,11 +209,22 @@ class Engine:
         """Why `job` waits, by the last pass; None when it does not."""
         last = self._last_pass
         reason = last.job_waits.get(job.key) or last.waits.get(line_key(job))
-        return explaining.wait_of(self.state, job, reason, self.now_ms())
+        return explaining.wait_of(self.state, job, reason, self.now_ms(), last.starts_ms)
 
-    def explain(self, job_key: str) -> explaining.Explanation:
-        """Raises KeyError for an unknown job."""
-        return explaining.explain(self.state, self.state.jobs[job_key], self.now_ms(), self.settings)
+    async def explain(self, job_key: str) -> explaining.Explanation | None:
+        """Why a job waits; None for one that is not in memory. One question at a time: what its answer needs is copied
+        here, and thought through in a thread of its own while the scheduler goes on."""
+        async with self._one_question:
+            question = await self.read(lambda state: self._question(state, job_key))
+            if question is None:
+                return None
+            return await asyncio.get_running_loop().run_in_executor(self._thinker, question.answer)
+
+    def _question(self, state: ClusterState, job_key: str) -> explaining.Question | None:
+        job = state.jobs.get(job_key)
+        if job is None:
+            return None
+        return explaining.Question(state, job, self.now_ms(), self.settings, self._brain)
 
     # -- leading and reloading
 

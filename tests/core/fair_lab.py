@@ -17,7 +17,7 @@ from gpushare.core.events import (
     AttemptsAllocated,
     AttemptStopRequested,
     AttemptSuspendRequested,
-    JobEnded,
+    Entry,
 )
 from gpushare.core.model import SYSTEM, Attempt, AttemptState, Enforcement, Job, Principal, TierOffer
 
@@ -31,7 +31,8 @@ _FOREVER = 10**15
 
 class FairLab(Cluster):
     """`runs_ms` says how long a job runs in one piece; `delay_ms` how long an attempt takes to obey (at most its grace
-    in the tests). With `checked` False the invariants are left to the test. `watch` hears of each pass and its plan."""
+    in the tests). With `checked` False the invariants are not looked at. `watch` hears of each pass, `heard` of each
+    event once all that came with it is applied."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class FairLab(Cluster):
         checked: bool = True,
     ) -> None:
         self._checked = checked
-        self.settled_at: list[int] = []
+        self.heard: Callable[[AnyEvent], None] = lambda event: None
         super().__init__(tenants=tenants, settings=settings)
         if half_life_ms is not None:
             self.state.half_life_ms = half_life_ms
@@ -50,7 +51,6 @@ class FairLab(Cluster):
         self.runs_ms: Callable[[Job], int | None] = lambda job: None
         self.delay_ms: Callable[[Attempt], int] = lambda attempt: 0
         self.watch: Callable[[Cycle, Pass], None] = lambda cycle, found: None
-        self.heard: Callable[[AnyEvent], None] = lambda event: None
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._pushed = 0
         self._wake_ms: int | None = None
@@ -62,13 +62,10 @@ class FairLab(Cluster):
         if self._checked:
             super().apply(events, principal, request_id)
         else:
-            from gpushare.core.events import Entry
-
             for event in events:
                 self.state.apply(Entry(self.state.seq + 1, self.now_ms, 1, event, principal, request_id))
         for event in events:
-            if hasattr(self, "heard"):
-                self.heard(event)
+            self.heard(event)
 
     # -- time
 
@@ -87,7 +84,7 @@ class FairLab(Cluster):
                 times.append(max(self._wake_ms, self.now_ms + 1))
             if not times or min(times) > until_ms:
                 break
-            self.now_ms = min(times)
+            self.now_ms = max(self.now_ms, min(times))
             while self._heap and self._heap[0][0] <= self.now_ms:
                 heapq.heappop(self._heap)[2]()
             self.settle()
@@ -164,10 +161,6 @@ class FairLab(Cluster):
             self.report(attempt, AttemptState.SUSPENDED)
 
 
-def charge_by_tenant(lab: FairLab) -> dict[str, int]:
-    return {name: tenant.charge_milli for name, tenant in lab.state.tenants.items()}
-
-
 class Meter:
     """Charge times time per key since it was made; `key` of a tenant and user."""
 
@@ -199,10 +192,3 @@ class Meter:
                     totals[key] = totals.get(key, 0) + attempt.slice.charge_milli * held_ms
                 totals[key] = totals.get(key, 0) + attempt.charged_milli_ms
         return totals
-
-
-def ended(lab: FairLab) -> list[Job]:
-    return [job for job in lab.state.jobs.values() if job.is_ended]
-
-
-__all__ = ["SUSPENDING", "FairLab", "JobEnded", "Meter", "charge_by_tenant", "ended"]

@@ -437,7 +437,7 @@ LIMITS = {
     "also when another card comes free for the second job first": """
         tenant own guaranteed=2000 per_user=1
         tenant other
-        node n 2 
+        node n 2
         node m 1
         submit other b tasks=2 gpus=1
         submit other c gpus=1
