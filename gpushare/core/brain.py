@@ -74,6 +74,8 @@ class Brain:
         if self._least_layout != self.fleet.layout:
             self._least.clear()
             self._least_layout = self.fleet.layout
+        if len(self._least) > _SEARCHES_KEPT:
+            self._least.clear()
         if request not in self._least:
             self._least[request] = self._find_least(request)
         return self._least[request]

@@ -326,7 +326,7 @@ class CoreSettings(msgspec.Struct, frozen=True):
     min_run_ms: int = 0
     # Blocked jobs at the head of the order that get a future start which nobody may delay.
     backfill_depth: int = 1
-    # A job that waits for longer goes to the head of the order.
+    # For a blocked job that has waited for longer the best place is kept free until it starts.
     starvation_after_ms: int = 3600 * 1000
     # How strongly measured load steers shares away from busy cards, from 0.0 (not at all) to 1.0.
     load_weight: float = 0.1

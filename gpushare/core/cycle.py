@@ -50,7 +50,7 @@ from gpushare.core.promises import CapacityHold, is_kept_free
 from gpushare.core.quota import QuotaTree
 from gpushare.core.reservations import claims as reservation_claims
 from gpushare.core.reservations import claims_between, expired, hold_claim, next_change_ms
-from gpushare.core.state import ClusterState
+from gpushare.core.state import WAITING_STATES, ClusterState
 from gpushare.core.waiting import LineKey
 from gpushare.reasons import Reason
 
@@ -122,6 +122,8 @@ class Cycle:
         self.started: set[str] = set()
         # Searches for jobs that could make way, and whether there was no time for some.
         self.searches = 0
+        # Jobs for which somebody made way already, who cannot do so again.
+        self.spoilt: set[str] = set()
         self._has_turned_away = False
         self._turned_away: set[LineKey] | None = None
         # By tenant with a claim: whether anybody borrows what it could take back, as far as this pass has looked.
@@ -141,14 +143,22 @@ class Cycle:
         self._searches_at: list[int] = []
         # Of the last placing.
         self._last: list[Slice] = []
+        # The job that is being looked at, and how much had been decided before it.
+        self._job: Job | None = None
+        self._decided = 0
 
     def run(self) -> Pass:
         more = False
         for stage in (self._due, self._holds, self._queue, self._growth, self._power):
-            if stage():
+            try:
+                more = stage()
+            except Exception as err:  # one bad job must not stop the others
+                if self._job is None:
+                    raise
+                self._quarantine(self._job, err)
                 more = True
+            if more:
                 break
-        more = more or self._has_turned_away
         self._wake_at(next_change_ms(self.state, self.now_ms))
         self._wake_at(self.state.lines.next_deadline_ms(self.now_ms))
         if self.events:
@@ -168,7 +178,7 @@ class Cycle:
     def _holds(self) -> bool:
         """Jobs for which others made way start first, in what was freed or in something better."""
         for hold in sorted(self.state.holds.values(), key=lambda h: (h.since_ms, h.job)):
-            job = self.state.jobs[hold.job]
+            job = self._look_at(hold.job)
             if is_kept_free(hold):
                 kept_place.use(self, job, hold)
                 continue
@@ -176,7 +186,8 @@ class Cycle:
             if job.key in hold.victims and self._is_making_way(job.key):
                 # It moves: its place is kept until it has given up the old one.
                 continue
-            if job.key in self.settled or job.state not in (JobState.QUEUED, JobState.SUSPENDED):
+            waits = job.state in WAITING_STATES and job.not_before_ms <= self.now_ms
+            if job.key in self.settled or not waits:
                 self._release(hold, "it does not wait any more")
                 continue
             self.count_hold(hold, -1)
@@ -189,6 +200,7 @@ class Cycle:
                 self.gates.promised(job)
             else:
                 self._release(hold, "what was freed for it does not hold it any more")
+        self._job = None
         return False
 
     def _queue(self) -> bool:
@@ -203,7 +215,8 @@ class Cycle:
             elif self._placed >= self.settings.placements_per_cycle:
                 return True
             else:
-                self._consider(job, cursor.key, order)
+                self._consider(self._look_at(job.key), cursor.key, order)
+        self._job = None
         return False
 
     def _growth(self) -> bool:
@@ -213,7 +226,8 @@ class Cycle:
                 continue
             if self._placed >= self.settings.placements_per_cycle:
                 return True
-            self._grow(job)
+            self._grow(self._look_at(job.key))
+        self._job = None
         return False
 
     def _power(self) -> bool:
@@ -225,6 +239,26 @@ class Cycle:
 
     # -- one job
 
+    def _look_at(self, key: str) -> Job:
+        """From here on it is this job whose fault it is if something breaks."""
+        self._job, self._decided = self.state.jobs[key], len(self.events)
+        return self._job
+
+    def _quarantine(self, job: Job, err: Exception) -> None:
+        """End the job whose placing broke. What had been decided before it stands; the rest is for a fresh pass."""
+        del self.events[self._decided :]
+        detail = f"placing this job failed ({type(err).__name__}: {err}); report it with the job's id"
+        if job.state is JobState.QUEUED:
+            self._end(_broken(job, detail))
+            return
+        self.events += [
+            AttemptStopRequested(attempt=a.id, reason=Reason.INTERNAL, detail=detail)
+            for a in job.live()
+            if not a.desired_stop
+        ]
+        if job.key in self.state.holds:
+            self.events.append(HoldReleased(job=job.key, detail=detail))
+
     def _consider(self, job: Job, key: LineKey, order: Order) -> None:
         readiness, dependency = self.gates.dependency(job)
         if readiness is Readiness.NEVER and dependency is not None:
@@ -233,12 +267,7 @@ class Cycle:
             return
         reason = Reason.DEPENDENCY if readiness is Readiness.WAITS else self.gate(job)
         if reason is None:
-            try:
-                reason = self._try(job, key)
-            except Exception as err:  # one bad job must not stop the others
-                self._end(_broken(job, err))
-                order.skip()
-                return
+            reason = self._try(job, key)
         if reason is None:
             order.placed(job, sum(s.charge_milli for s in self._last))
         elif reason is Reason.PREEMPTING:
@@ -246,6 +275,11 @@ class Cycle:
             self.job_waits[job.key] = reason
             order.skip()
         else:
+            if job.key in self.spoilt:
+                # For the next of its line others may make way.
+                self.job_waits[job.key] = reason
+                order.skip()
+                return
             self.waits[key] = reason
             if job.key in self.heads and not self._owes_no_more():
                 # The next of its line is another head.
@@ -263,14 +297,9 @@ class Cycle:
         fate = self._fate(job, key)
         reason = None if fate is None else self._unfit.get(fate)
         if reason is None:
-            checkpoint = self.plan.checkpoint()
-            try:
-                if self.start(job):
-                    return None
-                reason = strongest(self.plan, self.ask(job), job.spec.least_tasks)
-            except Exception:
-                self.plan.rollback(checkpoint)
-                raise
+            if self.start(job):
+                return None
+            reason = strongest(self.plan, self.ask(job), job.spec.least_tasks)
             if fate is not None and reason is not Reason.TENANT_LIMIT:
                 self._unfit[fate] = reason
         if reason not in ROOM_REASONS:
@@ -280,7 +309,8 @@ class Cycle:
         if way is not None:
             self._make_way(job, way)
             return Reason.PREEMPTING
-        self._no_way.add(key)
+        if job.key not in self.spoilt:
+            self._no_way.add(key)
         if reason is Reason.TENANT_LIMIT:
             kept_place.forgo(self, job)
             return which_limit(self.plan, self.tree, job, self.ask(job))
@@ -535,11 +565,7 @@ def _burnt(job: Job) -> frozenset[str]:
     )
 
 
-def _broken(job: Job, err: Exception) -> JobEnded:
+def _broken(job: Job, detail: str) -> JobEnded:
     return JobEnded(
-        job=job.key,
-        state=JobState.FAILED,
-        reason=Reason.INTERNAL,
-        detail=f"placing this job failed ({type(err).__name__}: {err}); report it with the job's id",
-        exit_code=OWN_FAILURE_CODE,
+        job=job.key, state=JobState.FAILED, reason=Reason.INTERNAL, detail=detail, exit_code=OWN_FAILURE_CODE
     )

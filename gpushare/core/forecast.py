@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from gpushare.core.cycle import Pass
 from gpushare.core.events import AttemptResumed, AttemptsAllocated, Event, JobEnded
-from gpushare.core.model import Job, JobState
+from gpushare.core.model import Job, JobState, Power
 from gpushare.core.sentences import named
 from gpushare.core.whatif import World
 
@@ -79,6 +79,9 @@ def _starts(world: World, event: Event, job_key: str) -> bool:
 def _stands_in_the_way(world: World, job_key: str) -> str:
     """Nothing more is known to happen."""
     state, job = world.state, world.state.jobs[job_key]
+    waking = sorted(node.name for node in state.nodes.values() if node.power is Power.WAKING)
+    if waking:
+        return f"node {waking[0]} has to wake first, and how long that takes is not known"
     endless = [j for j in state.jobs.values() if _is_endless(j) and _could_meet(world, job, j)]
     if not endless:
         return "nothing that is known to happen lets it start"

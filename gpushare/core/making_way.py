@@ -41,9 +41,13 @@ def make_way(cycle: Cycle, job: Job, reason: Reason) -> Way | None:
     if not _anybody_could(cycle, job, claim):
         return None
     again_ms = cycle.brain.search_again_ms
-    if again_ms.get(line, 0) > cycle.now_ms:
-        cycle.wake_at(again_ms[line])
-        return None
+    alone = line._replace(shape=line.shape._replace(suspended=job.key))
+    for key in (line, alone):
+        if again_ms.get(key, 0) > cycle.now_ms:
+            cycle.wake_at(again_ms[key])
+            if key == alone:
+                cycle.spoilt.add(job.key)
+            return None
     first = cycle.turned_away()
     if cycle.searches + (0 if line in first else len(first)) >= _SEARCHES_MAX:
         again_ms[line] = TURNED_AWAY
@@ -53,8 +57,9 @@ def make_way(cycle: Cycle, job: Job, reason: Reason) -> Way | None:
     cycle.searches += 1
     way = _search(cycle, job, claim, reason)
     if way is None:
-        again_ms[line] = cycle.now_ms + _RETRY_MS
-        cycle.search_again_at(again_ms[line])
+        # Who made way for this one is out of its reach alone: others of its line have their own search.
+        again_ms[alone if job.key in cycle.spoilt else line] = cycle.now_ms + _RETRY_MS
+        cycle.search_again_at(cycle.now_ms + _RETRY_MS)
     return way
 
 
@@ -155,7 +160,10 @@ def _allowed(cycle: Cycle, job: Job, claim: Claim | None, only: dict[str, frozen
     def allowed(victim: Job) -> bool:
         if victim.key in cycle.settled or victim.spec.qos is Qos.GUARANTEED:
             return False
-        if victim.state not in (JobState.STARTING, JobState.RUNNING) or victim.preempted_for == job.key:
+        if victim.state not in (JobState.STARTING, JobState.RUNNING):
+            return False
+        if victim.preempted_for == job.key:
+            cycle.spoilt.add(job.key)
             return False
         if victim.tenant == job.tenant:
             if victim.spec.priority >= job.spec.priority:

@@ -218,7 +218,12 @@ class Engine:
             question = await self.read(lambda state: self._question(state, job_key))
             if question is None:
                 return None
-            return await asyncio.get_running_loop().run_in_executor(self._thinker, question.answer)
+            work = asyncio.get_running_loop().run_in_executor(self._thinker, question.answer)
+            try:
+                return await asyncio.shield(work)
+            finally:
+                # Whoever gave up waiting leaves the thread busy: the next question comes after it.
+                await asyncio.wait([work])
 
     def _question(self, state: ClusterState, job_key: str) -> explaining.Question | None:
         job = state.jobs.get(job_key)
@@ -395,7 +400,9 @@ class Engine:
         """Whether a pass may now decide what the last one could not. A new job like one that was found waiting waits
         too: until something frees room, and that wakes, so that submits to a full cluster cost no passes."""
         if isinstance(event, JobsCreated):
-            return line_key(self.state.jobs[f"{event.tenant}/{event.ids()[0]}"]) not in self._last_pass.waits
+            job = self.state.jobs[f"{event.tenant}/{event.ids()[0]}"]
+            # A time by which to start has to be watched, also behind others that wait.
+            return bool(job.spec.start_within_ms) or line_key(job) not in self._last_pass.waits
         if isinstance(event, AttemptChanged):
             return event.state is AttemptState.SUSPENDED or self._frees_dependents(event.attempt)
         return isinstance(event, WAKES_PASS)
@@ -458,7 +465,8 @@ class Engine:
             await self._keep_snapshot(*snapshot)
 
     def _take_snapshot(self) -> tuple[int, bytes]:
-        _spare_the_collector()
+        if not self._one_question.locked():
+            _spare_the_collector()
         if len(self.state.jobs) <= _CHECK_MAX_JOBS:
             check(self.state)
         return self.state.seq, self.state.encode()

@@ -11,6 +11,7 @@ import msgspec
 from gpushare.core.events import (
     AttemptEnded,
     GpuConditionsChanged,
+    HoldReleased,
     JobEnded,
     JobRequeued,
     JobsCreated,
@@ -35,6 +36,7 @@ _PAGE = 10_000
 WAKES_PASS = (
     AttemptEnded,
     GpuConditionsChanged,
+    HoldReleased,
     JobEnded,
     JobRequeued,
     JobsCreated,

@@ -379,6 +379,7 @@ def test_a_job_whose_placing_breaks_fails_alone(monkeypatch: pytest.MonkeyPatch)
         return real(plan, ask, *tasks)
 
     monkeypatch.setattr(cycle, "place_gang", place_gang)
+    assert cluster.cycle().more
     cluster.cycle()
     assert (bad.state, bad.reason) == ("FAILED", Reason.INTERNAL)
     assert good.state == "STARTING"

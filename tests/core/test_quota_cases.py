@@ -849,6 +849,27 @@ RECLAIM = {
         stays b
         expect a QUEUED NO_CAPACITY
     """,
+    "but the next one like it has its own claim": """
+        tenant own guaranteed=1000
+        tenant other
+        node n 1
+        submit other b gpus=1
+        cycle
+        submit own a gpus=1 retries=3
+        cycle
+        obey
+        cycle
+        run a
+        exit a 1
+        cycle
+        expect b STARTING
+        wait 5000
+        submit own next gpus=1
+        cycle
+        goes b
+        expect next QUEUED PREEMPTING
+        expect a QUEUED
+    """,
     "requeue and cancel, as the job says": """
         tenant own guaranteed=2000
         tenant other

@@ -105,6 +105,10 @@ def verdicts(fleet: Fleet, ask: Ask) -> Verdicts:
         takes = np.zeros(len(fleet.names), np.bool_)
         takes[fleet.node_of[found == _FITS]] = True
         found[takes[fleet.node_of]] = _FITS
+    if ask.only is not None:
+        inside = np.isin(fleet.all_nodes, [fleet.node_id[n] for n in ask.only if n in fleet.node_id])
+        # What is elsewhere is out of the question and refuses nothing.
+        found[~(inside if ask.request.is_cpu else inside[fleet.node_of])] = _FITS
     return found
 
 
