@@ -327,6 +327,8 @@ def _print_explanation(explanation: JobExplanation, *, wide: bool) -> None:
     from gpushare.cli.table import print_fields, print_table
 
     wait = explanation.wait
+    # When the jobs that it waits for have ended: said only where no better time is known.
+    is_expected = explanation.HasField("expected_start_time")
     print_fields(
         [
             ("job", o.short_name(explanation.name)),
@@ -338,7 +340,7 @@ def _print_explanation(explanation: JobExplanation, *, wide: bool) -> None:
             ("making way", _victims_text(explanation)),
             ("waits for jobs", " ".join(o.short_name(name) for name in explanation.blocking_jobs)),
             ("expected start", o.time_text(explanation, "expected_start_time")),
-            ("earliest start", o.time_text(explanation, "earliest_start_time")),
+            ("room by", "" if is_expected else o.time_text(explanation, "earliest_start_time")),
             ("to start it now", explanation.suggestion),
             ("what to do", o.what_to_do(wait.reason)),
         ]

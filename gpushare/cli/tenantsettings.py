@@ -72,7 +72,7 @@ def _add_others(settings: TenantSettings, options: Mapping[str, Any]) -> None:
 
 
 def _add_model_quotas(settings: TenantSettings, texts: Sequence[str]) -> None:
-    """ "H100=2:4", "H100=2", "H100=none"."""
+    """ "H100-80GB=2:4", "H100=2", "H100=none"."""
     for text in texts:
         model, equals, amounts = text.rpartition("=")
         if not equals or not model:

@@ -77,7 +77,7 @@ def _guess(cycle: Cycle, job: Job, ask: Ask) -> Shadow | None:
     found = shadow(cycle.plan, ask, job.spec.tasks, job.spec.least_tasks, endings, now_ms)
     if found is None:
         brain.guess_again_ms = {job.key: now_ms + _GUESS_AGAIN_MS}
-        cycle.wake_at(now_ms + _GUESS_AGAIN_MS)
+        cycle.search_again_at(now_ms + _GUESS_AGAIN_MS)
     return found
 
 

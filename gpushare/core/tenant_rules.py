@@ -176,11 +176,13 @@ def beyond_own_admin(
     made = sum(t.settings.parent == has.parent for t in tenants.values())
     if tenant not in tenants and made >= CHILDREN_MAX:
         return _bad("parent", f"{has.parent} has had {made} tenants below it; accepted: {CHILDREN_MAX}")
-    return _above_own(top.settings, has, caps)
+    known = tenants.get(tenant)
+    return _above_own(top.settings, has, caps, known.settings if known else TenantSettings())
 
 
-def _above_own(top: TenantSettings, has: TenantSettings, caps: CoreSettings) -> Rejection | None:
-    """No limit at all is fine: those of the tenants above hold as well."""
+def _above_own(top: TenantSettings, has: TenantSettings, caps: CoreSettings, had: TenantSettings) -> Rejection | None:
+    """No limit at all is fine: those of the tenants above hold as well. What stays as the cluster's admin made it is
+    not judged."""
     cluster_ms = caps.min_run_ms
     pairs = [
         ("limit_milli", has.limit_milli, top.limit_milli),
@@ -192,6 +194,8 @@ def _above_own(top: TenantSettings, has: TenantSettings, caps: CoreSettings) -> 
         # A longer one would keep from others for longer what is theirs.
         ("min_run", has.min_run_ms, cluster_ms if top.min_run_ms is None else top.min_run_ms),
     ]
+    if has.min_run_ms == had.min_run_ms:
+        pairs.pop()
     pairs += [("model_quotas", quota.limit_milli, _limit_on(top, quota)) for quota in has.model_quotas]
     for field, value, most in pairs:
         if value is not None and most is not None and value > most:

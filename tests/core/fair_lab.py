@@ -44,12 +44,12 @@ class FairLab(Cluster):
     ) -> None:
         self._checked = checked
         self.heard: Callable[[AnyEvent], None] = lambda event: None
+        self.delay_ms: Callable[[Attempt], int] = lambda attempt: 0
         super().__init__(tenants=tenants, settings=settings)
         if half_life_ms is not None:
             self.state.half_life_ms = half_life_ms
         self.brain = Brain(self.state, self.settings)
         self.runs_ms: Callable[[Job], int | None] = lambda job: None
-        self.delay_ms: Callable[[Attempt], int] = lambda attempt: 0
         self.watch: Callable[[Cycle, Pass], None] = lambda cycle, found: None
         self._heap: list[tuple[int, int, Callable[[], None]]] = []
         self._pushed = 0
@@ -66,6 +66,10 @@ class FairLab(Cluster):
                 self.state.apply(Entry(self.state.seq + 1, self.now_ms, 1, event, principal, request_id))
         for event in events:
             self.heard(event)
+            if isinstance(event, AttemptStopRequested):
+                self._obey(self.state.must_attempt(event.attempt), stop=True)
+            elif isinstance(event, AttemptSuspendRequested):
+                self._obey(self.state.must_attempt(event.attempt), stop=False)
 
     # -- time
 
@@ -116,10 +120,6 @@ class FairLab(Cluster):
             attempt = self.state.must_attempt(event.attempt)
             left = self._left_ms.pop(attempt.id, None)
             self._begin(attempt, left)
-        elif isinstance(event, AttemptStopRequested):
-            self._obey(self.state.must_attempt(event.attempt), stop=True)
-        elif isinstance(event, AttemptSuspendRequested):
-            self._obey(self.state.must_attempt(event.attempt), stop=False)
 
     def _begin(self, attempt: Attempt, runs_ms: int | None) -> None:
         self.report(attempt, AttemptState.RUNNING, started_ms=self.now_ms)

@@ -209,6 +209,12 @@ def test_and_never_gives_more_than_the_own_tenant_has(lab: Cluster, fields: dict
         assert refused(lab, outcome, before).reason is Reason.INVALID_FIELD
 
 
+def test_what_the_cluster_s_admin_gave_more_of_stays_and_is_no_obstacle(lab: Cluster) -> None:
+    assert not isinstance(change(lab, "team", min_run_ms=5000), Rejection)
+    assert not isinstance(change(lab, "team", TINA, limit_milli=3000), Rejection)
+    assert isinstance(change(lab, "team", TINA, min_run_ms=4000), Rejection)
+
+
 def test_nor_more_in_sum_by_any_detour(lab: Cluster) -> None:
     small = {"max_queued_jobs": 1, "max_priority": 0}
     make(lab, "a", TINA, parent="lab", guaranteed_milli=1500, **small)

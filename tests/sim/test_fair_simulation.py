@@ -195,6 +195,8 @@ class Story:
         for attempt in self.lab.state.live_attempts(self.lab.state.nodes[name]):
             if attempt.suspended_ms is None:
                 self.lab.report(attempt, AttemptState.RUNNING, started_ms=attempt.started_ms or self.lab.now_ms)
+            else:
+                self.lab.report(attempt, AttemptState.SUSPENDED)
 
     def _reserve(self) -> None:
         chance, now_ms = self.chance, self.lab.now_ms
