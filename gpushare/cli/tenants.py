@@ -38,7 +38,7 @@ _SETTINGS_OPTIONS = (
         "model_quotas",
         multiple=True,
         metavar="MODEL=G[:LIMIT]",
-        help="Cards of one model: guaranteed, and limit, e.g. H100-80GB=2:4; MODEL=none takes it away; may be repeated.",
+        help="Cards of one model: guaranteed, and limit, e.g. H100-80GB=2:4; MODEL=none takes it away; repeatable.",
     ),
     click.option("--max-running", metavar="N|none", help="Jobs that may run at once."),
     click.option("--max-running-per-user", metavar="N|none", help="Jobs of one user that may run at once."),

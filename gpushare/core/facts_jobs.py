@@ -130,7 +130,7 @@ def _attempt_resumed(state: ClusterState, event: AttemptResumed, entry: Entry) -
     job = state.jobs[attempt.job_key]
     attempt.slice = event.slice
     attempt.desired_suspend, attempt.stop_reason, attempt.stop_detail, attempt.claimant = False, None, "", ""
-    attempt.suspended_ms, attempt.held_since_ms = None, entry.at_ms
+    attempt.suspended_ms, attempt.held_since_ms, attempt.told_ms = None, entry.at_ms, None
     node = state.nodes[event.slice.node]
     state.touched.add(node.name)
     ledger.hold_cards(node, state.tenants[job.tenant], job, attempt, entry.at_ms, state.half_life_ms)

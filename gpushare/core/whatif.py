@@ -142,7 +142,7 @@ class World:
             state = self.state
             state.apply(Entry(state.seq + 1, self.now_ms, state.term, cast("AnyEvent", event)))
             if isinstance(event, AttemptStopRequested | AttemptSuspendRequested):
-                self._expect(state.must_attempt(event.attempt), told_ms=self.now_ms)
+                self._expect(state.must_attempt(event.attempt))
 
     def _say(self, attempt: Attempt, said: AttemptState, reason: str = "", **more: int | None) -> None:
         """The agent's word, decided as in production."""
@@ -163,8 +163,8 @@ class World:
         else:
             self._say(attempt, AttemptState.SUSPENDED)
 
-    def _expect(self, attempt: Attempt, told_ms: int | None = None) -> None:
-        """Note when it ends; `told_ms`: since when it is to make way."""
+    def _expect(self, attempt: Attempt) -> None:
+        """Note when it ends."""
         self._ends.pop(attempt.id, None)
         if not attempt.is_live or attempt.state is AttemptState.UNKNOWN:
             return
@@ -175,16 +175,13 @@ class World:
             # Past its limit it is being ended.
             times.append(sure_ms if sure_ms > self.now_ms else self.now_ms + grace_ms)
         if attempt.desired_stop or (attempt.desired_suspend and attempt.suspended_ms is None):
-            since_ms = self._told_ms(attempt) if told_ms is None else told_ms
-            times.append(since_ms + grace_ms if since_ms + grace_ms >= self.now_ms else self.now_ms + grace_ms)
+            # Told long ago, it is late already, and has as long again.
+            since_ms = self.now_ms if attempt.told_ms is None else attempt.told_ms
+            is_late = since_ms + grace_ms < self.now_ms
+            times.append((self.now_ms if is_late else since_ms) + grace_ms)
         if times:
             self._ends[attempt.id] = min(times)
             heappush(self._heap, (min(times), attempt.id))
-
-    def _told_ms(self, attempt: Attempt) -> int:
-        """Since when it is to make way; now where nobody has kept that."""
-        hold = self.state.holds.get(attempt.claimant or attempt.job_key)
-        return self.now_ms if hold is None else hold.since_ms
 
 
 # -- copies
