@@ -557,16 +557,7 @@ def _start_order(message: agent_pb2.StartAttempt) -> StartOrder:
 
 
 def _gang(message: agent_pb2.Gang) -> Gang:
-    return Gang(
-        master_addr=message.master_addr,
-        master_port=message.master_port,
-        rank=message.rank,
-        world_size=message.world_size,
-        local_rank=message.local_rank,
-        local_world_size=message.local_world_size,
-        node_rank=message.node_rank,
-        nodes=message.nodes,
-    )
+    return Gang(**{field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields})
 
 
 def _resume_order(message: agent_pb2.ResumeAttempt) -> ResumeOrder:

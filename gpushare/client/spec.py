@@ -132,10 +132,7 @@ def job_spec(
         after=[Dependency(job=_utf8(job, "after"), kind=_choice(kind, "after", AFTER)) for kind, job in after],
     )
     spec.resources.node_labels.update(_checked_pairs(node_labels, "node_label"))
-    if array is not None:
-        indexes, percent, at_once = array.partition("%")
-        spec.array_indexes.extend(parse_array(indexes, MAX_ARRAY_INDEXES))
-        spec.array_max_running = parse_int(at_once, "array", minimum=1) if percent else 0
+    _set_array(spec, array)
     for text, field, duration in (
         (time, "time", spec.max_run_duration),
         (grace, "grace", spec.grace_duration),
@@ -144,6 +141,14 @@ def job_spec(
         if text is not None:
             duration.FromMilliseconds(parse_duration_ms(text, field))
     return spec
+
+
+def _set_array(spec: JobSpec, array: str | None) -> None:
+    """ "0-99", or "0-99%8" for at most 8 at once."""
+    if array is not None:
+        indexes, percent, at_once = array.partition("%")
+        spec.array_indexes.extend(parse_array(indexes, MAX_ARRAY_INDEXES))
+        spec.array_max_running = parse_int(at_once, "array", minimum=1) if percent else 0
 
 
 def request_of(gpus: str | int | None, gpu_memory: str | None, model: str = "") -> Resources:
