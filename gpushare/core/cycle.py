@@ -159,8 +159,8 @@ class Cycle:
                 more = True
             if more:
                 break
-        self._wake_at(next_change_ms(self.state, self.now_ms))
-        self._wake_at(self.state.lines.next_deadline_ms(self.now_ms))
+        self.wake_at(next_change_ms(self.state, self.now_ms))
+        self.wake_at(self.state.lines.next_deadline_ms(self.now_ms))
         if self.events:
             self._wakes += self._searches_at
         wake_ms = self.now_ms if more else min(self._wakes, default=None)
@@ -210,7 +210,7 @@ class Cycle:
             if job.key in self.settled or job.key in self.job_waits:
                 order.skip()
             elif job.not_before_ms > self.now_ms:
-                self._wake_at(job.not_before_ms)
+                self.wake_at(job.not_before_ms)
                 order.skip()
             elif self._placed >= self.settings.placements_per_cycle:
                 return True
@@ -234,7 +234,7 @@ class Cycle:
         """What is left: idle nodes go to sleep, and sleeping ones are woken for those that wait."""
         waiting = power.without_room(self.state, self.waits, self.settled)
         self.events += power.stage(self.state, self.now_ms, self.settings, waiting, self.events)
-        self._wake_at(power.next_due_ms(self.state, self.now_ms, self.settings))
+        self.wake_at(power.next_due_ms(self.state, self.now_ms, self.settings))
         return False
 
     # -- one job
@@ -407,7 +407,7 @@ class Cycle:
 
     def _grow(self, job: Job) -> None:
         missing = missing_tasks(job, self.now_ms, self.settings)
-        self._wake_at(missing.wake_ms)
+        self.wake_at(missing.wake_ms)
         slices: list[Slice] = []
         for task in missing.tasks:
             piece = place_task(self.plan, self.ask(job), task)
@@ -546,11 +546,9 @@ class Cycle:
         self.settled.add(end.job)
         self.events.append(end)
 
-    def _wake_at(self, at_ms: int | None) -> None:
+    def wake_at(self, at_ms: int | None) -> None:
         if at_ms is not None:
             self._wakes.append(at_ms)
-
-    wake_at = _wake_at
 
 
 def host_alone(piece: Slice) -> Slice:
