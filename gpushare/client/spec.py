@@ -107,7 +107,7 @@ def job_spec(
     Quantities are the texts of the command line: `gpus` "0.25", "25%" or 2; `gpu_memory` and `host_memory` "12GiB";
     `cpus` "4" or "500m"; `time`, `grace` and `start_within` "2h"; `array` "0-99", or "0-99%8" for at most 8 at once;
     `model` one card model or several ("A100,H100"). `after` holds pairs of a kind ("after", "afterany", "afterok") and
-    a job's resource name. `argv` holds the arguments alone where there is a `script`. Raises TextError, with the `field`.
+    a job's resource name. `argv` holds the arguments alone where there is a `script`. Raises TextError with `field`.
     """
     spec = JobSpec(
         argv=[_utf8(argument, f"argv[{index}]") for index, argument in enumerate(argv)],
