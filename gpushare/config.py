@@ -28,7 +28,15 @@ from gpushare.configfile import (
     read_toml,
     refuse_readable_by_others,
 )
-from gpushare.names import NAME_RULE, TextError, check_name, check_text, shown
+from gpushare.names import (
+    NAME_RULE,
+    SHARED_PATHS_MAX,
+    TextError,
+    check_name,
+    check_shared_path,
+    check_text,
+    shown,
+)
 
 SCHEDULER_ENV_PREFIX = "GPUSHARE_SCHEDULER_"
 AGENT_ENV_PREFIX = "GPUSHARE_AGENT_"
@@ -133,6 +141,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     advertise_address: str = ""
     # What jobs may ask of a node (`--node-label rack=r1`): a table, or "rack=r1,site=north".
     labels: dict[str, str] = {}
+    # Directories that this node has in common with others, e.g. ["/home", "/data"]: jobs from below one go only to nodes
+    # that name it, too. Empty: not known, and no job is kept away.
+    shared_paths: tuple[str, ...] = ()
     # Identity, credentials, launch and exit records.
     state_dir: Path
     # Sockets, leases, pipe directories of MPS: lost at a reboot, and so is everything they belong to.
@@ -264,6 +275,7 @@ def load_agent_config(
     if config.join_file is not None:
         refuse_readable_by_others(config.join_file, "join_file")
     _check_cards(config, said)
+    _check_shared_paths(config, said)
     if uid != 0 and not config.single_user:
         _refuse(said, "single_user", "only root can run jobs as other users")
     if uid == 0 and config.containment == "weak" and not config.single_user:
@@ -305,12 +317,24 @@ def _check_labels(labels: Mapping[str, str], said: Mapping[str, Setting]) -> Non
             _refuse(said, key, f"{shown(name)} is no name of a label: it is empty or has a =")
 
 
+def _check_shared_paths(config: AgentConfig, said: Mapping[str, Setting]) -> None:
+    if len(config.shared_paths) > SHARED_PATHS_MAX:
+        _refuse(said, "shared_paths", f"names {len(config.shared_paths)} paths; accepted: {SHARED_PATHS_MAX}")
+    for path in config.shared_paths:
+        try:
+            check_shared_path(path)
+        except TextError as err:
+            _refuse(said, "shared_paths", f"{shown(err.value)} {err.why}; accepted: {err.accepted}")
+
+
 def _check_cards(config: AgentConfig, said: Mapping[str, Setting]) -> None:
     if config.managed_gpus != ("all",):
         for each in config.managed_gpus:
             if _GPU_UUID.fullmatch(each) is None:
                 _refuse(said, "managed_gpus", f'{shown(each)} is neither "all" alone nor a UUID of a card (GPU-...)')
-    for key, items in (("managed_gpus", config.managed_gpus), ("tiers", config.tiers)):
+    for key, items in (
+        ("managed_gpus", config.managed_gpus), ("tiers", config.tiers), ("shared_paths", config.shared_paths),
+    ):  # fmt: skip
         if len(set(items)) != len(items):
             _refuse(said, key, "names something twice")
     if config.simulate_faults is not None and not config.simulate:

@@ -8,11 +8,13 @@ argument unchanged (nothing is folded, trimmed or normalised) or raises `TextErr
 
 from __future__ import annotations
 
+import posixpath
 import re
 import unicodedata
 
 NAME_MAX_CHARS = 63
 DISPLAY_NAME_MAX_CHARS = 256
+SHARED_PATHS_MAX = 64
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -105,6 +107,15 @@ def check_text(value: str, field: str = "text", *, max_bytes: int, controls: boo
         for position, char in enumerate(value):
             if unicodedata.category(char) == "Cc":
                 raise TextError(field, value, f"has U+{ord(char):04X} at character {position + 1}", accepted)
+    return value
+
+
+def check_shared_path(value: str, field: str = "shared_paths") -> str:
+    """A directory as an agent publishes it: absolute, and written in one way only."""
+    accepted = "an absolute path without //, . and .., and without a / at its end"
+    check_text(value, field, max_bytes=4096)
+    if not value.startswith("/") or posixpath.normpath(value) != value or value.startswith("//"):
+        raise TextError(field, value, "is not written so", accepted)
     return value
 
 

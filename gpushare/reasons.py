@@ -64,6 +64,7 @@ class Reason(StrEnum):
     FENCE_UNAVAILABLE = "FENCE_UNAVAILABLE"
     MODEL_UNAVAILABLE = "MODEL_UNAVAILABLE"
     LABELS_UNAVAILABLE = "LABELS_UNAVAILABLE"
+    PATH_MISSING = "PATH_MISSING"
     OCCUPIED = "OCCUPIED"
     GPU_UNHEALTHY = "GPU_UNHEALTHY"
     RETRY_BACKOFF = "RETRY_BACKOFF"
@@ -299,6 +300,11 @@ SENTENCES: Final[Mapping[Reason, tuple[str, str]]] = MappingProxyType(
         Reason.LABELS_UNAVAILABLE: (
             "No registered node has the labels that were asked for.",
             "Ask for labels that `gpushare nodes -o wide` lists.",
+        ),
+        Reason.PATH_MISSING: (
+            "No node that could take this shares the path that the job's directory is under.",
+            "Submit it from a directory that such a node has (`gpushare nodes -o wide` lists shared paths), or with "
+            "--chdir.",
         ),
         Reason.OCCUPIED: (
             "The card is used by a process that gpushare did not start.",

@@ -57,6 +57,7 @@ class NodeFacts(msgspec.Struct, frozen=True):
     boot_id: str
     host: HostSize
     labels: dict[str, str]
+    shared_paths: tuple[str, ...] = ()
 
 
 class StatusRelay:
@@ -167,6 +168,7 @@ class Agent:
             gpus=self.inventory.gpus,
             conditions=tuple(self.conditions.values()),
             reports=tuple(self.core.reports()),
+            shared_paths=self._facts.shared_paths,
         )
 
     def begin_term(self, term: int) -> decisions.Refused | None:

@@ -115,8 +115,9 @@ class Daemon:
             single_user=self._config.single_user,
         )
         facts = NodeFacts(
-            identity=self._identity, boot_id=self._executor.boot_id, host=self._host(), labels=self._config.labels
-        )
+            identity=self._identity, boot_id=self._executor.boot_id, host=self._host(), labels=self._config.labels,
+            shared_paths=self._config.shared_paths,
+        )  # fmt: skip
         agent = Agent(facts, self._state, self._executor, fence, self._log)
         self._relay.target = agent.on_status
         await agent.recover()

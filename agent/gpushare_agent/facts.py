@@ -29,3 +29,4 @@ class SyncFacts(msgspec.Struct, frozen=True):
     gpus: tuple[GpuInventory, ...]
     conditions: tuple[GpuCondition, ...]
     reports: tuple[Report, ...]
+    shared_paths: tuple[str, ...] = ()

@@ -450,6 +450,7 @@ def _sync(facts: SyncFacts, own_address: str) -> agent_pb2.Sync:
         conditions=[_condition(each) for each in facts.conditions],
         attempts=[_report(each, facts.containment) for each in facts.reports],
         address=own_address,
+        shared_paths=facts.shared_paths,
     )
 
 

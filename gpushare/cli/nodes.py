@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _NODE_COLUMNS = ("NODE", "STATE", "READY", "CARDS", "IN USE", "CPUS", "MEMORY", "CONTAINMENT", "REASON")
 _NODE_WIDE_COLUMNS = (
-    *_NODE_COLUMNS, "DRIVER", "AGENT", "SEEN", "IDLE SINCE", "POWER", "OVERCOMMIT", "LABELS", "DETAIL",
+    *_NODE_COLUMNS, "DRIVER", "AGENT", "SEEN", "IDLE SINCE", "POWER", "OVERCOMMIT", "LABELS", "SHARED PATHS", "DETAIL",
 )  # fmt: skip
 _GPU_COLUMNS = ("NODE", "#", "GPU", "MODEL", "STATE", "MILLI", "MIB", "TIERS", "JOBS", "REASON")
 _GPU_WIDE_COLUMNS = (
@@ -226,6 +226,7 @@ def _node_wide_cells(node: Node) -> tuple[object, ...]:
         o.word(Power, node.power).lower(),
         o.milli_text(node.compute_overcommit_milli),
         " ".join(f"{key}={value}" for key, value in sorted(node.labels.items())),
+        " ".join(node.shared_paths),
         node.detail,
     )
 

@@ -231,6 +231,8 @@ class SyncNode(Command, frozen=True):
     attempts: tuple[AttemptReport, ...] = ()
     # Where other nodes reach it; "": not known.
     address: str = ""
+    # Directories that it shares with others; (): not known.
+    shared_paths: tuple[str, ...] = ()
 
 
 class ReportAttempt(Command, frozen=True):

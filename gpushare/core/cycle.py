@@ -50,6 +50,7 @@ from gpushare.core.promises import CapacityHold, is_kept_free
 from gpushare.core.quota import QuotaTree
 from gpushare.core.reservations import claims as reservation_claims
 from gpushare.core.reservations import claims_between, expired, hold_claim, next_change_ms
+from gpushare.core.shared_paths import placed_request
 from gpushare.core.state import WAITING_STATES, ClusterState
 from gpushare.core.waiting import LineKey
 from gpushare.reasons import Reason
@@ -353,7 +354,7 @@ class Cycle:
             held = job.current()[0].slice
             node, room = held.node, room.less(0, "", -held.cpu_milli, -held.memory_mib)
         return Ask(
-            request=job.spec.resources,
+            request=placed_request(job),
             tenant=job.tenant,
             user=job.created_by.user,
             job=job.key,

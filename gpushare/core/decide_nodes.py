@@ -132,6 +132,7 @@ def sync(state: ClusterState, command: SyncNode, call: Call, now_ms: int, settin
         driver_version=command.driver_version,
         gpus=command.gpus,
         address=command.address,
+        shared_paths=command.shared_paths,
     )
     return Outcome(events=(event,), names=(command.node,))
 
@@ -143,6 +144,8 @@ def _bad_inventory(state: ClusterState, command: SyncNode, settings: CoreSetting
         return f"{command.cpu_milli} milli-CPU and {command.memory_mib} MiB cannot be"
     if len(command.labels) > settings.labels_max:
         return f"{len(command.labels)} labels; accepted: {settings.labels_max}"
+    if len(command.shared_paths) > names.SHARED_PATHS_MAX:
+        return f"{len(command.shared_paths)} shared paths; accepted: {names.SHARED_PATHS_MAX}"
     uuids = [card.uuid for card in command.gpus]
     if len(set(uuids)) != len(uuids):
         return "a GPU UUID twice"
@@ -159,6 +162,8 @@ def _bad_inventory(state: ClusterState, command: SyncNode, settings: CoreSetting
         said = (command.driver_version, command.agent_version, command.containment, command.address)
         for text in (*command.labels, *command.labels.values(), *said):
             names.check_text(text, "text", max_bytes=_TEXT_MAX_BYTES)
+        for path in command.shared_paths:
+            names.check_shared_path(path)
         return next((bad for card in command.gpus if (bad := _bad_card(card))), "")
     except names.TextError as err:
         return str(err)

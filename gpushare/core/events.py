@@ -97,6 +97,7 @@ class NodeSynced(Event, frozen=True):
     driver_version: str
     gpus: tuple[GpuInventory, ...]
     address: str = ""
+    shared_paths: tuple[str, ...] = ()
 
 
 class NodeDisconnected(Event, frozen=True):

@@ -84,6 +84,7 @@ class Explanation(msgspec.Struct, frozen=True):
 STAGES = {
     Reason.MODEL_UNAVAILABLE: "request",
     Reason.LABELS_UNAVAILABLE: "request",
+    Reason.PATH_MISSING: "request",
     Reason.FENCE_UNAVAILABLE: "fence",
     Reason.TENANT_LIMIT: "quota",
     Reason.TENANT_LIMIT_NEVER: "quota",
@@ -420,6 +421,7 @@ def _filter_counts(refusals: Refusals) -> tuple[FilterCount, ...]:
 _FILTER_WORDS = {
     Reason.MODEL_UNAVAILABLE: "another model, or too little memory on the whole card",
     Reason.LABELS_UNAVAILABLE: "node without the labels asked for",
+    Reason.PATH_MISSING: "node without the job's directory",
     Reason.FENCE_UNAVAILABLE: "no tier as strong as asked",
     Reason.NODES_UNAVAILABLE: "node cordoned, draining, asleep or out of reach",
     Reason.GPU_UNHEALTHY: "card out of service",

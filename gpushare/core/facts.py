@@ -148,6 +148,9 @@ def _node_synced(state: ClusterState, event: NodeSynced, entry: Entry) -> None:
     node = state.nodes[event.node]
     state.touched.add(event.node)
     node.address = event.address
+    if node.shared_paths != event.shared_paths:
+        node.shared_paths = event.shared_paths
+        state.index_shared_paths()
     _wake(node, event, entry.at_ms)
     node.instance_id, node.boot_id, node.start_counter = event.instance_id, event.boot_id, event.start_counter
     node.agent_version, node.driver_version = event.agent_version, event.driver_version

@@ -10,6 +10,7 @@ from collections import Counter
 
 from gpushare.core.lifecycle import BrokenInvariant
 from gpushare.core.model import Attempt, AttemptState, Hold, JobState
+from gpushare.core.shared_paths import path_around
 from gpushare.core.state import WAITING_STATES, ClusterState
 
 
@@ -104,6 +105,8 @@ def _check_queue(state: ClusterState) -> None:
 
 def _check_job(state: ClusterState, key: str) -> None:
     job = state.jobs[key]
+    if not job.is_ended and job.shared_path != path_around(job.spec.working_directory, state.published_paths):
+        raise BrokenInvariant(f"job {key}: {job.shared_path!r} is not what nodes publish of its directory")
     lived: set[int] = set()
     last: dict[int, int] = {}
     for attempt in job.attempts:

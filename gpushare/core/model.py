@@ -169,6 +169,8 @@ class TaskRequest(msgspec.Struct, frozen=True, cache_hash=True):
     # Sorted pairs, so that equal requests are equal and hashable.
     node_labels: tuple[tuple[str, str], ...] = ()
     min_enforcement: Enforcement = Enforcement.NONE
+    # Never asked for: set where placing is about, see `shared_paths.placed_request`.
+    shared_path: str = ""
 
     @property
     def gpu_models(self) -> tuple[str, ...]:
@@ -327,6 +329,8 @@ class Job(msgspec.Struct):
     signal: int | None = None
     started_ms: int | None = None
     ended_ms: int | None = None
+    # The longest path published by any node that its directory lies under; "": no node says anything of it.
+    shared_path: str = ""
 
     @property
     def key(self) -> str:
@@ -454,6 +458,8 @@ class Node(msgspec.Struct):
     last_seen_ms: int = 0
     # Where other nodes reach it.
     address: str = ""
+    # Directories that it shares with others; (): not known.
+    shared_paths: tuple[str, ...] = ()
     power: Power = Power.ON
     # When that was asked for, and why what was asked before did not come about; "": nothing went wrong.
     power_since_ms: int = 0

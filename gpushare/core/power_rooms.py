@@ -17,6 +17,7 @@ from gpushare.core.placement.ask import Room
 from gpushare.core.placement.claims import Claim, Owner
 from gpushare.core.quota import QuotaTree
 from gpushare.core.reservations import claims
+from gpushare.core.shared_paths import placed_request, shares
 from gpushare.core.state import ClusterState
 
 # Gangs that also count on what is free on nodes that are awake: each of them costs a look at every card.
@@ -68,13 +69,13 @@ class _Host:
         told = ((card.inventory, card.milli) for card in self.cards)
         cards = tuple((card.model, card.usable_mib, card.tiers, milli) for card, milli in told)
         node = self.node
-        return (cards, len(node.gpus), node.cpu_milli, node.memory_mib, tuple(sorted(node.labels.items())))
+        return (cards, len(node.gpus), node.cpu_milli, node.memory_mib, tuple(sorted(node.labels.items())), node.shared_paths)
 
     def take(self, request: TaskRequest, domain: str | None = None) -> Slice | None:
         """Room for one task, which is gone from here on; None where there is none. Only the slice's amounts count."""
         cards = [c for c in self.cards if matches_card(request, c.inventory)]
         cards = [c for c in cards if domain is None or domain_of(c.inventory) == domain]
-        if not has_labels(request, self.node.labels):
+        if not (has_labels(request, self.node.labels) and shares(request, self.node.shared_paths)):
             return None
         if request.is_cpu:
             return self._hold(request, [], 0, 0, 0)
@@ -178,7 +179,7 @@ class WakePlan:
     def consider(self, job: Job) -> None:
         """Wake what `job` needs, or note what it may use of the nodes that are on their way or about to sleep."""
         spec, who = job.spec, (job.tenant, job.created_by.user)
-        question = (who, spec.resources, spec.least_tasks, spec.topology, spec.max_run_ms, spec.qos)
+        question = (who, placed_request(job), spec.least_tasks, spec.topology, spec.max_run_ms, spec.qos)
         if question in self._hopeless or self._gates.cap(job) is not None:
             return
         kept = self._kept(job)
@@ -232,7 +233,7 @@ class WakePlan:
 
     def _stop(self, job: Job, host: _Host, most: int) -> Stop | None:
         """How many of up to `most` tasks the host holds; None for none."""
-        request, is_near = job.spec.resources, job.spec.topology is Topology.DOMAIN
+        request, is_near = placed_request(job), job.spec.topology is Topology.DOMAIN
         if request in host.full_for:
             return None
         promised = self._promised(host, job)
@@ -311,7 +312,7 @@ class WakePlan:
         pieces: list[Slice] = []
         for stop in stops:
             host = stop.host.without(self._promised(stop.host, job))
-            taken = (host.take(job.spec.resources, stop.domain) for _ in range(stop.tasks))
+            taken = (host.take(placed_request(job), stop.domain) for _ in range(stop.tasks))
             pieces += [piece for piece in taken if piece is not None]
         return pieces
 
@@ -335,7 +336,7 @@ class WakePlan:
     def _take(self, job: Job, stop: Stop) -> None:
         host = stop.host
         for _ in range(stop.tasks):
-            host.take(job.spec.resources, stop.domain)
+            host.take(placed_request(job), stop.domain)
         if host in self._due:
             self.wanted.add(host.node.name)
         elif host in self._asleep:

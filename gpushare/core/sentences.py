@@ -19,6 +19,7 @@ from gpushare.core.model import DependencyKind, Gpu, Job, JobState, Node, TaskRe
 from gpushare.core.placement.claims import Claim
 from gpushare.core.quota import Branch, QuotaTree
 from gpushare.core.reservations import RESERVATION_CLAIM
+from gpushare.core.shared_paths import placed_request, shares
 from gpushare.core.state import WAITING_STATES, ClusterState
 from gpushare.quantity import format_cpu_milli, format_duration_ms, format_memory_mib
 from gpushare.reasons import SENTENCES, Reason
@@ -98,11 +99,20 @@ def sentence(state: ClusterState, job: Job, reason: Reason, now_ms: int, claim: 
         Reason.FENCE_UNAVAILABLE: lambda: f"no card offers a fence as strong as {request.min_enforcement.name.lower()}",
         Reason.MODEL_UNAVAILABLE: lambda: f"no registered card matches {need}",
         Reason.LABELS_UNAVAILABLE: lambda: f"no registered node carries the labels {dict(request.node_labels)}",
+        Reason.PATH_MISSING: lambda: _without_path(state, job),
     }
     return sentences[reason]() if reason in sentences else SENTENCES[reason][0].rstrip(".")
 
 
 # -- words
+
+
+def _without_path(state: ClusterState, job: Job) -> str:
+    sharing = [name for name, node in sorted(state.nodes.items()) if shares(placed_request(job), node.shared_paths)]
+    return (
+        f"the nodes that could take it do not have its directory: it is under {job.shared_path}, which "
+        f"{_listed(sharing)} share; submit it from elsewhere, or let --node-label and --model allow these"
+    )
 
 
 def describe(request: TaskRequest) -> str:

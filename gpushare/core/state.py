@@ -25,6 +25,7 @@ from gpushare.core.model import (
     Token,
 )
 from gpushare.core.promises import CapacityHold, Reservation
+from gpushare.core.shared_paths import path_around, published
 from gpushare.core.waiting import WaitingLines
 
 # Of what a snapshot holds. One of another version is not read: the journal has everything, replay takes longer once.
@@ -84,6 +85,7 @@ class ClusterState:
         self.ended: dict[str, int] = {key: ended_ms for ended_ms, _, key in over}
         self.growing: set[str] = set()
         self.touched: set[str] = set(self.nodes)
+        self.published_paths = published(self.nodes.values())
         self.submitted = [j.key for j in sorted(self.jobs.values(), key=lambda j: j.submit_seq)]
         for job in self.jobs.values():
             self._index_job(job)
@@ -165,6 +167,7 @@ class ClusterState:
             self._unindex_dependencies(job)
 
     def add_job(self, job: Job) -> None:
+        job.shared_path = path_around(job.spec.working_directory, self.published_paths)
         self.jobs[job.key] = job
         self.submitted.append(job.key)
         _count(self.tenants[job.tenant], job.state, +1)
@@ -181,6 +184,23 @@ class ClusterState:
             siblings.remove(key)
             if not siblings:
                 del self.arrays[job.array_key]
+
+    def index_shared_paths(self) -> None:
+        """A node publishes other paths than before: where each job may be from now on."""
+        paths = published(self.nodes.values())
+        if paths == self.published_paths:
+            return
+        self.published_paths = paths
+        for job in self.jobs.values():
+            found = "" if job.is_ended else path_around(job.spec.working_directory, paths)
+            if job.is_ended or found == job.shared_path:
+                continue
+            waits = job.state in WAITING_STATES
+            if waits:
+                self.lines.remove(job)
+            job.shared_path = found
+            if waits:
+                self.lines.add(job)
 
     def _index_job(self, job: Job) -> None:
         if job.array_id:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from gpushare.core.model import Dependency, Job, JobState, PreemptionMode, Qos, TaskRequest, Topology
+from gpushare.core.shared_paths import placed_request
 
 
 class Shape(NamedTuple):
@@ -49,7 +50,7 @@ Line = list[tuple[int, str]]
 def line_key(job: Job) -> LineKey:
     spec = job.spec
     shape = Shape(
-        spec.resources,
+        placed_request(job),
         spec.tasks,
         spec.least_tasks,
         spec.max_run_ms,

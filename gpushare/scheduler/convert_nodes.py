@@ -60,6 +60,7 @@ def sync_command(node: str, hello: agent_pb2.Hello, sync: agent_pb2.Sync) -> Syn
         containment=sync.containment,
         driver_version=sync.driver_version,
         address=sync.address,
+        shared_paths=tuple(sync.shared_paths),
         gpus=tuple(_inventory(card) for card in sync.gpus),
         conditions=conditions(sync.conditions),
         attempts=tuple(attempt_report(each) for each in sync.attempts),
@@ -263,6 +264,7 @@ def node(
         compute_overcommit_milli=found.compute_overcommit_milli,
         power=POWERS[found.power],
         address=found.address,
+        shared_paths=found.shared_paths,
         idle_since_time=convert.timestamp(found.idle_since_ms or None),
         task_count=len(found.attempts),
     )

@@ -3,11 +3,12 @@
 One statement a line, `#` starts a comment. A name stands for a job; `a` with count=3 is a1, a2, a3.
 
     tenant T [limit=MILLI] [SETTING]... node N CARDS [mib=M] [cpu=MILLI] [memory=MIB] [model=NAME] [suspend=yes]
+                                                      [shared=PATH,...]
     set T SETTING...                    SETTING: parent=T guaranteed=MILLI limit=MILLI|none weight=N max_running=N
                                         per_user=N cpu_limit=MILLI memory_limit=MIB min_run=MS quota=MODEL:MILLI[:MILLI]
     submit T NAME [count=K] [milli=M] [mib=M] [gpus=N] [tasks=N] [priority=P] [retries=R] [limit_ms=N] [cpu=M]
            [memory=M] [min_tasks=N] [qos=Q] [preemption=P] [on_failure=F] [topology=T] [model=A|B] [start_within=MS]
-           [user=U] [after=NAME[:KIND],...] [array=K[%N]]   of an array, name0 ... are the children, name is all
+           [dir=PATH] [user=U] [after=NAME[:KIND],...] [array=K[%N]]   of an array, name0 ... are the children, name is all
     reserve NAME T|maintenance START END [gpus=N] [milli=M] [mib=M] [node=N,...] [repeat=MS] [users=U,...] (ms from now)
     overcommit N MILLI
     cycle      run NAME      exit NAME CODE [task=I]      lose NAME REASON [task=I]      cancel NAME
@@ -130,10 +131,12 @@ class Scenario:
         memory: str = "1048576",
         model: str = "H100",
         suspend: str = "",
+        shared: str = "",
     ) -> None:
         tiers = {"tiers": _SUSPENDING} if suspend else {}
         gpus = tuple(card(f"GPU-{node}-{i}", i, int(mib), model, **tiers) for i in range(int(cards)))
         self.inventory[node] = {"gpus": gpus, "cpu_milli": int(cpu), "memory_mib": int(memory)}
+        self.inventory[node]["shared_paths"] = _words(shared)
         self.cluster.node(node, 0)
         self._back(node)
 
@@ -163,6 +166,7 @@ class Scenario:
             after=tuple(self._dependency(each) for each in _words(options.get("after"))),
             array_indexes=tuple(range(int(children or "0"))),
             array_max_running=int(at_once or "0"),
+            working_directory=options.get("dir", "/tmp"),
             resources=resources,
             tasks=int(options.get("tasks", "1")),
             priority=_int(options.get("priority")),

@@ -23,6 +23,7 @@ STRENGTH = (
     Reason.NO_NODES,
     Reason.MODEL_UNAVAILABLE,
     Reason.LABELS_UNAVAILABLE,
+    Reason.PATH_MISSING,
     Reason.FENCE_UNAVAILABLE,
     Reason.NODES_UNAVAILABLE,
     Reason.GPU_UNHEALTHY,
@@ -174,7 +175,8 @@ def _static_rules(fleet: Fleet, needs: Needs, cards: IntArray) -> list[tuple[Boo
     kinds = fleet.kind_of[cards]
     return [
         (other_model[kinds], Reason.MODEL_UNAVAILABLE),
-        (~needs.node_fits[nodes], Reason.LABELS_UNAVAILABLE),
+        (~needs.labels_fit[nodes], Reason.LABELS_UNAVAILABLE),
+        (~needs.path_fits[nodes], Reason.PATH_MISSING),
         (no_tier[kinds], Reason.FENCE_UNAVAILABLE),
         (~fleet.node_open[nodes], Reason.NODES_UNAVAILABLE),
         (~fleet.gpu_open[cards], Reason.GPU_UNHEALTHY),
@@ -222,7 +224,8 @@ def _judge_hosts(fleet: Fleet, needs: Needs, nodes: IntArray) -> Verdicts:
     cpu, memory = needs.host_on(fleet, nodes, 0)
     short = (fleet.free_cpu_milli[nodes] < cpu) | (fleet.free_memory_mib[nodes] < memory)
     rules = [
-        (~needs.node_fits[nodes], Reason.LABELS_UNAVAILABLE),
+        (~needs.labels_fit[nodes], Reason.LABELS_UNAVAILABLE),
+        (~needs.path_fits[nodes], Reason.PATH_MISSING),
         (~fleet.node_open[nodes], Reason.NODES_UNAVAILABLE),
         (short, Reason.HOST_CAPACITY),
     ]

@@ -48,7 +48,7 @@ class ClaimSet(NamedTuple):
 class Fleet:
     """Arrays per card: `node_of kind_of index_of usable_mib capacity_milli free_milli free_mib holders stranger_mib
     strangers gpu_open open open_milli is_empty domain_of load_steps`; per node: `cpu_milli memory_mib free_cpu_milli
-    free_memory_mib free_share share_milli tasks node_open first_card card_count label_of`. Amounts in thousandths and
+    free_memory_mib free_share share_milli tasks node_open first_card card_count node_kind_of`. Amounts in thousandths and
     MiB. A card is `open` when it and its node take new work. `share_milli` sums the thousandths of a node's cards,
     `free_share` the free ones."""
 
@@ -284,10 +284,11 @@ class Fleet:
         self.changed_at = np.full(size, self.version, np.int64)
         self.grew_at = np.full(size, self.version, np.int64)
         self.all_nodes = np.arange(size, dtype=np.int64)
-        places: dict[tuple[tuple[str, str], ...], int] = {}
-        labels = [places.setdefault(tuple(sorted(n.labels.items())), len(places)) for n in nodes]
-        self.label_of = np.array(labels, dtype=np.int64)
-        self.label_sets = [dict(found) for found in places]
+        # What a request may ask of a node: its labels and shared paths, of which many nodes have the same.
+        kinds: dict[tuple[tuple[tuple[str, str], ...], tuple[str, ...]], int] = {}
+        kind_of = [kinds.setdefault((tuple(sorted(n.labels.items())), n.shared_paths), len(kinds)) for n in nodes]
+        self.node_kind_of = np.array(kind_of, dtype=np.int64)
+        self.node_kinds = [(dict(labels), paths) for labels, paths in kinds]
 
     def _lay_out_cards(self, gpus: list[Gpu]) -> None:
         size = len(gpus)
@@ -356,7 +357,7 @@ class Fleet:
 
 def _layout_of(node: Node, here: list[Gpu]) -> tuple[object, ...]:
     """What, when it changes, has the arrays laid out anew."""
-    return ([(g.inventory, g.capacity_milli) for g in here], node.labels, node.cpu_milli, node.memory_mib)
+    return ([(g.inventory, g.capacity_milli) for g in here], node.labels, node.shared_paths, node.cpu_milli, node.memory_mib)
 
 
 def _row(gpu: Gpu, node_open: bool) -> tuple[int, int, int, int, bool, bool, bool]:

@@ -31,6 +31,7 @@ from gpushare.core.model import (
     TierOffer,
 )
 from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need, Policy
+from gpushare.core.shared_paths import shares
 
 if TYPE_CHECKING:
     from gpushare.core.placement.fleet import Fleet
@@ -68,9 +69,13 @@ class Needs:
         self.least_milli = min((g.share.milli for g in here), default=0)
         self.has_slots = any(g.offer.tier == MPS_V2_TIER for g in here)
         self.slots = np.array([g is not None and g.offer.tier == MPS_V2_TIER for g in self.grants], dtype=np.bool_)
-        self.labels = np.array([has_labels(request, found) for found in fleet.label_sets], dtype=np.bool_)
+        labelled = np.array([has_labels(request, found) for found, _ in fleet.node_kinds], dtype=np.bool_)
+        shared = np.array([shares(request, found) for _, found in fleet.node_kinds], dtype=np.bool_)
+        # The nodes that have the labels, and those that have the directory as far as anybody knows.
+        self.labels_fit: BoolArray = _look_up(labelled, fleet.node_kind_of)
+        self.path_fits: BoolArray = _look_up(shared, fleet.node_kind_of)
         kinds = np.array([g is not None for g in self.grants], dtype=np.bool_)
-        self.node_fits: BoolArray = _look_up(self.labels, fleet.label_of)
+        self.node_fits: BoolArray = self.labels_fit & self.path_fits
         self.card_fits: BoolArray = _look_up(kinds, fleet.kind_of) & self.node_fits[fleet.node_of]
         self.all_fit = bool(self.card_fits.all())
         models: dict[str, int] = {}
