@@ -141,8 +141,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     advertise_address: str = ""
     # What jobs may ask of a node (`--node-label rack=r1`): a table, or "rack=r1,site=north".
     labels: dict[str, str] = {}
-    # Directories that this node has in common with others, e.g. ["/home", "/data"]: jobs from below one go only to nodes
-    # that name it, too. Empty: not known, and no job is kept away.
+    # Directories that this node has in common with others, e.g. ["/home", "/data"]: a job from below one goes only to
+    # nodes that name it, too. Empty: not known.
     shared_paths: tuple[str, ...] = ()
     # Identity, credentials, launch and exit records.
     state_dir: Path

@@ -69,7 +69,14 @@ class _Host:
         told = ((card.inventory, card.milli) for card in self.cards)
         cards = tuple((card.model, card.usable_mib, card.tiers, milli) for card, milli in told)
         node = self.node
-        return (cards, len(node.gpus), node.cpu_milli, node.memory_mib, tuple(sorted(node.labels.items())), node.shared_paths)
+        return (
+            cards,
+            len(node.gpus),
+            node.cpu_milli,
+            node.memory_mib,
+            tuple(sorted(node.labels.items())),
+            node.shared_paths,
+        )
 
     def take(self, request: TaskRequest, domain: str | None = None) -> Slice | None:
         """Room for one task, which is gone from here on; None where there is none. Only the slice's amounts count."""

@@ -7,8 +7,8 @@ One statement a line, `#` starts a comment. A name stands for a job; `a` with co
     set T SETTING...                    SETTING: parent=T guaranteed=MILLI limit=MILLI|none weight=N max_running=N
                                         per_user=N cpu_limit=MILLI memory_limit=MIB min_run=MS quota=MODEL:MILLI[:MILLI]
     submit T NAME [count=K] [milli=M] [mib=M] [gpus=N] [tasks=N] [priority=P] [retries=R] [limit_ms=N] [cpu=M]
-           [memory=M] [min_tasks=N] [qos=Q] [preemption=P] [on_failure=F] [topology=T] [model=A|B] [start_within=MS]
-           [dir=PATH] [user=U] [after=NAME[:KIND],...] [array=K[%N]]   of an array, name0 ... are the children, name is all
+           [memory=M] [dir=PATH] [min_tasks=N] [qos=Q] [preemption=P] [on_failure=F] [topology=T] [model=A|B]
+           [start_within=MS] [user=U] [after=NAME[:KIND],...] [array=K[%N]]   of an array: name0 ... are the children
     reserve NAME T|maintenance START END [gpus=N] [milli=M] [mib=M] [node=N,...] [repeat=MS] [users=U,...] (ms from now)
     overcommit N MILLI
     cycle      run NAME      exit NAME CODE [task=I]      lose NAME REASON [task=I]      cancel NAME

@@ -48,8 +48,8 @@ class ClaimSet(NamedTuple):
 class Fleet:
     """Arrays per card: `node_of kind_of index_of usable_mib capacity_milli free_milli free_mib holders stranger_mib
     strangers gpu_open open open_milli is_empty domain_of load_steps`; per node: `cpu_milli memory_mib free_cpu_milli
-    free_memory_mib free_share share_milli tasks node_open first_card card_count node_kind_of`. Amounts in thousandths and
-    MiB. A card is `open` when it and its node take new work. `share_milli` sums the thousandths of a node's cards,
+    free_memory_mib free_share share_milli tasks node_open first_card card_count node_kind_of`. Amounts in thousandths
+    and MiB. A card is `open` when it and its node take new work. `share_milli` sums the thousandths of a node's cards,
     `free_share` the free ones."""
 
     def __init__(
@@ -357,7 +357,13 @@ class Fleet:
 
 def _layout_of(node: Node, here: list[Gpu]) -> tuple[object, ...]:
     """What, when it changes, has the arrays laid out anew."""
-    return ([(g.inventory, g.capacity_milli) for g in here], node.labels, node.shared_paths, node.cpu_milli, node.memory_mib)
+    return (
+        [(g.inventory, g.capacity_milli) for g in here],
+        node.labels,
+        node.shared_paths,
+        node.cpu_milli,
+        node.memory_mib,
+    )
 
 
 def _row(gpu: Gpu, node_open: bool) -> tuple[int, int, int, int, bool, bool, bool]:
