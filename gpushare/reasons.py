@@ -404,7 +404,8 @@ SENTENCES: Final[Mapping[Reason, tuple[str, str]]] = MappingProxyType(
         ),
         Reason.EXEC: (
             "The program could not be started.",
-            "Check that the command exists on the node and may be executed by the job's user.",
+            "Check that the command exists on the node and may be executed by the job's user, and that this user may "
+            "write the file of --output or --error.",
         ),
         Reason.WORKDIR: (
             "The working directory could not be entered.",

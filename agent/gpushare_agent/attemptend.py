@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` and `collections.abc` would cost this process a mebibyte
     from typing import Any
 
-_REASON_OF_STAGE = {"workdir": "WORKDIR", "exec": "EXEC", "privileges": "LAUNCH_DENIED"}
+_REASON_OF_STAGE = {"workdir": "WORKDIR", "output": "EXEC", "exec": "EXEC", "privileges": "LAUNCH_DENIED"}
 NOT_EXECUTABLE_CODE = 126
 
 

@@ -74,6 +74,9 @@ class StartOrder(msgspec.Struct, frozen=True, kw_only=True):
     tier: str = ""
     capacity_milli: int = WHOLE_CARD_MILLI
     gang: Gang | None = None
+    # Files for stdout and stderr in place of the kept log, relative to the working directory; "": none.
+    output_path: str = ""
+    error_path: str = ""
 
 
 class ResumeOrder(msgspec.Struct, frozen=True, kw_only=True):

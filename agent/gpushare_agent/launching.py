@@ -148,6 +148,8 @@ class Launching:
             script=order.script or None,
             user=None if settings.single_user else ready.user,
             pty=order.pty,
+            output_path=order.output_path,
+            error_path=order.error_path,
             run_limit_ms=order.max_run_ms or None,
             grace_ms=order.grace_ms,
             on_disconnect="stop_and_requeue" if order.on_disconnect is OnDisconnect.STOP_AND_REQUEUE else "keep",

@@ -39,7 +39,9 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     refuses unless it was told `run_as_self`. `run_limit_ms` counts from the exec, `grace_ms` from the
     SIGTERM. `host_memory_mib`, `cpu_milli` and `pids_max` need cgroups and are not enforced under weak
     containment. `denied_devices` are (major, minor) pairs of character devices the job must not open; None
-    means no filter. `private_dir` asks for a directory of the job's user
+    means no filter. `output_path` and `error_path` name files that stdout and stderr are appended to, opened as the
+    job's user from `cwd`; stderr follows stdout where only the first is given, and what has no file goes to the
+    attempt's log. `private_dir` asks for a directory of the job's user
     (`Executor.private_dir(attempt_id)`), removed when the attempt is forgotten.
     """
 
@@ -59,6 +61,8 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     pids_max: int | None = None
     denied_devices: tuple[tuple[int, int], ...] | None = None
     private_dir: bool = False
+    output_path: str = ""
+    error_path: str = ""
 
 
 class AttemptStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -554,6 +554,8 @@ def _start_order(message: agent_pb2.StartAttempt) -> StartOrder:
         tier=message.tier,
         capacity_milli=message.capacity_milli or WHOLE_CARD_MILLI,
         gang=_gang(message.gang) if message.HasField("gang") else None,
+        output_path=message.output_path,
+        error_path=message.error_path,
     )
 
 

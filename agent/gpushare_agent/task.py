@@ -27,6 +27,7 @@ NOT_FOUND_CODE = 127
 NOT_EXECUTABLE_CODE = 126
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 JOB_UMASK = 0o022
+NEW_FILE_MODE = 0o666
 ERROR_PIPE = 3
 MAX_DESCRIPTORS = 1 << 20
 
@@ -72,6 +73,8 @@ def become(plan: Plan) -> NoReturn:
         syscalls.no_new_privileges()
         stage = "workdir"
         _enter_directory(plan.intent["spec"]["cwd"])
+        stage = "output"
+        _open_outputs(plan.intent["spec"])
         stage = "exec"
         failpoint("task.before_exec")
         _exec(plan.intent)
@@ -170,6 +173,37 @@ def _enter_directory(path: str) -> None:
         os.chdir(path)
     except OSError as error:
         raise _Failed("workdir", error.errno or 0, f"{path}: {error.strerror}") from None
+
+
+def _open_outputs(spec: dict[str, Any]) -> None:
+    """Put the files that the job named in the place of the pipes: as its user, so that the kernel decides."""
+    output, error = spec["output_path"], spec["error_path"]
+    if output:
+        _open_output(output, (1,) if error else (1, 2))
+    if error:
+        _open_output(error, (2,))
+
+
+def _open_output(path: str, targets: tuple[int, ...]) -> None:
+    # a named pipe that nobody reads would hold the launch for ever: without waiting its open fails
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, NEW_FILE_MODE)
+    except OSError as error:
+        raise _output_failed(path, error) from None
+    os.set_blocking(fd, True)
+    for target in targets:
+        os.dup2(fd, target, inheritable=True)
+    os.close(fd)
+
+
+def _output_failed(path: str, error: OSError) -> _Failed:
+    number = error.errno or 0
+    text = f"the output file {path} could not be opened: {os.strerror(number)} ({errno.errorcode.get(number, number)})"
+    directory = os.path.dirname(path)
+    if number == errno.ENOENT and directory and not os.path.exists(directory):
+        text += "; its directory is not there, make it first"
+    return _Failed("output", number, text)
 
 
 def _exec(intent: dict[str, Any]) -> NoReturn:

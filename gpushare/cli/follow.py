@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from gpushare.cli.exits import EXIT_BROKEN_PIPE, EXIT_OWN_FAILURE
 from gpushare.cli.inert import inert
 from gpushare.cli.output import job_id, job_state, reason_sentence
+from gpushare.cli.outputfiles import OutputNotes
 from gpushare.cli.sink import STDERR_FD, STDOUT_FD, LogSink, Source, TextSink
 from gpushare.client.messages import Job, JobState, OutputStream, TaskAttempt
 from gpushare.client.waiting import follow_jobs, has_ended
@@ -67,6 +68,7 @@ class OutputFollower:
         self._failed = asyncio.Event()
         self._last_byte_s = time.monotonic()
         self._quiet_outage = False
+        self._notes = OutputNotes(tell)
 
     async def run(self) -> dict[str, Job]:
         """The jobs as they ended. Raises GpushareError; OSError where the output cannot be written."""
@@ -102,6 +104,7 @@ class OutputFollower:
         number = self._attempt or attempt.number
         key = (job.name, attempt.task_index, number)
         if key not in self._readers:
+            self._notes.on_read(job, attempt, number)
             self._readers[key] = asyncio.create_task(self._read_attempt(job, attempt.task_index, number))
 
     async def _read_attempt(self, job: Job, task_index: int, number: int) -> None:

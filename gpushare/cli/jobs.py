@@ -225,6 +225,8 @@ def _print_job(job: Job, own_tenant: str, *, wide: bool) -> None:
             ("node labels", _pairs_text(job.spec.resources.node_labels)),
             ("command", _command_text(job)),
             ("directory", job.spec.working_directory),
+            ("output", job.spec.output_path),
+            ("errors", job.spec.error_path),
             ("labels", _pairs_text(job.spec.labels)),
             ("created", o.time_text(job, "create_time")),
             ("started", o.time_text(job, "start_time")),

@@ -84,12 +84,15 @@ async def _follow(client: AsyncClient, found: Found, number: int, sink: LogSink)
 
 async def _print_job(client: AsyncClient, job: Job, found: Found, number: int, sink: LogSink) -> None:
     from gpushare.cli.follow import tell
+    from gpushare.cli.outputfiles import OutputNotes
 
     wanted = [task for task in job.tasks if found.task_index in (None, task.task_index)]
     started = [task for task in wanted if task.HasField("start_time") or number]
     if not started and len(found.jobs) == 1:
         tell(f"note: job {job.id} has not printed anything, because it has not started")
+    notes = OutputNotes(tell)
     for task in started:
+        notes.on_read(job, task, number or task.number)
         await _print_task(client, job, task.task_index, number or task.number, len(found.jobs), sink)
 
 

@@ -85,6 +85,13 @@ _JOB_OPTIONS = (
     click.option(
         "--array", metavar="0-99[%8]", help="One job per index: ranges and single ones, 1,3,5-7; %8: 8 of them at once."
     ),
+    click.option(
+        "--output",
+        metavar="FILE",
+        help="Append stdout (and stderr) to this file on the node in place of the log: %j job, %A array, %a index, "
+        "%t task, %u user, %x name.",
+    ),
+    click.option("--error", metavar="FILE", help="The same for stderr alone."),
     click.option("--dry-run", is_flag=True, help="Check everything, queue nothing."),
     click.option("--parsable", is_flag=True, help="Print the id alone."),
     click.option("--fence", metavar="soft|server|hard", help="The weakest fence to accept (the best there is)."),
@@ -238,6 +245,8 @@ def _spec_of(options: dict[str, Any], *, pty: bool = False) -> JobSpec:
         on_task_failure=options["on_task_failure"],
         topology=options["topology"],
         start_within=options["start_within"],
+        output=options["output"],
+        error=options["error"],
         pty=pty,
     )
 

@@ -1,8 +1,8 @@
 """What a person writes about a job -> the JobSpec of the API.
 
-Imports `gpushare.quantity`, `gpushare.names` and the generated messages. Invariants: texts go through the one strict
-parser, so that a share is never a float; what is unset stays unset, so that the tenant's and the node's defaults hold;
-limits are the scheduler's to test, only what cannot be written into a message is refused here.
+Imports `gpushare.quantity`, `gpushare.names`, `gpushare.outputpath` and the generated messages. Invariants: texts go
+through the one strict parser, so that a share is never a float; what is unset stays unset, so that the tenant's and the
+node's defaults hold; limits are the scheduler's to test, only what cannot be written into a message is refused here.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from gpushare.client.messages import (
     Topology,
 )
 from gpushare.names import TextError
+from gpushare.outputpath import check_output_path
 from gpushare.quantity import (
     MAX_INT32,
     parse_array,
@@ -101,13 +102,16 @@ def job_spec(
     topology: str | None = None,
     after: Sequence[tuple[str, str]] = (),
     start_within: str | None = None,
+    output: str | None = None,
+    error: str | None = None,
 ) -> JobSpec:
     """A JobSpec for `AsyncClient.create_job`.
 
     Quantities are the texts of the command line: `gpus` "0.25", "25%" or 2; `gpu_memory` and `host_memory` "12GiB";
     `cpus` "4" or "500m"; `time`, `grace` and `start_within` "2h"; `array` "0-99", or "0-99%8" for at most 8 at once;
     `model` one card model or several ("A100,H100"). `after` holds pairs of a kind ("after", "afterany", "afterok") and
-    a job's resource name. `argv` holds the arguments alone where there is a `script`. Raises TextError with `field`.
+    a job's resource name. `output` and `error` are files on the node, "logs/%j.out". `argv` holds the arguments alone
+    where there is a `script`. Raises TextError with `field`.
     """
     spec = JobSpec(
         argv=[_utf8(argument, f"argv[{index}]") for index, argument in enumerate(argv)],
@@ -128,6 +132,8 @@ def job_spec(
         preemption=_choice(preemption, "preemption", PREEMPTIONS),
         on_task_failure=_choice(on_task_failure, "on_task_failure", ON_TASK_FAILURE),
         topology=_choice(topology, "topology", TOPOLOGIES),
+        output_path=_output_path(output, "output", array, name, pty=pty),
+        error_path=_output_path(error, "error", array, name, pty=pty),
         after=[Dependency(job=_utf8(job, "after"), kind=_choice(kind, "after", AFTER)) for kind, job in after],
     )
     spec.resources.node_labels.update(_checked_pairs(node_labels, "node_label"))
@@ -140,6 +146,14 @@ def job_spec(
         if text is not None:
             duration.FromMilliseconds(parse_duration_ms(text, field))
     return spec
+
+
+def _output_path(pattern: str | None, field: str, array: str | None, name: str | None, *, pty: bool) -> str | None:
+    if pattern is None:
+        return None
+    if pty:
+        raise TextError(field, pattern, "is a file, and --pty asks for a terminal", "one of the two")
+    return check_output_path(_utf8(pattern, field), field, is_array=array is not None, has_name=name is not None)
 
 
 def _set_array(spec: JobSpec, array: str | None) -> None:

@@ -27,6 +27,7 @@ from gpushare.core.model import (
     Topology,
 )
 from gpushare.core.state import ClusterState
+from gpushare.outputpath import check_output_path
 from gpushare.reasons import Reason
 
 _INT32_MAX = 2**31 - 1
@@ -157,6 +158,8 @@ def check_job(raw: RawJob, tenant: Tenant, who: Principal, settings: CoreSetting
         after=_check_after(raw.after),
         array_max_running=_check_array_cap(raw),
         start_within_ms=_check_start_within(raw.start_within_ms, settings),
+        output_path=_check_output_path(raw.output_path, "output_path", raw),
+        error_path=_check_output_path(raw.error_path, "error_path", raw),
     )
 
 
@@ -194,6 +197,14 @@ def _check_start_within(start_within_ms: int | None, settings: CoreSettings) -> 
     if start_within_ms is None:
         return 0
     return _in_range("start_within", start_within_ms, 1, settings.max_run_ms_max, " ms")
+
+
+def _check_output_path(pattern: str, field: str, raw: RawJob) -> str:
+    if not pattern:
+        return ""
+    if raw.pty:
+        raise _refuse(field, "is a file, and pty asks for a terminal; give one of them")
+    return check_output_path(pattern, field, is_array=bool(raw.array_indexes), has_name=bool(raw.name))
 
 
 def dropped_env(raw: RawJob) -> tuple[str, ...]:

@@ -79,6 +79,9 @@ class RawJob(msgspec.Struct, frozen=True):
     after: tuple[Dependency, ...] = ()
     array_max_running: int = 0
     start_within_ms: int | None = None
+    # "" is unset.
+    output_path: str = ""
+    error_path: str = ""
 
 
 class Command(msgspec.Struct, frozen=True):

@@ -224,6 +224,9 @@ class JobSpec(msgspec.Struct, frozen=True):
     array_max_running: int = 0
     # Give up when it has not started so long after its submission; 0: never.
     start_within_ms: int = 0
+    # Patterns of files (`gpushare.outputpath`) for stdout and stderr; "": none, where stderr follows stdout.
+    output_path: str = ""
+    error_path: str = ""
 
     @property
     def least_tasks(self) -> int:

@@ -238,6 +238,8 @@ def raw_job(spec: job_pb2.JobSpec) -> RawJob:
         after=tuple(_dependency_in(each) for each in spec.after),
         array_max_running=spec.array_max_running,
         start_within_ms=duration_ms(spec.start_within, "start_within") if spec.HasField("start_within") else None,
+        output_path=spec.output_path,
+        error_path=spec.error_path,
     )
 
 
@@ -355,6 +357,8 @@ def job_spec(spec: JobSpec, view: JobView) -> job_pb2.JobSpec:
         topology=TOPOLOGIES[spec.topology],
         after=[job_pb2.Dependency(job=job_name(each.job), kind=DEPENDENCY_KINDS[each.kind]) for each in spec.after],
         array_max_running=spec.array_max_running,
+        output_path="" if hidden else spec.output_path,
+        error_path="" if hidden else spec.error_path,
     )
     if spec.name:
         made.name = spec.name

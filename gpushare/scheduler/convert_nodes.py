@@ -29,6 +29,7 @@ from gpushare.core.orders import ForgetOrder, Order, ResumeOrder, SealOrder, Sta
 from gpushare.core.repack import RepackPlan
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of
+from gpushare.outputpath import expand_output_path
 from gpushare.reasons import Reason
 from gpushare.scheduler import convert
 from gpushare.v1 import agent_pb2, node_pb2
@@ -212,6 +213,15 @@ def _start(order: StartOrder, term: int) -> agent_pb2.StartAttempt:
         tier=held.tier,
         gang=_gang(order.gang),
         capacity_milli=order.capacity_milli,
+        output_path=_output_path(spec.output_path, order),
+        error_path=_output_path(spec.error_path, order),
+    )
+
+
+def _output_path(pattern: str, order: StartOrder) -> str:
+    job = order.job
+    return expand_output_path(
+        pattern, job_id=job.id, task=order.attempt.task, user=job.created_by.user, name=job.spec.name
     )
 
 

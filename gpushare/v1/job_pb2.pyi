@@ -173,7 +173,7 @@ class Dependency(_message.Message):
     def __init__(self, job: _Optional[str] = ..., kind: _Optional[_Union[DependencyKind, str]] = ...) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("name", "display_name", "argv", "script", "env", "captured_env", "working_directory", "resources", "tasks", "array_indexes", "max_run_duration", "priority", "max_retries", "on_disconnect", "grace_duration", "labels", "pty", "min_tasks", "qos", "preemption", "on_task_failure", "topology", "after", "array_max_running", "start_within")
+    __slots__ = ("name", "display_name", "argv", "script", "env", "captured_env", "working_directory", "resources", "tasks", "array_indexes", "max_run_duration", "priority", "max_retries", "on_disconnect", "grace_duration", "labels", "pty", "min_tasks", "qos", "preemption", "on_task_failure", "topology", "after", "array_max_running", "start_within", "output_path", "error_path")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -220,6 +220,8 @@ class JobSpec(_message.Message):
     AFTER_FIELD_NUMBER: _ClassVar[int]
     ARRAY_MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
     START_WITHIN_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_PATH_FIELD_NUMBER: _ClassVar[int]
+    ERROR_PATH_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
     argv: _containers.RepeatedScalarFieldContainer[str]
@@ -245,7 +247,9 @@ class JobSpec(_message.Message):
     after: _containers.RepeatedCompositeFieldContainer[Dependency]
     array_max_running: int
     start_within: _duration_pb2.Duration
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., script: _Optional[bytes] = ..., env: _Optional[_Mapping[str, str]] = ..., captured_env: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., resources: _Optional[_Union[Resources, _Mapping]] = ..., tasks: _Optional[int] = ..., array_indexes: _Optional[_Iterable[int]] = ..., max_run_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., max_retries: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ..., grace_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., pty: _Optional[bool] = ..., min_tasks: _Optional[int] = ..., qos: _Optional[_Union[Qos, str]] = ..., preemption: _Optional[_Union[Preemption, str]] = ..., on_task_failure: _Optional[_Union[OnTaskFailure, str]] = ..., topology: _Optional[_Union[Topology, str]] = ..., after: _Optional[_Iterable[_Union[Dependency, _Mapping]]] = ..., array_max_running: _Optional[int] = ..., start_within: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    output_path: str
+    error_path: str
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., script: _Optional[bytes] = ..., env: _Optional[_Mapping[str, str]] = ..., captured_env: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., resources: _Optional[_Union[Resources, _Mapping]] = ..., tasks: _Optional[int] = ..., array_indexes: _Optional[_Iterable[int]] = ..., max_run_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., max_retries: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ..., grace_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., pty: _Optional[bool] = ..., min_tasks: _Optional[int] = ..., qos: _Optional[_Union[Qos, str]] = ..., preemption: _Optional[_Union[Preemption, str]] = ..., on_task_failure: _Optional[_Union[OnTaskFailure, str]] = ..., topology: _Optional[_Union[Topology, str]] = ..., after: _Optional[_Iterable[_Union[Dependency, _Mapping]]] = ..., array_max_running: _Optional[int] = ..., start_within: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., output_path: _Optional[str] = ..., error_path: _Optional[str] = ...) -> None: ...
 
 class Principal(_message.Message):
     __slots__ = ("user", "role", "tenant")

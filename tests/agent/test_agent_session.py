@@ -218,6 +218,7 @@ def test_every_order_arrives_as_it_was_given(tmp_path: Path) -> None:
         wanted = start_order(
             "v.7_2.1.3", "python", "-c", "pass", array_index=2, env={"A": "b"}, script=b"#!/bin/sh\n", pty=True,
             gpu_uuids=["GPU-a"], gpu_milli=250, gpu_memory_mib=1000, max_run_ms=9, on_disconnect=2, tier="timeslice",
+            output_path="7_2.out", error_path="/logs/7_2.err",
         )  # fmt: skip
         await session.order(start_attempt=wanted)
         stop = agent_pb2.StopAttempt(attempt_id="v.1.0.1", term=2, reason="CANCELLED", grace_ms=7, detail="by ann")
@@ -229,6 +230,7 @@ def test_every_order_arrives_as_it_was_given(tmp_path: Path) -> None:
         assert (order.array_index, order.number, order.script, order.pty) == (2, 3, b"#!/bin/sh\n", True)
         assert (order.gpu_uuids, order.gpu_milli, order.tier, order.whole) == (("GPU-a",), 250, "timeslice", False)
         assert (order.max_run_ms, order.on_disconnect) == (9, "stop_and_requeue")
+        assert (order.output_path, order.error_path) == ("7_2.out", "/logs/7_2.err")
         assert stopped == ("stop", "v.1.0.1", 2, "CANCELLED", 7, "by ann")
         assert forgotten == ("forget", "v.1.0.1", 2)
 

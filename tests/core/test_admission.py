@@ -126,6 +126,14 @@ REFUSED = {
         Reason.INVALID_FIELD,
         "accepted: 64",
     ),
+    "output with a letter nobody knows": ({"output_path": "%N.out"}, Reason.INVALID_FIELD, "has %N"),
+    "output that ends with a percent sign": ({"output_path": "a%"}, Reason.INVALID_FIELD, "has %"),
+    "output that is a directory": ({"output_path": "logs/"}, Reason.INVALID_FIELD, "names a directory"),
+    "output with NUL": ({"output_path": "a\0"}, Reason.INVALID_FIELD, "output_path"),
+    "errors of an index without an array": ({"error_path": "%a.err"}, Reason.INVALID_FIELD, "no array"),
+    "output of a name that is not there": ({"output_path": "%x.out"}, Reason.INVALID_FIELD, "has no name"),
+    "output to a file and a terminal": ({"output_path": "a", "pty": True}, Reason.INVALID_FIELD, "pty"),
+    "output of 5,000 bytes": ({"output_path": "a" * 5000}, Reason.INVALID_FIELD, "5000 bytes"),
     "a gang larger than the cluster": ({"resources": R(gpus=1), "tasks": 9}, Reason.NEVER_FITS, "hold 8"),
 }
 
@@ -147,6 +155,8 @@ ACCEPTED = {
     "the other choices": {"qos": Qos.BURST, "preemption": PreemptionMode.CANCEL, "topology": Topology.NODE},
     "an array of two at once": {"array_indexes": (0, 1, 2), "array_max_running": 2},
     "start within a second": {"start_within_ms": 1000},
+    "output of an array": {"array_indexes": (0, 1), "output_path": "/x/%A-%a%%.out", "error_path": "%j/%t.err"},
+    "output with its name": {"name": "train", "output_path": "%u/%x"},
     "one of several models": {"resources": R(gpus=1, gpu_model="B300|H100-80GB")},
     "stop_and_requeue with a short grace": {"on_disconnect": OnDisconnect.STOP_AND_REQUEUE, "grace_ms": 14_000},
 }
