@@ -212,6 +212,8 @@ SPEC = JobSpec(
     display_name="Ann's",
     max_run_ms=5_400_000,
     labels={"team": "a"},
+    output_path="/home/ann/secret.out",
+    error_path="secret.err",
 )
 ANN = Principal(user="ann", role=Role.USER, tenant="vision")
 
@@ -258,12 +260,15 @@ def test_an_order_to_start_carries_the_whole_environment_with_the_explicit_part_
         working_directory="/",
         env={"A": "1"},
         captured_env={"A": "0", "B": "2"},
+        output_path="%A/%a-%t.out",
+        error_path="/e/%u.%j",
     )
     job = Job("vision", "7_3", spec, 1_000, ANN, 3, array_id="7", array_index=3)
     attempt = Attempt("vision", "7_3", 0, 2, Slice(task=0, node="n1", cpu_milli=1000), 1, 1_000)
     message = convert_nodes.order_message(StartOrder("n1", attempt, job), term=9).start_attempt
     assert (message.attempt_id, message.term, message.array_index, message.number) == ("vision.7_3.0.2", 9, 3, 2)
     assert dict(message.env) == {"A": "1", "B": "2"}
+    assert (message.output_path, message.error_path) == ("7/3-0.out", f"/e/{ANN.user}.7_3")
 
 
 def test_an_agents_times_are_held_to_what_can_be_stored_and_shown() -> None:
