@@ -52,6 +52,7 @@ class Reason(StrEnum):
     SCHEDULER_UNREACHABLE = "SCHEDULER_UNREACHABLE"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     CONFIG_INVALID = "CONFIG_INVALID"
+    UPGRADE_FAILED = "UPGRADE_FAILED"
     INTERNAL = "INTERNAL"
 
     # -- waits: why a queued job does not start
@@ -260,6 +261,10 @@ SENTENCES: Final[Mapping[Reason, tuple[str, str]]] = MappingProxyType(
         Reason.CONFIG_INVALID: (
             "A setting is not accepted.",
             "Correct the named file and key.",
+        ),
+        Reason.UPGRADE_FAILED: (
+            "This host cannot be moved to that version of gpushare.",
+            "The version that ran before still does; the message says what was in the way.",
         ),
         Reason.INTERNAL: (
             "Something failed that should not have.",

@@ -58,6 +58,8 @@ class NodeFacts(msgspec.Struct, frozen=True):
     host: HostSize
     labels: dict[str, str]
     shared_paths: tuple[str, ...] = ()
+    # What is wrong with how the host is set up, for whoever looks at the node.
+    warnings: tuple[str, ...] = ()
 
 
 class StatusRelay:
@@ -169,6 +171,7 @@ class Agent:
             conditions=tuple(self.conditions.values()),
             reports=tuple(self.core.reports()),
             shared_paths=self._facts.shared_paths,
+            warnings=self._facts.warnings,
         )
 
     def begin_term(self, term: int) -> decisions.Refused | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ import msgspec
 
 from gpushare.config import AgentConfig
 from gpushare.errors import GpushareError
+from gpushare.host import notify, places
 from gpushare.join import JoinString
 from gpushare_agent import logs
 from gpushare_agent.agent import Agent, NodeFacts, StatusRelay
@@ -74,6 +76,7 @@ class Daemon:
         relay: StatusRelay,
         join: JoinString | None,
         log: Any,
+        warnings: tuple[str, ...] = (),
     ) -> None:
         self._config = config
         self._state = state
@@ -82,6 +85,7 @@ class Daemon:
         self._relay = relay
         self._join = join
         self._log = log
+        self._warnings = warnings
         self._shape: SimulatedNode | None = parse_node(config.simulate) if config.simulate else None
         self._library: GpuLibrary | None = None
         self._session: SessionLoop | None = None
@@ -115,12 +119,17 @@ class Daemon:
             single_user=self._config.single_user,
         )
         facts = NodeFacts(
-            identity=self._identity, boot_id=self._executor.boot_id, host=self._host(), labels=self._config.labels,
+            identity=self._identity,
+            boot_id=self._executor.boot_id,
+            host=self._host(),
+            labels=self._config.labels,
             shared_paths=self._config.shared_paths,
-        )  # fmt: skip
+            warnings=self._warnings,
+        )
         agent = Agent(facts, self._state, self._executor, fence, self._log)
         self._relay.target = agent.on_status
         await agent.recover()
+        notify.ready()
         self._library = self._open_library(credentials.node, agent)
         book = CardBook(self._state.path)
         managed_gpus = None if self._config.managed_gpus == ("all",) else frozenset(self._config.managed_gpus)
@@ -198,6 +207,7 @@ class Daemon:
             snapshot, infos=tuple(infos), samples=tuple(sample for sample in snapshot.samples if sample.uuid in kept)
         )
         report = await fence.probe(mine)
+        self._tell_logins(kept, snapshot)
         first = not self._fences_recovered
         if first:
             await agent.recover_fences()
@@ -219,6 +229,21 @@ class Daemon:
         agent.register(inventory)
         if self._session is not None and self._session.connected:
             self._session.restart()
+
+    def _tell_logins(self, managed: set[str], snapshot: GpuSnapshot) -> None:
+        """The cards that are not ours, for the login shells of a host that hides the others from them."""
+        if self._shape is not None:
+            return
+        others = [info.uuid for info in snapshot.infos if info.uuid not in managed]
+        file = self._config.run_dir / places.LOGIN_CARDS
+        beside = file.with_name(f".{file.name}.new")
+        try:
+            file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            beside.write_text(",".join(others) + "\n")
+            beside.chmod(0o644)
+            os.replace(beside, file)
+        except OSError as err:
+            self._log.warning("login shells are not told which cards are not gpushare's", why=str(err))
 
     async def _sweep(self, agent: Agent) -> None:
         """Removes output that is older than it is kept."""
@@ -259,6 +284,8 @@ class Daemon:
                     self._log.warning("the new join line was refused, the old credentials are used", why=str(err))
                     return known
                 self._log.warning("cannot enrol yet", address=join.address, why=str(err))
+                # It waits for another machine now, and whoever started it need not.
+                notify.ready()
                 await asyncio.sleep(backoff.after(err.reason))
         credentials = Credentials(join.address, join.ca_pem, node, token, digest)
         self._state.write_credentials(credentials)

@@ -30,3 +30,4 @@ class SyncFacts(msgspec.Struct, frozen=True):
     conditions: tuple[GpuCondition, ...]
     reports: tuple[Report, ...]
     shared_paths: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()

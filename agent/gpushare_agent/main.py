@@ -15,6 +15,8 @@ from typing import Any
 
 from gpushare.config import AgentConfig, load_agent_config
 from gpushare.errors import GpushareError
+from gpushare.host.commands import agent_host, is_for_host
+from gpushare.host.systemd import Systemd, own_unit_warnings
 from gpushare.join import JoinString, decode_join
 from gpushare_agent.agent import StatusRelay
 from gpushare_agent.cgroups import CgroupsUnavailable, InstanceInUse
@@ -28,12 +30,22 @@ EXIT_REFUSED = 1
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code: 0 after a signal, 1 where it could not start or a part of it failed."""
-    parser = argparse.ArgumentParser(prog="gpushare-agent", description="Runs tasks in slices of this host's GPUs.")
+    given = sys.argv[1:] if argv is None else argv
+    if is_for_host(given):
+        return agent_host(given)
+    parser = argparse.ArgumentParser(
+        prog="gpushare-agent",
+        description="Runs tasks in slices of this host's GPUs.",
+        epilog="`gpushare-agent install --help`: as a service of this host.",
+    )
     parser.add_argument("--config", type=Path, help="configuration file (TOML)")
     parser.add_argument("--join", help="join line from `gpushare node join-token NODE`; it is used once")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--check", action="store_true", help="only say whether the configuration is right")
+    arguments = parser.parse_args(given)
     try:
         config = load_agent_config(arguments.config)
+        if arguments.check:
+            return 0
         join = _join(arguments.join, config)
         state = StateDirectory.open(config.state_dir)
         place_logs(config.state_dir, config.log_dir)
@@ -62,12 +74,15 @@ def _run(config: AgentConfig, state: StateDirectory, identity: Identity, join: J
         return _refuse(str(err))
     except OSError as err:
         return _refuse(f"the launcher cannot be started: {err}")
+    warnings = own_unit_warnings(Path("/proc/self/cgroup").read_text(), Systemd())
+    for warning in warnings:
+        log.warning("this host is not set up as it should be", why=warning)
     # Its notes on every connection that ends say nothing that the agent does not say itself.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from gpushare_agent.daemon import Daemon
 
     try:
-        return asyncio.run(Daemon(config, state, identity, executor, relay, join, log).run())
+        return asyncio.run(Daemon(config, state, identity, executor, relay, join, log, warnings).run())
     except (IdentityError, CatalogueError, GpushareError) as err:
         return _refuse(str(err))
     except Exception as err:

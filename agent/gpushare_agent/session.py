@@ -451,6 +451,7 @@ def _sync(facts: SyncFacts, own_address: str) -> agent_pb2.Sync:
         attempts=[_report(each, facts.containment) for each in facts.reports],
         address=own_address,
         shared_paths=facts.shared_paths,
+        warnings=[_text(each) for each in facts.warnings],
     )
 
 

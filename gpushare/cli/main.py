@@ -49,6 +49,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "token": ("gpushare.cli.tokens", "token", "Create, list and revoke tokens (admin)."),
     "usage": ("gpushare.cli.usage", "usage", "Who used how much."),
     "audit": ("gpushare.cli.usage", "audit", "Who did what (admin)."),
+    "host": ("gpushare.cli.host", "host", "Upgrade the gpushare of this host, and go back (root)."),
+    "doctor": ("gpushare.cli.doctor", "doctor", "What this host lacks to run jobs, and what mends it."),
     "simulate": ("gpushare.cli.simulate", "simulate", "The scheduler's own code on a trace, without a cluster."),
     "completion": ("gpushare.cli.completion", "completion", "Shell completion for bash, zsh or fish."),
 }

@@ -191,7 +191,7 @@ def _node_row(node: Node) -> tuple[object, ...]:
         f"{o.cpus_text(node.allocated_cpu_milli)}/{o.cpus_text(node.cpu_milli)}",
         f"{o.memory_text(node.allocated_memory_mib) or '0'}/{o.memory_text(node.memory_mib) or '0'}",
         node.containment,
-        "; ".join(filter(None, (node.reason, _clock_sentence(node.clock_skew_ms)))),
+        "; ".join(filter(None, (node.reason, _clock_sentence(node.clock_skew_ms), _warning_sentence(node)))),
     )
 
 
@@ -214,6 +214,12 @@ def _clock_sentence(skew_ms: int) -> str:
     return f"its clock is {short_duration(abs(skew_ms) // 1000)} {'ahead' if skew_ms > 0 else 'behind'}"
 
 
+def _warning_sentence(node: Node) -> str:
+    """That there is something to mend; the sentences themselves are too long for a column."""
+    count = len(node.warnings)
+    return f"{count} warning{'s' if count > 1 else ''} (-o wide)" if count else ""
+
+
 def _node_wide_cells(node: Node) -> tuple[object, ...]:
     from gpushare.cli import output as o
     from gpushare.client.messages import Power
@@ -227,7 +233,7 @@ def _node_wide_cells(node: Node) -> tuple[object, ...]:
         o.milli_text(node.compute_overcommit_milli),
         " ".join(f"{key}={value}" for key, value in sorted(node.labels.items())),
         " ".join(node.shared_paths),
-        node.detail,
+        "; ".join(filter(None, (node.detail, *node.warnings))),
     )
 
 

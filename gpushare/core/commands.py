@@ -236,6 +236,8 @@ class SyncNode(Command, frozen=True):
     address: str = ""
     # Directories that it shares with others; (): not known.
     shared_paths: tuple[str, ...] = ()
+    # What is wrong with how the host is set up, and what mends it: one sentence each.
+    warnings: tuple[str, ...] = ()
 
 
 class ReportAttempt(Command, frozen=True):

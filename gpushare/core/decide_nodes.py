@@ -66,6 +66,7 @@ _TEXT_MAX_BYTES = 256
 _DETAIL_MAX_BYTES = 8192
 _STRANGERS_MAX = 1024
 _TIERS_MAX = 16
+_WARNINGS_MAX = 16
 _INDEX_MAX = 1024
 _OVERCOMMIT_MAX_MILLI = 10_000
 _JOIN_TTL_MAX_MS = 30 * 24 * 3600 * 1000
@@ -133,6 +134,7 @@ def sync(state: ClusterState, command: SyncNode, call: Call, now_ms: int, settin
         gpus=command.gpus,
         address=command.address,
         shared_paths=command.shared_paths,
+        warnings=command.warnings,
     )
     return Outcome(events=(event,), names=(command.node,))
 
@@ -146,6 +148,8 @@ def _bad_inventory(state: ClusterState, command: SyncNode, settings: CoreSetting
         return f"{len(command.labels)} labels; accepted: {settings.labels_max}"
     if len(command.shared_paths) > names.SHARED_PATHS_MAX:
         return f"{len(command.shared_paths)} shared paths; accepted: {names.SHARED_PATHS_MAX}"
+    if len(command.warnings) > _WARNINGS_MAX:
+        return f"{len(command.warnings)} warnings; accepted: {_WARNINGS_MAX}"
     uuids = [card.uuid for card in command.gpus]
     if len(set(uuids)) != len(uuids):
         return "a GPU UUID twice"
@@ -164,6 +168,8 @@ def _bad_inventory(state: ClusterState, command: SyncNode, settings: CoreSetting
             names.check_text(text, "text", max_bytes=_TEXT_MAX_BYTES)
         for path in command.shared_paths:
             names.check_shared_path(path)
+        for warning in command.warnings:
+            names.check_text(warning, "warning", max_bytes=_DETAIL_MAX_BYTES)
         return next((bad for card in command.gpus if (bad := _bad_card(card))), "")
     except names.TextError as err:
         return str(err)

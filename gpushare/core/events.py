@@ -98,6 +98,7 @@ class NodeSynced(Event, frozen=True):
     gpus: tuple[GpuInventory, ...]
     address: str = ""
     shared_paths: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class NodeDisconnected(Event, frozen=True):

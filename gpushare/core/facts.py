@@ -147,7 +147,7 @@ def _node_enrolled(state: ClusterState, event: NodeEnrolled, entry: Entry) -> No
 def _node_synced(state: ClusterState, event: NodeSynced, entry: Entry) -> None:
     node = state.nodes[event.node]
     state.touched.add(event.node)
-    node.address = event.address
+    node.address, node.warnings = event.address, event.warnings
     if node.shared_paths != event.shared_paths:
         node.shared_paths = event.shared_paths
         state.index_shared_paths()

@@ -463,6 +463,8 @@ class Node(msgspec.Struct):
     address: str = ""
     # Directories that it shares with others; (): not known.
     shared_paths: tuple[str, ...] = ()
+    # What its agent finds wrong with how the host is set up.
+    warnings: tuple[str, ...] = ()
     power: Power = Power.ON
     # When that was asked for, and why what was asked before did not come about; "": nothing went wrong.
     power_since_ms: int = 0

@@ -62,6 +62,7 @@ def sync_command(node: str, hello: agent_pb2.Hello, sync: agent_pb2.Sync) -> Syn
         driver_version=sync.driver_version,
         address=sync.address,
         shared_paths=tuple(sync.shared_paths),
+        warnings=tuple(sync.warnings),
         gpus=tuple(_inventory(card) for card in sync.gpus),
         conditions=conditions(sync.conditions),
         attempts=tuple(attempt_report(each) for each in sync.attempts),
@@ -277,6 +278,7 @@ def node(
         shared_paths=found.shared_paths,
         idle_since_time=convert.timestamp(found.idle_since_ms or None),
         task_count=len(found.attempts),
+        warnings=found.warnings if full else (),
     )
 
 

@@ -25,6 +25,8 @@ from gpushare.core.commands import Call, CoreSettings, Housekeep
 from gpushare.core.lifecycle import BrokenInvariant
 from gpushare.core.model import SYSTEM, TenantSettings
 from gpushare.errors import GpushareError
+from gpushare.host import notify
+from gpushare.host.commands import is_for_host, scheduler_host
 from gpushare.rpc import bind
 from gpushare.scheduler.bootstrap import bootstrap
 from gpushare.scheduler.engine import Engine
@@ -42,14 +44,24 @@ log = structlog.get_logger("scheduler")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`gpushare-scheduler [--config FILE]`."""
-    parser = argparse.ArgumentParser(prog="gpushare-scheduler", description="The gpushare scheduler daemon.")
+    """`gpushare-scheduler [--config FILE]`, or `install` and `uninstall`."""
+    given = sys.argv[1:] if argv is None else argv
+    if is_for_host(given):
+        return scheduler_host(given)
+    parser = argparse.ArgumentParser(
+        prog="gpushare-scheduler",
+        description="The gpushare scheduler daemon.",
+        epilog="`gpushare-scheduler install --help`: as a service of this host.",
+    )
     parser.add_argument("--config", type=Path, help="TOML file; default: scheduler.toml in the configuration directory")
-    args = parser.parse_args(argv)
+    parser.add_argument("--check", action="store_true", help="only say whether the configuration is right")
+    args = parser.parse_args(given)
     try:
         config = load_scheduler_config(args.config)
     except ConfigError as err:
         return _cannot_start(err.reason, str(err).removeprefix(f"{err.reason}: "))
+    if args.check:
+        return 0
     _configure_log()
     os.umask(0o077)
     try:
@@ -160,6 +172,7 @@ async def _serve_api(config: SchedulerConfig, engine: Engine, stop: asyncio.Even
         ca_pem=leaf.pki.ca_pem if leaf else "",
     )
     await api.start()
+    notify.ready()
     log.info("serving", address=str(address), tls=leaf is not None, admin_join=str(join_file) if join_file else None)
     if is_wildcard(address.host) and not config.advertise:
         log.info("join strings name this host; set `advertise` if agents reach it by another name")

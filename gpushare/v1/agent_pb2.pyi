@@ -114,7 +114,7 @@ class GpuInventory(_message.Message):
     def __init__(self, uuid: _Optional[str] = ..., index: _Optional[int] = ..., model: _Optional[str] = ..., total_mib: _Optional[int] = ..., usable_mib: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[_node_pb2.TierOffer, _Mapping]]] = ..., simulated: _Optional[bool] = ..., domain: _Optional[str] = ...) -> None: ...
 
 class Sync(_message.Message):
-    __slots__ = ("cpu_milli", "memory_mib", "labels", "containment", "driver_version", "gpus", "conditions", "attempts", "address", "shared_paths")
+    __slots__ = ("cpu_milli", "memory_mib", "labels", "containment", "driver_version", "gpus", "conditions", "attempts", "address", "shared_paths", "warnings")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +132,7 @@ class Sync(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     SHARED_PATHS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     cpu_milli: int
     memory_mib: int
     labels: _containers.ScalarMap[str, str]
@@ -142,7 +143,8 @@ class Sync(_message.Message):
     attempts: _containers.RepeatedCompositeFieldContainer[AttemptReport]
     address: str
     shared_paths: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., containment: _Optional[str] = ..., driver_version: _Optional[str] = ..., gpus: _Optional[_Iterable[_Union[GpuInventory, _Mapping]]] = ..., conditions: _Optional[_Iterable[_Union[GpuCondition, _Mapping]]] = ..., attempts: _Optional[_Iterable[_Union[AttemptReport, _Mapping]]] = ..., address: _Optional[str] = ..., shared_paths: _Optional[_Iterable[str]] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., containment: _Optional[str] = ..., driver_version: _Optional[str] = ..., gpus: _Optional[_Iterable[_Union[GpuInventory, _Mapping]]] = ..., conditions: _Optional[_Iterable[_Union[GpuCondition, _Mapping]]] = ..., attempts: _Optional[_Iterable[_Union[AttemptReport, _Mapping]]] = ..., address: _Optional[str] = ..., shared_paths: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Renewal(_message.Message):
     __slots__ = ("sequence",)

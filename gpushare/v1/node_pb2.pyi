@@ -132,7 +132,7 @@ class Gpu(_message.Message):
     def __init__(self, uuid: _Optional[str] = ..., index: _Optional[int] = ..., model: _Optional[str] = ..., total_mib: _Optional[int] = ..., usable_mib: _Optional[int] = ..., state: _Optional[_Union[GpuState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., allocated_milli: _Optional[int] = ..., allocated_mib: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierOffer, _Mapping]]] = ..., strangers: _Optional[_Iterable[_Union[Stranger, _Mapping]]] = ..., sample: _Optional[_Union[GpuSample, _Mapping]] = ..., simulated: _Optional[bool] = ..., attempt_ids: _Optional[_Iterable[str]] = ..., capacity_milli: _Optional[int] = ..., domain: _Optional[str] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("name", "state", "cordoned", "reason", "detail", "drained", "cpu_milli", "memory_mib", "allocated_cpu_milli", "allocated_memory_mib", "labels", "gpus", "containment", "agent_version", "driver_version", "last_seen_time", "ready", "clock_skew_ms", "compute_overcommit_milli", "power", "address", "idle_since_time", "task_count", "shared_paths")
+    __slots__ = ("name", "state", "cordoned", "reason", "detail", "drained", "cpu_milli", "memory_mib", "allocated_cpu_milli", "allocated_memory_mib", "labels", "gpus", "containment", "agent_version", "driver_version", "last_seen_time", "ready", "clock_skew_ms", "compute_overcommit_milli", "power", "address", "idle_since_time", "task_count", "shared_paths", "warnings")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -164,6 +164,7 @@ class Node(_message.Message):
     IDLE_SINCE_TIME_FIELD_NUMBER: _ClassVar[int]
     TASK_COUNT_FIELD_NUMBER: _ClassVar[int]
     SHARED_PATHS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: NodeState
     cordoned: bool
@@ -188,7 +189,8 @@ class Node(_message.Message):
     idle_since_time: _timestamp_pb2.Timestamp
     task_count: int
     shared_paths: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., cordoned: _Optional[bool] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., drained: _Optional[bool] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., allocated_cpu_milli: _Optional[int] = ..., allocated_memory_mib: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., gpus: _Optional[_Iterable[_Union[Gpu, _Mapping]]] = ..., containment: _Optional[str] = ..., agent_version: _Optional[str] = ..., driver_version: _Optional[str] = ..., last_seen_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ready: _Optional[bool] = ..., clock_skew_ms: _Optional[int] = ..., compute_overcommit_milli: _Optional[int] = ..., power: _Optional[_Union[Power, str]] = ..., address: _Optional[str] = ..., idle_since_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., task_count: _Optional[int] = ..., shared_paths: _Optional[_Iterable[str]] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., cordoned: _Optional[bool] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., drained: _Optional[bool] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., allocated_cpu_milli: _Optional[int] = ..., allocated_memory_mib: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., gpus: _Optional[_Iterable[_Union[Gpu, _Mapping]]] = ..., containment: _Optional[str] = ..., agent_version: _Optional[str] = ..., driver_version: _Optional[str] = ..., last_seen_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ready: _Optional[bool] = ..., clock_skew_ms: _Optional[int] = ..., compute_overcommit_milli: _Optional[int] = ..., power: _Optional[_Union[Power, str]] = ..., address: _Optional[str] = ..., idle_since_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., task_count: _Optional[int] = ..., shared_paths: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetNodeRequest(_message.Message):
     __slots__ = ("name",)

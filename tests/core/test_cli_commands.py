@@ -271,6 +271,13 @@ def test_a_node_whose_clock_is_wrong_says_so(gpushare: Cli, cluster: FakeCluster
         assert gpushare("nodes").out.splitlines()[-1].endswith(f"NODE_UNREACHABLE; {words}")
 
 
+def test_what_an_agent_finds_wrong_with_its_host_is_shown_with_the_node(gpushare: Cli, cluster: FakeCluster) -> None:
+    cluster.nodes["node-1"].warnings.extend(["a.service has KillMode=control-group", "another"])
+    assert gpushare("nodes").out.splitlines()[-1].endswith("2 warnings (-o wide)")
+    assert "a.service has KillMode=control-group; another" in gpushare("nodes", "-o", "wide").out
+    assert gpushare("nodes", "-o", "json").json["nodes"][0]["warnings"][1] == "another"
+
+
 # -- what a job is called
 
 
