@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import signal
 
+from hypothesis import HealthCheck, settings
+
 
 def pytest_configure() -> None:
     """A run under `nohup` ignores hang-ups, and so would the clients whose terminal a test takes away."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # How long an example takes says something of the machine and what else it does, nothing of the code.
+    settings.register_profile("gpushare", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("gpushare")

@@ -14,7 +14,7 @@ import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -154,10 +154,11 @@ class Gate:
                 answer = await target(parse(request_type, data), caller)
                 return answer.SerializeToString()
             except Exception as err:
-                error = await self._refusal(rpc, context, err)
+                error = _without_frames(await self._refusal(rpc, context, err))
             if error.reason in _FULL:
                 await asyncio.sleep(FULL_PAUSE_S)
-            return await _abort(context, error)
+            errors.refuse(context, error)
+            return b""
 
         return serve
 
@@ -175,10 +176,10 @@ class Gate:
                 await _until_ended(_pump(target(asked, caller, end), context), end)
                 return
             except Exception as err:
-                error = await self._refusal(rpc, context, err)
+                error = _without_frames(await self._refusal(rpc, context, err))
             finally:
                 self._streams.remove(token_id, end)
-            await _abort(context, error)
+            errors.refuse(context, error)
 
         return serve
 
@@ -239,12 +240,11 @@ def _nothing(state: ClusterState) -> None:
     return None
 
 
-async def _abort(context: _Context, error: GpushareError) -> NoReturn:
-    try:
-        await errors.abort(context, error)
-    except grpc.aio.InternalError as err:
-        # The caller went first; nobody is left to be told.
-        raise asyncio.CancelledError from err
+def _without_frames(error: GpushareError) -> GpushareError:
+    """The same, fit to be held by a frame that it came through: its traceback would hold that frame, and a flood of
+    refusals would leave rings of them for Python's cycle collector, which stops every call for tens of ms."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 async def _messages(request_type: type[_M], data: AsyncIterator[bytes]) -> AsyncIterator[_M]:

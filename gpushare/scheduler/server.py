@@ -23,7 +23,7 @@ from gpushare.config import SchedulerConfig
 from gpushare.core.events import Entry
 from gpushare.core.model import Power, TenantSettings
 from gpushare.core.state import ClusterState
-from gpushare.errors import abort, error_of
+from gpushare.errors import error_of, refuse
 from gpushare.join import encode_join
 from gpushare.reasons import Reason
 from gpushare.scheduler.api_agents import AgentApi
@@ -159,7 +159,8 @@ class _Health(health.HealthServicer):  # type: ignore[misc]  # the package has n
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         if self._watches >= HEALTH_WATCHES_MAX:
-            await abort(context, error_of(Reason.BUSY, "Too many watches of the health; ask with Check instead."))
+            refuse(context, error_of(Reason.BUSY, "Too many watches of the health; ask with Check instead."))
+            return
         self._watches += 1
         try:
             await super().Watch(request, context)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import random
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import grpc
@@ -212,5 +214,32 @@ def test_a_failure_inside_is_told_by_its_number_alone(tmp_path: Path, monkeypatc
             # The scheduler goes on as if nothing had been.
             assert cluster.engine.leading
             assert (await cluster.submit()).id == "3"
+
+    run(test)
+
+
+def test_refused_calls_leave_no_frames_to_the_cycle_collector(tmp_path: Path) -> None:
+    """Or a flood of them would have it stop every other call for tens of ms, again and again."""
+
+    async def test() -> None:
+        async with api_cluster(tmp_path) as cluster:
+            submit = cluster.channel("ann").unary_unary(CREATE_JOB)
+            watch = cluster.channel("ann").unary_stream("/gpushare.v1.JobService/WatchJobs")
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(20):
+                    assert (await status_of(submit(b"\xff")))[0] == "INVALID_ARGUMENT"
+                    assert (await refusal(watch(b"\xff"))).status == "INVALID_ARGUMENT"
+                    request = job_pb2.CreateJobRequest(parent="tenants/vision", request_id="no-command")
+                    assert (await status_of(submit(request.SerializeToString())))[0] == "INVALID_ARGUMENT"
+                gc.set_debug(gc.DEBUG_SAVEALL)
+                gc.collect()
+                frames = [each for each in gc.garbage if isinstance(each, FrameType)]
+                assert [f.f_code.co_name for f in frames if "gpushare/scheduler" in f.f_code.co_filename] == []
+            finally:
+                gc.set_debug(0)
+                gc.garbage.clear()
+                gc.enable()
 
     run(test)

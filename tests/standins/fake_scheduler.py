@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from gpushare.errors import GpushareError, abort
+from gpushare.errors import GpushareError, to_status
 from gpushare.v1 import agent_pb2, agent_pb2_grpc, job_pb2
 
 NODE = "n1"
@@ -179,13 +179,13 @@ class FakeScheduler(agent_pb2_grpc.AgentServiceServicer):
     async def Enroll(self, request: agent_pb2.EnrollRequest, context: Any) -> agent_pb2.EnrollResponse:  # noqa: N802
         self.enrolled.append(request)
         if self.switches.refuse_enroll is not None:
-            await abort(context, self.switches.refuse_enroll)
+            await context.abort_with_status(to_status(self.switches.refuse_enroll))
         return agent_pb2.EnrollResponse(node=NODE, token=TOKEN)
 
     async def Session(self, request_iterator: AsyncIterator[Any], context: Any) -> None:  # noqa: N802
         self.tokens.append(dict(context.invocation_metadata()).get("authorization", ""))
         if self.switches.refuse_session is not None:
-            await abort(context, self.switches.refuse_session)
+            await context.abort_with_status(to_status(self.switches.refuse_session))
         first = await context.read()
         session = Session(call=context, hello=first.hello)
         self.sessions.append(session)
