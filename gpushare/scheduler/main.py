@@ -37,8 +37,8 @@ from gpushare.store.sqlite import SqliteStore
 
 HOUSEKEEPING_S = 30.0
 STOP_GRACE_S = 3.0
-# New containers before the youngest are looked at, then how many such looks before each older generation's. A look takes
-# about 1 ms for each thousand of the young, and gRPC leaves some of them at every call.
+# New containers before the youngest are looked at, then how many such looks before each older generation's. A look
+# takes about 1 ms for each thousand of the young, and gRPC leaves some of them at every call.
 COLLECT_AFTER = (3_000, 50, 50)
 
 log = structlog.get_logger("scheduler")
