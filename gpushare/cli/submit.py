@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -18,14 +18,16 @@ from gpushare.cli.session import run_with_client
 
 if TYPE_CHECKING:
     from gpushare.cli.interrupts import Interrupts
+    from gpushare.cli.scripts import Directives
     from gpushare.client.aio import AsyncClient
     from gpushare.client.messages import CreateJobResponse, JobSpec
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _EPILOG = (
-    "SCRIPT is read now and stored with the job, up to 1 MiB. A command stands behind --. Options come before either, "
-    "what follows belongs to the job."
+    "SCRIPT is read now and stored with the job, up to 1 MiB; its #GPUSHARE and #SBATCH lines are options, too, and "
+    "give way to what is typed. A command stands behind --. Options come before either, what follows belongs to the "
+    "job."
 )
 
 _JOB_OPTIONS = (
@@ -92,6 +94,7 @@ _JOB_OPTIONS = (
         "%t task, %u user, %x name.",
     ),
     click.option("--error", metavar="FILE", help="The same for stderr alone."),
+    click.option("--no-directives", is_flag=True, help="Leave the #GPUSHARE and #SBATCH lines of the script alone."),
     click.option("--dry-run", is_flag=True, help="Check everything, queue nothing."),
     click.option("--parsable", is_flag=True, help="Print the id alone."),
     click.option("--fence", metavar="soft|server|hard", help="The weakest fence to accept (the best there is)."),
@@ -132,14 +135,14 @@ _COMMAND_SETTINGS: dict[str, Any] = {"allow_interspersed_args": False}
 @click.command(cls=JobCommand, context_settings=_COMMAND_SETTINGS, epilog=_EPILOG)
 @_job_options
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def submit(tenant: str, dry_run: bool, parsable: bool, **options: Any) -> int | None:
+def submit(dry_run: bool, parsable: bool, **options: Any) -> int | None:
     """Queue a job and return at once."""
-    spec = _spec_of(options)
+    asked = _asked_of(options)
 
     async def work(client: AsyncClient) -> None:
-        await _add_dependencies(client, spec, options)
-        answer = await client.create_job(spec, tenant=tenant, validate_only=dry_run)
-        _print_notices(answer, options["export"])
+        job = await _completed(client, asked)
+        answer = await client.create_job(job.spec, tenant=job.options["tenant"], validate_only=dry_run)
+        _print_notices(answer, job)
         if dry_run:
             print(f"ok: {_count_text(len(answer.jobs))} would be queued, nothing was")
             return
@@ -158,7 +161,7 @@ def submit(tenant: str, dry_run: bool, parsable: bool, **options: Any) -> int | 
 @_job_options
 @click.option("--pty", is_flag=True, help="Give the job a terminal without input; its stderr then joins stdout.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def run(tenant: str, dry_run: bool, parsable: bool, pty: bool, **options: Any) -> int | None:
+def run(dry_run: bool, parsable: bool, pty: bool, **options: Any) -> int | None:
     """Run a job: follow its output, return its code. Ctrl-C cancels it, losing the terminal does not.
 
     What is typed here does not reach the job: its standard input is empty.
@@ -166,23 +169,23 @@ def run(tenant: str, dry_run: bool, parsable: bool, pty: bool, **options: Any) -
     from gpushare.cli.follow import run_to_end
     from gpushare.cli.interrupts import Interrupts
 
-    spec = _spec_of(options, pty=pty)
+    asked = _asked_of(options, pty=pty)
 
     async def work(client: AsyncClient) -> int:
-        await _add_dependencies(client, spec, options)
+        job = await _completed(client, asked)
         # From before the job exists, so that no Ctrl-C can fall between its start and its cancelling.
         with Interrupts() as interrupts:
-            creating = client.create_job(spec, tenant=tenant, validate_only=dry_run)
+            creating = client.create_job(job.spec, tenant=job.options["tenant"], validate_only=dry_run)
             answer = await _unless_left(creating, interrupts)
             if answer is None:
                 return interrupts.exit_code
             if dry_run:
-                _print_notices(answer, options["export"])
+                _print_notices(answer, job)
                 print(f"ok: {_count_text(len(answer.jobs))} would run, nothing was started")
                 return 0
             reference = _reference(client, answer)
             _print_way_back(reference, parsable=parsable)
-            _print_notices(answer, options["export"])
+            _print_notices(answer, job)
             if pty:
                 _note("the job gets a terminal but no input: what is typed here does not reach it")
             return await run_to_end(client, answer.jobs, reference, interrupts)
@@ -212,11 +215,44 @@ def _print_way_back(reference: str, *, parsable: bool) -> None:
     print(reference if parsable else text, file=sys.stderr, flush=True)
 
 
-def _spec_of(options: dict[str, Any], *, pty: bool = False) -> JobSpec:
+class _Asked(NamedTuple):
+    """A job as it was asked for, by the options of the command and the directives of its script."""
+
+    spec: JobSpec
+    options: dict[str, Any]
+    directives: Directives
+
+
+def _asked_of(options: dict[str, Any], *, pty: bool = False) -> _Asked:
+    from gpushare.cli import capture
+    from gpushare.cli.scripts import Directives, merge
+    from gpushare.names import TextError
+
+    script, argv = capture.script_and_argv(options["words"], is_command=options["is_command"])
+    directives = Directives(options["words"][0])
+    if script and not options["no_directives"]:
+        options, directives = merge(options, script, options["words"][0], submit.params)
+    try:
+        return _Asked(_spec_of(options, script, argv, pty=pty), options, directives)
+    except TextError as err:
+        raise directives.located(err) from err
+
+
+async def _completed(client: AsyncClient, asked: _Asked) -> _Asked:
+    """With what only the cluster knows: jobs by their names, and models of a type of cards."""
+    from gpushare.client.spec import request_of
+
+    await _add_dependencies(client, asked.spec, asked.options)
+    directives, models = await asked.directives.with_models(client)
+    if models:
+        asked.spec.resources.gpu_model = request_of(None, None, models).gpu_model
+    return asked._replace(directives=directives)
+
+
+def _spec_of(options: dict[str, Any], script: bytes, argv: list[str], *, pty: bool) -> JobSpec:
     from gpushare.cli import capture
     from gpushare.client.spec import job_spec
 
-    script, argv = capture.script_and_argv(options["words"], is_command=options["is_command"])
     return job_spec(
         argv,
         script=script,
@@ -269,17 +305,19 @@ def _reference(client: AsyncClient, answer: CreateJobResponse) -> str:
     return own_id if first.tenant == client.settings.tenant else f"{first.tenant}/{own_id}"
 
 
-def _print_notices(answer: CreateJobResponse, export: str | None) -> None:
+def _print_notices(answer: CreateJobResponse, asked: _Asked) -> None:
     from gpushare.cli import capture
     from gpushare.cli.inert import inert
     from gpushare.cli.output import request_sentence
 
+    for note in asked.directives.notes():
+        _note(inert(note))
     if answer.default_request_used:
-        asked = request_sentence(answer.jobs[0].spec.resources)
-        _note(f"no --gpus was given, so it asks for {asked}; to share a card: --gpus 0.25, for none: --gpus 0")
+        request = request_sentence(answer.jobs[0].spec.resources)
+        _note(f"no --gpus was given, so it asks for {request}; to share a card: --gpus 0.25, for none: --gpus 0")
     if answer.dropped_env:
         _note(f"left out of the captured environment, because only gpushare sets them: {' '.join(answer.dropped_env)}")
-    unreadable = capture.left_out(export)
+    unreadable = capture.left_out(asked.options["export"])
     if unreadable:
         _note(f"left out of the captured environment, because they are not UTF-8: {inert(' '.join(unreadable))}")
 

@@ -1,4 +1,4 @@
-"""Output files through the whole stack: every child of an array, and every task of a gang, writes its own."""
+"""Output files and job scripts through the whole stack: each child of an array, each task of a gang writes its own."""
 
 from __future__ import annotations
 
@@ -18,6 +18,29 @@ def test_each_child_of_an_array_writes_the_file_of_its_id_and_index(up_cluster: 
     told = up_cluster.ok("logs", f"{array}_1")
     assert told.out == ""
     assert f"{work}/logs/{array}-1-{array}_1.out" in told.err
+
+
+def test_a_script_written_for_slurm_runs_as_it_says(up_cluster: UpCluster) -> None:
+    work = up_cluster.home / "slurm"
+    (work / "logs").mkdir(parents=True)
+    (work / "train.sh").write_text(
+        "#!/bin/sh\n"
+        "#SBATCH --job-name=train --gres=gpu:h100:1\n"
+        "#SBATCH --array=1-5:2%2 --time=0:10:00\n"
+        "#SBATCH --output=logs/%x-%A_%a.out   # one file each\n"
+        "#SBATCH --export=EPOCHS=3\n"
+        "\n"
+        "echo $1 $EPOCHS $GPUSHARE_ARRAY_INDEX\n"
+        "#SBATCH --partition=ignored\n"
+    )
+    done = up_cluster.ok("submit", "--parsable", "train.sh", "epochs", cwd=work)
+    array = done.out.strip()
+    assert "note: 4 directives of train.sh: " in done.err
+    up_cluster.ok("wait", array)
+    found = {path.name: path.read_text() for path in (work / "logs").iterdir()}
+    assert found == {f"train-{array}_{index}.out": f"epochs 3 {index}\n" for index in (1, 3, 5)}
+    spec = up_cluster.job(f"{array}_3")["spec"]
+    assert (spec["resources"]["gpuModel"], spec["maxRunDuration"]) == ("H100-80GB", "600s")
 
 
 def test_tasks_of_a_gang_share_a_file_unless_its_name_tells_them_apart(up_cluster: UpCluster) -> None:

@@ -1,0 +1,162 @@
+"""The directives of a script as options of `gpushare submit`: read, merged with those of the command line, told of.
+
+Imports click and the client's readers of directives. Invariants: what is typed wins over `#GPUSHARE`, and that over
+`#SBATCH`; options that may be repeated add up, and of several K=V for one K the winner's holds; whatever is wrong with
+a directive names its line.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from gpushare.client.directives import GPUSHARE, SBATCH, Directive, DirectiveError, Setting, directives_of
+from gpushare.client.sbatch import GPU_TYPE, settings_of
+
+if TYPE_CHECKING:
+    from gpushare.client.aio import AsyncClient
+    from gpushare.names import TextError
+
+# Parameters about this one call, which no script may give.
+_OF_THE_CALL = frozenset({"dry_run", "parsable", "no_directives", "words"})
+_PAIRS = frozenset({"env", "label", "node-label"})
+_OPTION_OF_FIELD = {"working_directory": "chdir"}
+_SHOWN_VALUE_CHARS = 60
+
+_SLURMS_OWN = re.compile(rb"\b(?:SLURM_[A-Z_]+|srun)\b")
+_IN_ITS_PLACE = {
+    "SLURM_ARRAY_TASK_ID": "write GPUSHARE_ARRAY_INDEX",
+    "SLURM_JOBID": "write GPUSHARE_JOB_ID",
+    "SLURM_JOB_ID": "write GPUSHARE_JOB_ID",
+    "SLURM_LOCALID": "write LOCAL_RANK",
+    "SLURM_NODEID": "write NODE_RANK",
+    "SLURM_NTASKS": "write WORLD_SIZE",
+    "SLURM_PROCID": "write RANK",
+    "srun": "leave it out, each task runs the script itself",
+}
+
+
+class Directives(NamedTuple):
+    """What a script says that holds: `settings` of `lines` of the file `script`; `slurms_own` are words in it that only
+    Slurm gives a meaning."""
+
+    script: str
+    lines: int = 0
+    settings: tuple[Setting, ...] = ()
+    slurms_own: tuple[str, ...] = ()
+
+    def notes(self) -> Iterator[str]:
+        """What a person should know about it, a line each."""
+        if self.lines:
+            count = "1 directive" if self.lines == 1 else f"{self.lines} directives"
+            said = " ".join(_shown(setting) for setting in self.settings)
+            yield f"{count} of {self.script}: {said or 'all overridden by the command line'}"
+        if self.slurms_own:
+            words = (f"{w} ({_IN_ITS_PLACE[w]})" if w in _IN_ITS_PLACE else w for w in self.slurms_own)
+            yield f"{self.script} uses what only Slurm has: {', '.join(words)}"
+
+    def located(self, err: TextError) -> Exception:
+        """`err` with the line that it came from, where it came from one."""
+        field = err.field.partition("[")[0]
+        option = _OPTION_OF_FIELD.get(field, field).replace("_", "-")
+        for setting in self.settings:
+            if setting.option == option and (option not in _PAIRS or err.value in setting.value):
+                return _at_line(
+                    self.script, setting.line, f"{setting.source}: {str(err).removeprefix(err.field).strip()}"
+                )
+        return err
+
+    async def with_models(self, client: AsyncClient) -> tuple[Directives, str]:
+        """A type of cards, as Slurm scripts have it, as the models of this cluster that it means: "A,B", or "" where
+        none was named. Raises click.UsageError where there is no such card."""
+        asked = next((setting for setting in self.settings if setting.option == GPU_TYPE), None)
+        if asked is None:
+            return self, ""
+        known = sorted({gpu.model async for node in client.list_nodes() for gpu in node.gpus})
+        models = ",".join(model for model in known if _model_words(asked.value) <= _model_words(model))
+        if not models:
+            there = f"there are {', '.join(known)}" if known else "there are no cards at all"
+            raise _at_line(self.script, asked.line, f"{asked.source}: no card here is called {asked.value!a}; {there}")
+        resolved = asked._replace(option="model", value=models)
+        return self._replace(settings=tuple(resolved if s is asked else s for s in self.settings)), models
+
+
+def merge(
+    typed: Mapping[str, Any], script: bytes, name: str, parameters: Sequence[click.Parameter]
+) -> tuple[dict[str, Any], Directives]:
+    """The options of the command with those of the script beside them. `parameters` are those of `gpushare submit`.
+    Raises click.UsageError that names the line."""
+    shown = "standard input" if name == "-" else name
+    try:
+        found = directives_of(script)
+        slurm = [directive for directive in found if directive.kind == SBATCH]
+        own = [directive for directive in found if directive.kind == GPUSHARE]
+        settings = [*settings_of(slurm), *(setting for each in own for setting in _own_settings(each, parameters))]
+    except DirectiveError as err:
+        raise _at_line(shown, err.line, err.text) from err
+    held = _held(typed, settings, slurm)
+    merged = dict(typed)
+    for setting in held:
+        parameter = setting.option.replace("-", "_")
+        if isinstance(typed.get(parameter), tuple):
+            merged[parameter] = (*merged[parameter], setting.value)
+        else:
+            merged[parameter] = setting.value
+    words = {match[0].decode() for match in _SLURMS_OWN.finditer(script)} if slurm else set()
+    return merged, Directives(shown, len(found), tuple(held), tuple(sorted(words)))
+
+
+def _own_settings(directive: Directive, parameters: Sequence[click.Parameter]) -> Iterator[Setting]:
+    """A `#GPUSHARE` line, read by what reads the command line."""
+    of_jobs = [parameter for parameter in parameters if parameter.name not in _OF_THE_CALL]
+    command = click.Command("directives", params=of_jobs, add_help_option=False)
+    context = click.Context(command, allow_interspersed_args=False)
+    try:
+        given, rest, _ = command.make_parser(context).parse_args(list(directive.words))
+    except click.UsageError as err:
+        raise DirectiveError(directive.line, f"{GPUSHARE}: {err.format_message().rstrip('.')}") from err
+    if rest:
+        raise DirectiveError(directive.line, f"{GPUSHARE}: {rest[0]!a} belongs to no option")
+    for parameter, value in given.items():
+        option = parameter.replace("_", "-")
+        for each in value if isinstance(value, list) else [value]:
+            yield Setting(directive.line, f"{GPUSHARE} --{option}", option, each)
+
+
+def _held(typed: Mapping[str, Any], settings: Sequence[Setting], slurm: Sequence[Directive]) -> list[Setting]:
+    """Those that nothing overrides: not the command line, and not a later one."""
+    held: dict[tuple[str, str], Setting] = {}
+    for setting in settings:
+        is_typed = typed.get(setting.option.replace("-", "_"))
+        key = setting.value.partition("=")[0] if setting.option in _PAIRS else ""
+        if isinstance(is_typed, tuple):
+            if not key or key not in {pair.partition("=")[0] for pair in is_typed}:
+                held[setting.option, key or setting.value] = setting
+        elif not is_typed:
+            held[setting.option, ""] = setting
+    gpus = typed["gpus"] or getattr(held.get(("gpus", "")), "value", None)
+    if gpus == "0" or typed["model"] or ("model", "") in held:
+        held.pop((GPU_TYPE, ""), None)
+    if slurm and not (gpus or typed["gpu_memory"] or ("gpu-memory", "") in held):
+        # There, who names no GPU gets none; here it would be the tenant's default request.
+        held["gpus", ""] = Setting(slurm[0].line, SBATCH, "gpus", "0")
+    return list(held.values())
+
+
+def _shown(setting: Setting) -> str:
+    value = setting.value
+    if len(value) > _SHOWN_VALUE_CHARS:
+        value = f"{value[:_SHOWN_VALUE_CHARS]}..."
+    return f"--{setting.option} {shlex.quote(value)}"
+
+
+def _model_words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def _at_line(script: str, line: int, text: str) -> click.UsageError:
+    return click.UsageError(f"script {script}, line {line}: {text}")
