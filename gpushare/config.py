@@ -123,6 +123,8 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     commit_batch_max: Annotated[int, Meta(ge=1, le=100_000)] = 1024
     # Ended jobs leave memory for the history table after this long.
     archive_after_s: Annotated[int, Meta(ge=0)] = 3600
+    # How long a token holds that a person of a trusted host gets without asking an admin; it is renewed silently.
+    login_token_ttl_s: Annotated[int, Meta(ge=1, le=30 * DAY_S)] = 43_200
     # First start on an empty store: this tenant, and an admin's token for this user in it ("" is the account's name).
     bootstrap_tenant: str = "default"
     bootstrap_user: str = ""
@@ -144,6 +146,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     # Directories that this node has in common with others, e.g. ["/home", "/data"]: a job from below one goes only to
     # nodes that name it, too. Empty: not known.
     shared_paths: tuple[str, ...] = ()
+    # Where people of this host get their tokens (`gpushare login` without a line); "" is nowhere. `login.sock` in
+    # `run_dir`, which is where clients look for that of a root agent.
+    login_socket: str
+    # Accounts below this number are not people; root never is. An agent without root serves its own account alone.
+    login_min_uid: Annotated[int, Meta(ge=1, le=2**31 - 1)] = 1000
     # Identity, credentials, launch and exit records.
     state_dir: Path
     # Sockets, leases, pipe directories of MPS: lost at a reboot, and so is everything they belong to.
@@ -267,6 +274,10 @@ def load_agent_config(
     config, said = build(AgentConfig, layers)
     if said["log_dir"].source == _DEFAULT:
         config = msgspec.structs.replace(config, log_dir=config.state_dir / "logs")
+    if said["login_socket"].source == _DEFAULT:
+        config = msgspec.structs.replace(config, login_socket=str(config.run_dir / "login.sock"))
+    elif config.login_socket and not config.login_socket.startswith("/"):
+        _refuse(said, "login_socket", f"{shown(config.login_socket)} is no absolute path", 'Write one, or "" for none.')
     if config.server:
         _check_address(said, "server", config.server)
     if config.advertise_address:
@@ -288,6 +299,7 @@ def _agent_defaults(where: Places, uid: int) -> dict[str, Setting]:
         "state_dir": where.state_dir / "agent",
         "run_dir": where.run_dir,
         "log_dir": where.state_dir / "agent" / "logs",
+        "login_socket": str(where.run_dir / "login.sock"),
         "containment": "require" if uid == 0 else "weak",
         "single_user": uid != 0,
     }

@@ -17,6 +17,7 @@ DISPLAY_NAME_MAX_CHARS = 256
 SHARED_PATHS_MAX = 64
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 # Joiners hold emoji sequences and some scripts together; every other invisible format character can only
@@ -26,6 +27,7 @@ _RESERVED_ENV = frozenset({"CUDA_VISIBLE_DEVICES"})
 _RESERVED_ENV_PREFIXES = ("CUDA_MPS_", "GPUSHARE_")
 
 NAME_RULE = "1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit"
+ACCOUNT_RULE = "1 to 64 of A-Z, a-z, 0-9, _, ., @ and -, beginning with a letter, a digit or _"
 
 
 class TextError(ValueError):
@@ -54,6 +56,13 @@ def check_name(value: str, field: str = "name") -> str:
         raise TextError(field, value, f"has {len(value)} characters", NAME_RULE)
     if _NAME.fullmatch(value) is None:
         raise TextError(field, value, _why_not_name(value), NAME_RULE)
+    return value
+
+
+def check_account(value: str, field: str = "unix_user") -> str:
+    """A Unix account's name: `ACCOUNT_RULE`. Directories know more of them than a local passwd file would take."""
+    if _ACCOUNT.fullmatch(value) is None:
+        raise TextError(field, value, "is empty" if value == "" else "is no account's name", ACCOUNT_RULE)
     return value
 
 

@@ -33,6 +33,10 @@ class Reason(StrEnum):
     PERMISSION_DENIED = "PERMISSION_DENIED"
     UNAUTHENTICATED = "UNAUTHENTICATED"
     JOIN_SECRET_INVALID = "JOIN_SECRET_INVALID"
+    HOST_NOT_TRUSTED = "HOST_NOT_TRUSTED"
+    LOGIN_DENIED = "LOGIN_DENIED"
+    LOGIN_UNMAPPED = "LOGIN_UNMAPPED"
+    TENANT_AMBIGUOUS = "TENANT_AMBIGUOUS"
     DUPLICATE_AGENT = "DUPLICATE_AGENT"
     BAD_REPORT = "BAD_REPORT"
     STALE_TERM = "STALE_TERM"
@@ -185,6 +189,22 @@ SENTENCES: Final[Mapping[Reason, tuple[str, str]]] = MappingProxyType(
         Reason.JOIN_SECRET_INVALID: (
             "The join secret is unknown, used or expired.",
             "Make a new one with `gpushare node join-token NODE`.",
+        ),
+        Reason.HOST_NOT_TRUSTED: (
+            "This host's word about who is logged in does not count.",
+            "Have an admin type `gpushare node set NODE --trust-logins on`, or log in with a line from the admin.",
+        ),
+        Reason.LOGIN_DENIED: (
+            "This account gets no token on a host's word.",
+            "Log in as a person, or with a line from the admin (`gpushare login JOIN`).",
+        ),
+        Reason.LOGIN_UNMAPPED: (
+            "No tenant takes this Unix user.",
+            "Have an admin add you or one of your groups to a tenant.",
+        ),
+        Reason.TENANT_AMBIGUOUS: (
+            "Several tenants take this Unix user.",
+            "Choose one with `gpushare login --tenant T`, GPUSHARE_TENANT=T, or --tenant of run and submit.",
         ),
         Reason.DUPLICATE_AGENT: (
             "Another agent with this identity is connected.",

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _NODE_COLUMNS = ("NODE", "STATE", "READY", "CARDS", "IN USE", "CPUS", "MEMORY", "CONTAINMENT", "REASON")
 _NODE_WIDE_COLUMNS = (
-    *_NODE_COLUMNS, "DRIVER", "AGENT", "SEEN", "IDLE SINCE", "POWER", "OVERCOMMIT", "LABELS", "SHARED PATHS", "DETAIL",
+    *_NODE_COLUMNS, "DRIVER", "AGENT", "SEEN", "IDLE SINCE", "POWER", "OVERCOMMIT", "TRUSTED", "LABELS",
+    "SHARED PATHS", "DETAIL",
 )  # fmt: skip
 _GPU_COLUMNS = ("NODE", "#", "GPU", "MODEL", "STATE", "MILLI", "MIB", "TIERS", "JOBS", "REASON")
 _GPU_WIDE_COLUMNS = (
@@ -115,19 +116,31 @@ async def drain(
 @click.option(
     "--compute-overcommit",
     metavar="FACTOR",
-    required=True,
     help="Shares on each card may add up to so much of it: 1 to 10, e.g. 1.5. Memory is never overcommitted.",
+)
+@click.option(
+    "--trust-logins",
+    type=click.Choice(["on", "off"]),
+    help="Whether its word about who is logged in there counts: its people then need no line from an admin (off).",
 )
 @output_option
 @click.argument("name", metavar="NODE")
 @with_client
-async def set_(client: AsyncClient, name: str, compute_overcommit: str, output: str) -> None:
+async def set_(
+    client: AsyncClient, name: str, compute_overcommit: str | None, trust_logins: str | None, output: str
+) -> None:
     """Change what an admin sets of a node."""
     from gpushare.quantity import parse_thousandths
 
-    accepted = 'a factor from 1 to 10 in steps of 0.001 ("1.5")'
-    milli = parse_thousandths(compute_overcommit, "compute_overcommit", accepted, minimum=1000, maximum=10_000)
-    _print_node(await client.update_node(_resource(name), compute_overcommit_milli=milli), output)
+    if compute_overcommit is None and trust_logins is None:
+        raise click.UsageError("nothing to change; give --compute-overcommit or --trust-logins")
+    milli = None
+    if compute_overcommit is not None:
+        accepted = 'a factor from 1 to 10 in steps of 0.001 ("1.5")'
+        milli = parse_thousandths(compute_overcommit, "compute_overcommit", accepted, minimum=1000, maximum=10_000)
+    trusted = None if trust_logins is None else trust_logins == "on"
+    changed = await client.update_node(_resource(name), compute_overcommit_milli=milli, trust_logins=trusted)
+    _print_node(changed, output)
 
 
 @node.command("declare-dead")
@@ -231,6 +244,7 @@ def _node_wide_cells(node: Node) -> tuple[object, ...]:
         o.time_text(node, "idle_since_time"),
         o.word(Power, node.power).lower(),
         o.milli_text(node.compute_overcommit_milli),
+        "yes" if node.trust_logins else "no",
         " ".join(f"{key}={value}" for key, value in sorted(node.labels.items())),
         " ".join(node.shared_paths),
         "; ".join(filter(None, (node.detail, *node.warnings))),

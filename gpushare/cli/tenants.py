@@ -22,7 +22,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _COLUMNS = ("TENANT", "LIMIT", "IN USE", "RUNNING", "QUEUED", "MAX QUEUED", "MAX PRIORITY", "DEFAULT REQUEST")
 _WIDE_COLUMNS = (
     "TENANT", "USED", "GUARANTEED", "LIMIT", "BORROWED", "WEIGHT", "AVERAGE", "MODELS", "RUNNING", "QUEUED", "CAPS",
-    "MIN RUN", "MAX QUEUED", "MAX PRIORITY", "DEFAULT REQUEST", "DISPLAY NAME", "CREATED",
+    "MIN RUN", "MAX QUEUED", "MAX PRIORITY", "DEFAULT REQUEST", "TAKES", "DISPLAY NAME", "CREATED",
 )  # fmt: skip
 _NO_LIMIT = "none"
 
@@ -52,6 +52,20 @@ _SETTINGS_OPTIONS = (
     click.option("--default-gpus", metavar="N", help="What a job gets that names no cards, e.g. 0.25."),
     click.option("--default-gpu-memory", metavar="SIZE", help="The memory of that share."),
     click.option("--display-name", metavar="TEXT", help="A name for people."),
+    click.option(
+        "--unix-group",
+        "unix_groups",
+        multiple=True,
+        metavar="G|none",
+        help="Members of this Unix group get a token for it on trusted hosts; repeatable, replaces those there were.",
+    ),
+    click.option(
+        "--unix-user",
+        "unix_users",
+        multiple=True,
+        metavar="U|none",
+        help="The same for one Unix user, who counts before any group; repeatable.",
+    ),
 )
 
 
@@ -196,6 +210,7 @@ def _wide_row(each: Tenant, depth: int) -> tuple[object, ...]:
         each.max_queued_jobs,
         each.max_priority,
         o.request_sentence(each.default_request),
+        _takes_text(each),
         each.display_name,
         o.time_text(each, "create_time"),
     )
@@ -214,6 +229,11 @@ def _models_text(each: Tenant) -> str:
     used = {use.model: milli_text(use.charge_milli) for use in each.model_use}
     quotas = {q.model: f"/{milli_text(q.guaranteed_milli)}:{_limit_text(q, 'limit_milli')}" for q in each.model_quotas}
     return ", ".join(f"{model} {used.get(model, '0')}{quotas.get(model, '')}" for model in sorted({*used, *quotas}))
+
+
+def _takes_text(each: Tenant) -> str:
+    """Whose people it takes on trusted hosts: "@vision-lab, ada"."""
+    return ", ".join([f"@{group}" for group in each.unix_groups] + list(each.unix_users))
 
 
 def _caps_text(each: Tenant) -> str:

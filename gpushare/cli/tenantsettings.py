@@ -53,6 +53,7 @@ def settings_of(options: Mapping[str, Any]) -> TenantSettings:
         else:
             setattr(settings, field, parse(text, option))
     _add_others(settings, options)
+    _add_people(settings, options)
     _add_model_quotas(settings, options.get("model_quotas") or ())
     return settings
 
@@ -69,6 +70,15 @@ def _add_others(settings: TenantSettings, options: Mapping[str, Any]) -> None:
         settings.display_name = options["display_name"]
     if options.get("default_gpus") is not None or options.get("default_gpu_memory") is not None:
         settings.default_request.CopyFrom(request_of(options["default_gpus"], options["default_gpu_memory"]))
+
+
+def _add_people(settings: TenantSettings, options: Mapping[str, Any]) -> None:
+    for field in ("unix_groups", "unix_users"):
+        people = list(options.get(field) or ())
+        if people == [NONE]:
+            settings.unset.append(field)
+        else:
+            getattr(settings, field).extend(people)
 
 
 def _add_model_quotas(settings: TenantSettings, texts: Sequence[str]) -> None:

@@ -212,11 +212,20 @@ class AsyncClient:
         return await self._call(self._nodes.DeclareNodeDead, request, m.Node)
 
     async def update_node(
-        self, name: str, *, compute_overcommit_milli: int | None = None, request_id: str = ""
+        self,
+        name: str,
+        *,
+        compute_overcommit_milli: int | None = None,
+        trust_logins: bool | None = None,
+        request_id: str = "",
     ) -> m.Node:
-        """Changes what is given: how many thousandths shares on each of its cards may have together."""
+        """Changes what is given: how many thousandths shares on each of its cards may have together, and whether its
+        word about who is logged in there counts."""
         request = m.UpdateNodeRequest(
-            name=name, compute_overcommit_milli=compute_overcommit_milli, request_id=request_id
+            name=name,
+            compute_overcommit_milli=compute_overcommit_milli,
+            trust_logins=trust_logins,
+            request_id=request_id,
         )
         return await self._call(self._nodes.UpdateNode, request, m.Node)
 
@@ -309,6 +318,10 @@ class AsyncClient:
     def list_tokens(self, *, tenant: str = "") -> AsyncGenerator[m.Token, None]:
         request = m.ListTokensRequest(page_size=PAGE_SIZE, tenant=tenant)
         return self._pages(self._tenants.ListTokens, request, m.ListTokensResponse, "tokens", m.Token)
+
+    async def get_own_token(self) -> m.Token:
+        """The token that this client calls with; never its secret."""
+        return await self._call(self._tenants.GetOwnToken, m.GetOwnTokenRequest(), m.Token)
 
     async def revoke_token(self, name: str, *, request_id: str = "") -> m.Token:
         """Effective within a second, on open streams too."""

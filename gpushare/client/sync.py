@@ -144,6 +144,7 @@ class Client:
     preview_quota = _unary(AsyncClient.preview_quota)
     create_token = _unary(AsyncClient.create_token)
     list_tokens = _items(AsyncClient.list_tokens)
+    get_own_token = _unary(AsyncClient.get_own_token)
     revoke_token = _unary(AsyncClient.revoke_token)
 
     get_usage = _unary(AsyncClient.get_usage)

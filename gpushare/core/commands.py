@@ -132,6 +132,19 @@ class RevokeToken(Command, frozen=True):
     token_id: str
 
 
+class IssueLoginToken(Command, frozen=True):
+    """`node` says that `unix_user`, a member of `groups`, is logged in there. `tenant` is the one that the person asked
+    for, "" where the settings of the tenants say."""
+
+    node: str
+    unix_user: str
+    groups: tuple[str, ...]
+    tenant: str
+    token_id: str
+    sha256: str
+    ttl_ms: int
+
+
 class CreateJoinToken(Command, frozen=True):
     node: str
     sha256: str
@@ -163,10 +176,12 @@ class DeclareNodeDead(Command, frozen=True):
 
 
 class SetNode(Command, frozen=True):
-    """`compute_overcommit_milli`: shares on each card of the node may add up to so many thousandths; None leaves it."""
+    """`compute_overcommit_milli`: shares on each card of the node may add up to so many thousandths. `trust_logins`:
+    its word about who is logged in there counts. None leaves either."""
 
     node: str
     compute_overcommit_milli: int | None = None
+    trust_logins: bool | None = None
 
 
 class CreateReservation(Command, frozen=True):

@@ -13,7 +13,14 @@ from typing import Any
 import msgspec
 
 from gpushare import names
-from gpushare.core import decide_attempts, decide_nodes, decide_people, decide_repack, decide_reservations
+from gpushare.core import (
+    decide_attempts,
+    decide_logins,
+    decide_nodes,
+    decide_people,
+    decide_repack,
+    decide_reservations,
+)
 from gpushare.core.admission import check_jobs, dropped_env
 from gpushare.core.commands import (
     ApplyRepack,
@@ -33,6 +40,7 @@ from gpushare.core.commands import (
     EndAttempt,
     EnrollNode,
     Housekeep,
+    IssueLoginToken,
     NodeLeaseExpired,
     NodeLeaseLapsed,
     NodeSessionClosed,
@@ -58,6 +66,7 @@ from gpushare.core.events import (
     JobsCreated,
     RequestCompleted,
     RequestsForgotten,
+    TokensForgotten,
 )
 from gpushare.core.lifecycle import SIGTERM
 from gpushare.core.model import Job, JobState
@@ -187,7 +196,10 @@ def _housekeep(state: ClusterState, command: Housekeep, call: Call, now_ms: int,
     stale = [k for k, r in state.requests.items() if 0 < r.expires_ms < now_ms][: command.most]
     if stale:
         events.append(RequestsForgotten(keys=tuple(stale)))
-    return Outcome(events=tuple(events), is_partial=command.most in (len(old), len(stale)))
+    over = decide_logins.forgettable(state, now_ms, command.most)
+    if over:
+        events.append(TokensForgotten(token_ids=over))
+    return Outcome(events=tuple(events), is_partial=command.most in (len(old), len(stale), len(over)))
 
 
 class _NeededArrays:
@@ -221,6 +233,7 @@ _HANDLERS: dict[type[Command], Callable[[ClusterState, Any, Call, int, CoreSetti
     DeleteTenant: decide_people.delete_tenant,
     CreateToken: decide_people.create_token,
     RevokeToken: decide_people.revoke_token,
+    IssueLoginToken: decide_logins.issue,
     Bootstrap: decide_people.bootstrap,
     CreateJoinToken: decide_nodes.create_join_token,
     EnrollNode: decide_nodes.enroll,

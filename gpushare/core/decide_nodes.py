@@ -7,6 +7,7 @@ attempts keep their capacity until they are proven dead, or have surely stopped 
 from __future__ import annotations
 
 from gpushare import names
+from gpushare.core import decide_logins
 from gpushare.core.commands import (
     Call,
     Command,
@@ -42,7 +43,9 @@ from gpushare.core.events import (
     NodePowerRequested,
     NodeSilent,
     NodeSynced,
+    NodeTrustChanged,
     NodeUncordoned,
+    TokenRevoked,
 )
 from gpushare.core.model import (
     WHOLE_CARD_MILLI,
@@ -318,13 +321,29 @@ def uncordon(state: ClusterState, command: UncordonNode, call: Call, now_ms: int
 
 
 def set_node(state: ClusterState, command: SetNode, call: Call, now_ms: int, settings: CoreSettings) -> Decision:
-    """Less overcommit than its shares already use is refused: nothing is taken from a job that runs."""
+    """Less overcommit than its shares already use is refused: nothing is taken from a job that runs. A host that is no
+    longer trusted takes the tokens with it that were given on its word."""
     node = state.nodes.get(command.node)
     if node is None:
         return _no_node(command.node)
+    bad = _bad_overcommit(node, command.compute_overcommit_milli)
+    if bad is not None:
+        return bad
+    events: list[Event] = []
     wanted = command.compute_overcommit_milli
+    if wanted is not None and wanted != node.compute_overcommit_milli:
+        events.append(NodeOvercommitted(node=node.name, compute_overcommit_milli=wanted))
+    if command.trust_logins is not None and command.trust_logins != node.trust_logins:
+        events.append(NodeTrustChanged(node=node.name, trust_logins=command.trust_logins))
+        if not command.trust_logins:
+            given = decide_logins.tokens_of(state, node.name)
+            events += [TokenRevoked(token_id=t.id) for t in given if t.is_live(now_ms)]
+    return Outcome(events=tuple(events), names=(node.name,))
+
+
+def _bad_overcommit(node: Node, wanted: int | None) -> Rejection | None:
     if wanted is None or wanted == node.compute_overcommit_milli:
-        return Outcome(names=(node.name,))
+        return None
     if not WHOLE_CARD_MILLI <= wanted <= _OVERCOMMIT_MAX_MILLI:
         return Rejection(
             Reason.INVALID_FIELD,
@@ -339,8 +358,7 @@ def set_node(state: ClusterState, command: SetNode, call: Call, now_ms: int, set
             f"shares on card {full[0].uuid} of node {node.name} add up to {full[0].used_milli} thousandths, above "
             f"{wanted}; wait until some of them have ended, or drain the node first",
         )
-    event = NodeOvercommitted(node=node.name, compute_overcommit_milli=wanted)
-    return Outcome(events=(event,), names=(node.name,))
+    return None
 
 
 def declare_dead(

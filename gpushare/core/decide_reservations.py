@@ -124,7 +124,7 @@ def _check_holder(state: ClusterState, command: CreateReservation) -> None:
     if len(command.users) > _USERS_MAX:
         raise refuse("users", f"has {len(command.users)} users; accepted: {_USERS_MAX}")
     for user in command.users:
-        names.check_name(user, "users")
+        names.check_account(user, "users")
 
 
 def _check_nodes(state: ClusterState, nodes: tuple[str, ...]) -> tuple[str, ...]:

@@ -68,6 +68,29 @@ class TokenRevoked(Event, frozen=True):
     token_id: str
 
 
+class LoginTokenIssued(Event, frozen=True):
+    """A person got a short-lived token on the word of a trusted host."""
+
+    node: str
+    token_id: str
+    sha256: str
+    principal: Principal
+    expires_ms: int
+
+
+class TokensForgotten(Event, frozen=True):
+    """Login tokens whose time is long over left the state."""
+
+    token_ids: tuple[str, ...]
+
+
+class NodeTrustChanged(Event, frozen=True):
+    """Whether the node's word about who is logged in there counts."""
+
+    node: str
+    trust_logins: bool
+
+
 class JoinTokenCreated(Event, frozen=True):
     join: JoinToken
 
@@ -292,6 +315,9 @@ AnyEvent = (
     | TenantDeleted
     | TokenCreated
     | TokenRevoked
+    | LoginTokenIssued
+    | TokensForgotten
+    | NodeTrustChanged
     | JoinTokenCreated
     | NodeEnrolled
     | NodeSynced

@@ -15,6 +15,7 @@ from gpushare.core.events import (
     Entry,
     GpuConditionsChanged,
     JoinTokenCreated,
+    LoginTokenIssued,
     NodeCordoned,
     NodeDeclaredDead,
     NodeDisconnected,
@@ -23,6 +24,7 @@ from gpushare.core.events import (
     NodePowerRequested,
     NodeSilent,
     NodeSynced,
+    NodeTrustChanged,
     NodeUncordoned,
     RequestCompleted,
     RequestsForgotten,
@@ -34,6 +36,7 @@ from gpushare.core.events import (
     TermStarted,
     TokenCreated,
     TokenRevoked,
+    TokensForgotten,
 )
 from gpushare.core.lifecycle import BrokenInvariant, check_attempt_move
 from gpushare.core.model import (
@@ -104,6 +107,24 @@ def _token_created(state: ClusterState, event: TokenCreated, entry: Entry) -> No
 
 def _token_revoked(state: ClusterState, event: TokenRevoked, entry: Entry) -> None:
     state.tokens[event.token_id].revoked_ms = entry.at_ms
+
+
+def _login_token_issued(state: ClusterState, event: LoginTokenIssued, entry: Entry) -> None:
+    state.add_token(
+        Token(
+            id=event.token_id,
+            sha256=event.sha256,
+            principal=event.principal,
+            created_ms=entry.at_ms,
+            expires_ms=event.expires_ms,
+            login_node=event.node,
+        )
+    )
+
+
+def _tokens_forgotten(state: ClusterState, event: TokensForgotten, entry: Entry) -> None:
+    for token_id in event.token_ids:
+        del state.tokens_by_sha[state.tokens.pop(token_id).sha256]
 
 
 def _join_token_created(state: ClusterState, event: JoinTokenCreated, entry: Entry) -> None:
@@ -257,6 +278,10 @@ def _node_overcommitted(state: ClusterState, event: NodeOvercommitted, entry: En
         gpu.capacity_milli = event.compute_overcommit_milli
 
 
+def _node_trust_changed(state: ClusterState, event: NodeTrustChanged, entry: Entry) -> None:
+    state.nodes[event.node].trust_logins = event.trust_logins
+
+
 def _node_power_requested(state: ClusterState, event: NodePowerRequested, entry: Entry) -> None:
     node = state.nodes[event.node]
     node.power, node.power_since_ms, node.power_detail = event.power, entry.at_ms, event.detail
@@ -281,6 +306,8 @@ HANDLERS: dict[type[Any], Callable[[ClusterState, Any, Entry], None]] = {
     TenantDeleted: _tenant_deleted,
     TokenCreated: _token_created,
     TokenRevoked: _token_revoked,
+    LoginTokenIssued: _login_token_issued,
+    TokensForgotten: _tokens_forgotten,
     JoinTokenCreated: _join_token_created,
     NodeEnrolled: _node_enrolled,
     NodeSynced: _node_synced,
@@ -290,6 +317,7 @@ HANDLERS: dict[type[Any], Callable[[ClusterState, Any, Entry], None]] = {
     NodeUncordoned: _node_uncordoned,
     NodeDeclaredDead: _node_declared_dead,
     NodeOvercommitted: _node_overcommitted,
+    NodeTrustChanged: _node_trust_changed,
     NodePowerRequested: _node_power_requested,
     ReservationCreated: _reservation_created,
     ReservationDeleted: _reservation_deleted,

@@ -472,6 +472,8 @@ class Node(msgspec.Struct):
     # Since when nothing runs on it, for power saving; 0 while something does.
     idle_since_ms: int = 0
     compute_overcommit_milli: int = WHOLE_CARD_MILLI
+    # Its word about who is logged in there counts.
+    trust_logins: bool = False
     gpus: dict[str, Gpu] = {}
     # Live attempts on it.
     attempts: set[str] = set()
@@ -516,6 +518,9 @@ class TenantSettings(msgspec.Struct, frozen=True):
     memory_limit_mib: int | None = None
     # How long its borrowers run at least before a reclaim; None: the cluster's setting.
     min_run_ms: int | None = None
+    # Whose people it takes on trusted hosts; sorted.
+    unix_groups: tuple[str, ...] = ()
+    unix_users: tuple[str, ...] = ()
 
     def model_quota(self, model: str) -> ModelQuota:
         return next((q for q in self.model_quotas if q.model == model), ModelQuota(model))
@@ -570,7 +575,8 @@ class Tenant(msgspec.Struct):
 
 
 class Token(msgspec.Struct):
-    """A credential at rest: the SHA-256 of the secret in hex, and the principal it stands for."""
+    """A credential at rest: the SHA-256 of the secret in hex, and the principal it stands for. `login_node` is the
+    host on whose word a person got it, "" for a token that an admin made."""
 
     id: str
     sha256: str
@@ -578,6 +584,11 @@ class Token(msgspec.Struct):
     created_ms: int
     expires_ms: int = 0
     revoked_ms: int = 0
+    login_node: str = ""
+
+    def is_live(self, now_ms: int) -> bool:
+        """Neither revoked nor expired."""
+        return not self.revoked_ms and (not self.expires_ms or self.expires_ms > now_ms)
 
 
 class JoinToken(msgspec.Struct, frozen=True):

@@ -21,6 +21,8 @@ LIMIT_MAX_MILLI: Final = 10_000_000_000
 _QUEUE_MAX = 1_000_000
 _WEIGHT_MAX = 1_000_000
 _MODELS_MAX = 64
+_PEOPLE_MAX = 10_000
+_GROUP_MAX_BYTES = 256
 _HOST_MAX = 2**50
 _MIN_RUN_MAX_MS = 30 * 24 * 3600 * 1000
 # Below a tenant whose own admin makes them; an admin of the cluster is not held to it.
@@ -44,11 +46,27 @@ def bad_values(has: TenantSettings, caps: CoreSettings) -> Rejection | None:
     if has.limit_milli is not None and has.guaranteed_milli > has.limit_milli:
         return _bad("guaranteed_milli", f"is {has.guaranteed_milli}, above the limit of {has.limit_milli}")
     try:
+        _check_people(has)
         if has.display_name:
             names.check_display_name(has.display_name, "display_name", caps.display_name_max_chars)
         return _bad_quotas(has, caps)
     except names.TextError as err:
         return Rejection(Reason.INVALID_FIELD, str(err), field=err.field)
+
+
+def _check_people(has: TenantSettings) -> None:
+    """Raises TextError. A group's name may be almost anything: directories have spaces in theirs."""
+    for user in has.unix_users:
+        names.check_account(user, "unix_users")
+        if user == "root":
+            raise names.TextError("unix_users", user, "gets no token on a host's word", "a person's account")
+    for group in has.unix_groups:
+        names.check_text(group, "unix_groups", max_bytes=_GROUP_MAX_BYTES)
+        if not group:
+            raise names.TextError("unix_groups", group, "is empty", "a Unix group's name")
+    for field, people in (("unix_users", has.unix_users), ("unix_groups", has.unix_groups)):
+        if len(people) > _PEOPLE_MAX:
+            raise names.TextError(field, f"{len(people)} of them", "is too long", f"up to {_PEOPLE_MAX}")
 
 
 def _bounds(has: TenantSettings, caps: CoreSettings) -> tuple[tuple[str, int | None, int, int], ...]:
@@ -177,7 +195,14 @@ def beyond_own_admin(
     if tenant not in tenants and made >= CHILDREN_MAX:
         return _bad("parent", f"{has.parent} has had {made} tenants below it; accepted: {CHILDREN_MAX}")
     known = tenants.get(tenant)
-    return _above_own(top.settings, has, caps, known.settings if known else TenantSettings())
+    had = known.settings if known else TenantSettings()
+    if (has.unix_users, has.unix_groups) != (had.unix_users, had.unix_groups):
+        return Rejection(
+            Reason.PERMISSION_DENIED,
+            "unix_users and unix_groups are for an admin of the cluster: a tenant takes no accounts by itself",
+            field="unix_users",
+        )
+    return _above_own(top.settings, has, caps, had)
 
 
 def _above_own(top: TenantSettings, has: TenantSettings, caps: CoreSettings, had: TenantSettings) -> Rejection | None:

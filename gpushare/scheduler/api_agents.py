@@ -25,6 +25,7 @@ from gpushare.scheduler import convert_nodes, tokens
 from gpushare.scheduler.api_gate import StreamEnd, commit
 from gpushare.scheduler.auth import Caller
 from gpushare.scheduler.engine import Engine
+from gpushare.scheduler.logins import LoginTokens
 from gpushare.scheduler.logs import LogReads
 from gpushare.scheduler.sessions import Session, Sessions
 from gpushare.v1 import agent_pb2
@@ -38,12 +39,13 @@ _log = structlog.get_logger(__name__)
 
 
 class AgentApi:
-    """The servicer. One `_Conversation` a session."""
+    """The servicer. One `_Conversation` a session. `login_ttl_ms` is how long a token on a host's word holds."""
 
-    def __init__(self, engine: Engine, sessions: Sessions, logs: LogReads) -> None:
+    def __init__(self, engine: Engine, sessions: Sessions, logs: LogReads, login_ttl_ms: int) -> None:
         self._engine = engine
         self._sessions = sessions
         self._logs = logs
+        self._logins = LoginTokens(engine, login_ttl_ms)
 
     async def enroll(self, request: agent_pb2.EnrollRequest, caller: Caller) -> agent_pb2.EnrollResponse:
         """A single-use secret for the token of its node; the node's earlier tokens end."""
@@ -64,6 +66,12 @@ class AgentApi:
         call = Call(principal=Principal(user=node, role=Role.AGENT, node=node), method="Enroll")
         names = await commit(self._engine, command, call, lambda _state, outcome: outcome.names)
         return agent_pb2.EnrollResponse(node=names[0], token=token)
+
+    async def issue_login_token(
+        self, request: agent_pb2.IssueLoginTokenRequest, caller: Caller
+    ) -> agent_pb2.IssueLoginTokenResponse:
+        """For a person of the agent's host."""
+        return await self._logins.issue(request, caller.principal)
 
     async def session(
         self, messages: AsyncIterator[agent_pb2.AgentMessage], caller: Caller, end: StreamEnd

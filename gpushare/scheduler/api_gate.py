@@ -43,7 +43,13 @@ EXPIRY_LOOK_EVERY_S = 0.5
 FULL_PAUSE_S = 0.1
 _CLOSING_S = 5.0
 _AUDITED = frozenset(
-    {Reason.UNAUTHENTICATED, Reason.PERMISSION_DENIED, Reason.DUPLICATE_AGENT, Reason.JOIN_SECRET_INVALID}
+    {
+        Reason.UNAUTHENTICATED,
+        Reason.PERMISSION_DENIED,
+        Reason.DUPLICATE_AGENT,
+        Reason.JOIN_SECRET_INVALID,
+        Reason.HOST_NOT_TRUSTED,
+    }
 )
 _FULL = frozenset({Reason.QUEUE_FULL, Reason.BUSY})
 _ENDS_TOKENS = (TokenRevoked, NodeEnrolled, TenantDeleted)

@@ -82,8 +82,12 @@ class NodeApi:
         return await self._change(DeclareNodeDead(convert.parse_node_name(request.name)), request, caller)
 
     async def update_node(self, request: node_pb2.UpdateNodeRequest, caller: Caller) -> node_pb2.Node:
-        wanted = request.compute_overcommit_milli if request.HasField("compute_overcommit_milli") else None
-        return await self._change(SetNode(convert.parse_node_name(request.name), wanted), request, caller)
+        command = SetNode(
+            convert.parse_node_name(request.name),
+            request.compute_overcommit_milli if request.HasField("compute_overcommit_milli") else None,
+            request.trust_logins if request.HasField("trust_logins") else None,
+        )
+        return await self._change(command, request, caller)
 
     async def plan_repack(self, request: node_pb2.PlanRepackRequest, caller: Caller) -> node_pb2.RepackPlan:
         now_ms, settings = self._engine.now_ms(), self._engine.settings

@@ -215,10 +215,13 @@ class TenantApi:
         token = place.token(found[size - 1][0]) if len(found) > size else ""
         return tenant_pb2.ListTokensResponse(tokens=[each for _, each in found[:size]], next_page_token=token)
 
+    async def get_own_token(self, request: tenant_pb2.GetOwnTokenRequest, caller: Caller) -> tenant_pb2.Token:
+        return await self._engine.read(lambda state: convert.token(state.tokens[caller.token_id]))
+
     async def revoke_token(self, request: tenant_pb2.RevokeTokenRequest, caller: Caller) -> tenant_pb2.Token:
         token_id = convert.parse_token_name(request.name)
         known = self._engine.state.tokens.get(token_id)
-        if known is not None and not _reaches(caller, known):
+        if known is None or not _reaches(caller, known):
             raise convert.not_found(request.name)
         made = await commit(self._engine, RevokeToken(token_id), call_of(caller, request), _made_token)
         return convert.token(made)
@@ -233,9 +236,11 @@ def _check_parent(settings: TenantSettings, caller: Caller) -> None:
 
 
 def _reaches(caller: Caller, token: Token) -> bool:
-    """A tenant's admin has to do with the tokens that such an admin could have made."""
+    """A tenant's admin has to do with the tokens that such an admin could have made, everybody with the own one."""
+    if caller.reach is Reach.ALL or token.id == caller.token_id:
+        return True
     who = token.principal
-    return caller.reach is Reach.ALL or (who.role in GRANTABLE_ROLES and caller.sees_tenant(who.tenant))
+    return caller.reach is Reach.SUBTREE and who.role in GRANTABLE_ROLES and caller.sees_tenant(who.tenant)
 
 
 def _made_token(state: ClusterState, outcome: Outcome) -> Token:

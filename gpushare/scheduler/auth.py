@@ -24,12 +24,13 @@ from gpushare.scheduler import tokens
 
 class Reach(Enum):
     """How far a role gets with one RPC: everything; its own tenant and all below it; its own tenant; its own tenant,
-    but touching only its own jobs; its own node."""
+    but touching only its own jobs; nothing but the token that it calls with; its own node."""
 
     ALL = "all"
     SUBTREE = "subtree"
     TENANT = "tenant"
     OWN_JOBS = "own jobs"
+    OWN_TOKEN = "own token"
     NODE = "node"
 
 
@@ -59,6 +60,7 @@ _READERS: Final = {
 _NODE_READERS: Final = _READERS
 _SUBMITTERS: Final = {Role.ADMIN: Reach.ALL, Role.USER: Reach.TENANT}
 _AGENT: Final = {Role.AGENT: Reach.NODE}
+_OWN_TOKEN: Final = dict.fromkeys(_READERS, Reach.OWN_TOKEN)
 
 RULES: Final[Mapping[str, Rule]] = MappingProxyType(
     {
@@ -83,8 +85,10 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "/gpushare.v1.TenantService/DeleteTenant": _ADMIN,
         "/gpushare.v1.TenantService/CreateToken": _TENANT_ADMINS,
         "/gpushare.v1.TenantService/ListTokens": _TENANT_ADMINS,
-        "/gpushare.v1.TenantService/RevokeToken": _TENANT_ADMINS,
+        # To log out is everybody's right.
+        "/gpushare.v1.TenantService/RevokeToken": {**_OWN_TOKEN, **_TENANT_ADMINS},
         "/gpushare.v1.TenantService/WhoAmI": _READERS,
+        "/gpushare.v1.TenantService/GetOwnToken": _OWN_TOKEN,
         "/gpushare.v1.TenantService/PreviewQuota": _ADMIN,
         "/gpushare.v1.NodeService/GetNode": _NODE_READERS,
         "/gpushare.v1.NodeService/ListNodes": _NODE_READERS,
@@ -105,6 +109,8 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "/gpushare.v1.AgentService/Enroll": ANONYMOUS,
         "/gpushare.v1.AgentService/Session": _AGENT,
         "/gpushare.v1.AgentService/SendLogs": _AGENT,
+        # Which nodes' word counts, the core decides.
+        "/gpushare.v1.AgentService/IssueLoginToken": _AGENT,
     }
 )
 

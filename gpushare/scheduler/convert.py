@@ -459,7 +459,7 @@ def token(found: Token) -> tenant_pb2.Token:
         role=ROLES[who.role],
         tenant=who.tenant,
         unix_user=who.unix_user,
-        node=who.node,
+        node=who.node or found.login_node,
         create_time=timestamp(found.created_ms),
         expire_time=timestamp(found.expires_ms or None),
         revoke_time=timestamp(found.revoked_ms or None),

@@ -279,6 +279,7 @@ def node(
         idle_since_time=convert.timestamp(found.idle_since_ms or None),
         task_count=len(found.attempts),
         warnings=found.warnings if full else (),
+        trust_logins=found.trust_logins,
     )
 
 

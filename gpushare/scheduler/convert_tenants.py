@@ -40,6 +40,7 @@ _UNSETTABLE: Final = {
     "memory_limit_mib": "memory_limit_mib",
     "min_run": "min_run_ms",
 }
+_LISTS: Final = ("unix_groups", "unix_users")
 
 
 def settings(
@@ -57,13 +58,16 @@ def settings(
     if new.HasField("parent"):
         changed["parent"] = convert.parse_parent(new.parent) if new.parent else ""
     for field in new.unset:
-        if field not in _UNSETTABLE:
-            raise invalid_field("settings.unset", f"{field!a} is none of: {', '.join(_UNSETTABLE)}")
-        if new.HasField(field):
+        if field not in _UNSETTABLE and field not in _LISTS:
+            raise invalid_field("settings.unset", f"{field!a} is none of: {', '.join((*_UNSETTABLE, *_LISTS))}")
+        if getattr(new, field) if field in _LISTS else new.HasField(field):
             raise invalid_field("settings.unset", f"names {field}, which is set, too; one of the two")
-        changed[_UNSETTABLE[field]] = None
+        changed[_UNSETTABLE.get(field, field)] = () if field in _LISTS else None
     if new.model_quotas or new.no_model_quotas:
         changed["model_quotas"] = _model_quotas(old, new)
+    for field, people in (("unix_groups", new.unix_groups), ("unix_users", new.unix_users)):
+        if people:
+            changed[field] = tuple(sorted(set(people)))
     if default_request is not None:
         changed["default_request"] = default_request
     return msgspec.structs.replace(old, **changed)
@@ -147,4 +151,6 @@ def _settled(found: Tenant) -> tenant_pb2.Tenant:
         min_run=None if has.min_run_ms is None else convert.duration(has.min_run_ms),
         allocated_cpu_milli=found.used_cpu_milli,
         allocated_memory_mib=found.used_memory_mib,
+        unix_groups=has.unix_groups,
+        unix_users=has.unix_users,
     )

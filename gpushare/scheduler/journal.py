@@ -18,7 +18,9 @@ from gpushare.core.events import (
     JobsArchived,
     JobsCreated,
     JoinTokenCreated,
+    LoginTokenIssued,
     RequestCompleted,
+    TokensForgotten,
 )
 from gpushare.core.model import Job, Principal, attempt_parts
 from gpushare.store.port import HistoryRow, Record
@@ -91,6 +93,10 @@ def about(event: Event) -> tuple[str, str]:
         return "", f"{len(event.jobs)} jobs"
     if isinstance(event, RequestCompleted):
         return "", ", ".join(event.names[:3])
+    if isinstance(event, LoginTokenIssued):
+        return event.principal.tenant, f"tokens/{event.token_id}"
+    if isinstance(event, TokensForgotten):
+        return "", f"{len(event.token_ids)} tokens"
     if isinstance(event, JoinTokenCreated):
         return "", f"nodes/{event.join.node}"
     for field, form in (("job", ""), ("tenant", "tenants/{}"), ("node", "nodes/{}"), ("token_id", "tokens/{}")):

@@ -114,7 +114,7 @@ class ApiServer:
             "NodeService": NodeApi(self._engine, self.sessions, self.join_line, page_max),
             "ReservationService": ReservationApi(self._engine, page_max),
             "UsageService": UsageApi(self._engine, self._denials, page_max),
-            "AgentService": AgentApi(self._engine, self.sessions, self._logs),
+            "AgentService": AgentApi(self._engine, self.sessions, self._logs, config.login_token_ttl_s * 1000),
         }
         self.server.add_generic_rpc_handlers(
             tuple(gate.handlers(service, servicers[service.name]) for service in SERVICES)

@@ -1,5 +1,6 @@
 import datetime
 
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from gpushare.v1 import job_pb2 as _job_pb2
 from gpushare.v1 import node_pb2 as _node_pb2
@@ -412,3 +413,25 @@ class LogAck(_message.Message):
     BYTES_FIELD_NUMBER: _ClassVar[int]
     bytes: int
     def __init__(self, bytes: _Optional[int] = ...) -> None: ...
+
+class IssueLoginTokenRequest(_message.Message):
+    __slots__ = ("unix_user", "groups", "tenant")
+    UNIX_USER_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    unix_user: str
+    groups: _containers.RepeatedScalarFieldContainer[str]
+    tenant: str
+    def __init__(self, unix_user: _Optional[str] = ..., groups: _Optional[_Iterable[str]] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class IssueLoginTokenResponse(_message.Message):
+    __slots__ = ("secret", "ttl", "user", "tenant")
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    TTL_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    secret: str
+    ttl: _duration_pb2.Duration
+    user: str
+    tenant: str
+    def __init__(self, secret: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., user: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...

@@ -49,6 +49,11 @@ class AgentServiceStub:
                 request_serializer=gpushare_dot_v1_dot_agent__pb2.LogChunk.SerializeToString,
                 response_deserializer=gpushare_dot_v1_dot_agent__pb2.LogAck.FromString,
                 _registered_method=True)
+        self.IssueLoginToken = channel.unary_unary(
+                '/gpushare.v1.AgentService/IssueLoginToken',
+                request_serializer=gpushare_dot_v1_dot_agent__pb2.IssueLoginTokenRequest.SerializeToString,
+                response_deserializer=gpushare_dot_v1_dot_agent__pb2.IssueLoginTokenResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -74,6 +79,14 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def IssueLoginToken(self, request, context):
+        """A short-lived token for a person who is logged in to the agent's host. The host's word is enough where an admin has
+        said so (trust_logins).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -91,6 +104,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.SendLogs,
                     request_deserializer=gpushare_dot_v1_dot_agent__pb2.LogChunk.FromString,
                     response_serializer=gpushare_dot_v1_dot_agent__pb2.LogAck.SerializeToString,
+            ),
+            'IssueLoginToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.IssueLoginToken,
+                    request_deserializer=gpushare_dot_v1_dot_agent__pb2.IssueLoginTokenRequest.FromString,
+                    response_serializer=gpushare_dot_v1_dot_agent__pb2.IssueLoginTokenResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -174,6 +192,33 @@ class AgentService:
             '/gpushare.v1.AgentService/SendLogs',
             gpushare_dot_v1_dot_agent__pb2.LogChunk.SerializeToString,
             gpushare_dot_v1_dot_agent__pb2.LogAck.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IssueLoginToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpushare.v1.AgentService/IssueLoginToken',
+            gpushare_dot_v1_dot_agent__pb2.IssueLoginTokenRequest.SerializeToString,
+            gpushare_dot_v1_dot_agent__pb2.IssueLoginTokenResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -132,7 +132,7 @@ class Gpu(_message.Message):
     def __init__(self, uuid: _Optional[str] = ..., index: _Optional[int] = ..., model: _Optional[str] = ..., total_mib: _Optional[int] = ..., usable_mib: _Optional[int] = ..., state: _Optional[_Union[GpuState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., allocated_milli: _Optional[int] = ..., allocated_mib: _Optional[int] = ..., tiers: _Optional[_Iterable[_Union[TierOffer, _Mapping]]] = ..., strangers: _Optional[_Iterable[_Union[Stranger, _Mapping]]] = ..., sample: _Optional[_Union[GpuSample, _Mapping]] = ..., simulated: _Optional[bool] = ..., attempt_ids: _Optional[_Iterable[str]] = ..., capacity_milli: _Optional[int] = ..., domain: _Optional[str] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("name", "state", "cordoned", "reason", "detail", "drained", "cpu_milli", "memory_mib", "allocated_cpu_milli", "allocated_memory_mib", "labels", "gpus", "containment", "agent_version", "driver_version", "last_seen_time", "ready", "clock_skew_ms", "compute_overcommit_milli", "power", "address", "idle_since_time", "task_count", "shared_paths", "warnings")
+    __slots__ = ("name", "state", "cordoned", "reason", "detail", "drained", "cpu_milli", "memory_mib", "allocated_cpu_milli", "allocated_memory_mib", "labels", "gpus", "containment", "agent_version", "driver_version", "last_seen_time", "ready", "clock_skew_ms", "compute_overcommit_milli", "power", "address", "idle_since_time", "task_count", "shared_paths", "warnings", "trust_logins")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +165,7 @@ class Node(_message.Message):
     TASK_COUNT_FIELD_NUMBER: _ClassVar[int]
     SHARED_PATHS_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    TRUST_LOGINS_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: NodeState
     cordoned: bool
@@ -190,7 +191,8 @@ class Node(_message.Message):
     task_count: int
     shared_paths: _containers.RepeatedScalarFieldContainer[str]
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., cordoned: _Optional[bool] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., drained: _Optional[bool] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., allocated_cpu_milli: _Optional[int] = ..., allocated_memory_mib: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., gpus: _Optional[_Iterable[_Union[Gpu, _Mapping]]] = ..., containment: _Optional[str] = ..., agent_version: _Optional[str] = ..., driver_version: _Optional[str] = ..., last_seen_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ready: _Optional[bool] = ..., clock_skew_ms: _Optional[int] = ..., compute_overcommit_milli: _Optional[int] = ..., power: _Optional[_Union[Power, str]] = ..., address: _Optional[str] = ..., idle_since_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., task_count: _Optional[int] = ..., shared_paths: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    trust_logins: bool
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., cordoned: _Optional[bool] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., drained: _Optional[bool] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., allocated_cpu_milli: _Optional[int] = ..., allocated_memory_mib: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., gpus: _Optional[_Iterable[_Union[Gpu, _Mapping]]] = ..., containment: _Optional[str] = ..., agent_version: _Optional[str] = ..., driver_version: _Optional[str] = ..., last_seen_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ready: _Optional[bool] = ..., clock_skew_ms: _Optional[int] = ..., compute_overcommit_milli: _Optional[int] = ..., power: _Optional[_Union[Power, str]] = ..., address: _Optional[str] = ..., idle_since_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., task_count: _Optional[int] = ..., shared_paths: _Optional[_Iterable[str]] = ..., warnings: _Optional[_Iterable[str]] = ..., trust_logins: _Optional[bool] = ...) -> None: ...
 
 class GetNodeRequest(_message.Message):
     __slots__ = ("name",)
@@ -251,14 +253,16 @@ class DeclareNodeDeadRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class UpdateNodeRequest(_message.Message):
-    __slots__ = ("name", "compute_overcommit_milli", "request_id")
+    __slots__ = ("name", "compute_overcommit_milli", "request_id", "trust_logins")
     NAME_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_OVERCOMMIT_MILLI_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TRUST_LOGINS_FIELD_NUMBER: _ClassVar[int]
     name: str
     compute_overcommit_milli: int
     request_id: str
-    def __init__(self, name: _Optional[str] = ..., compute_overcommit_milli: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
+    trust_logins: bool
+    def __init__(self, name: _Optional[str] = ..., compute_overcommit_milli: _Optional[int] = ..., request_id: _Optional[str] = ..., trust_logins: _Optional[bool] = ...) -> None: ...
 
 class CreateJoinTokenRequest(_message.Message):
     __slots__ = ("node", "ttl", "request_id")

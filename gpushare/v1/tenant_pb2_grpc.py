@@ -80,6 +80,11 @@ class TenantServiceStub:
                 request_serializer=gpushare_dot_v1_dot_tenant__pb2.WhoAmIRequest.SerializeToString,
                 response_deserializer=gpushare_dot_v1_dot_job__pb2.Principal.FromString,
                 _registered_method=True)
+        self.GetOwnToken = channel.unary_unary(
+                '/gpushare.v1.TenantService/GetOwnToken',
+                request_serializer=gpushare_dot_v1_dot_tenant__pb2.GetOwnTokenRequest.SerializeToString,
+                response_deserializer=gpushare_dot_v1_dot_tenant__pb2.Token.FromString,
+                _registered_method=True)
         self.PreviewQuota = channel.unary_unary(
                 '/gpushare.v1.TenantService/PreviewQuota',
                 request_serializer=gpushare_dot_v1_dot_tenant__pb2.PreviewQuotaRequest.SerializeToString,
@@ -135,7 +140,7 @@ class TenantServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeToken(self, request, context):
-        """Effective within a second, on open streams too.
+        """Effective within a second, on open streams too. Everybody may revoke the own token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,6 +148,13 @@ class TenantServiceServicer:
 
     def WhoAmI(self, request, context):
         """Whom the caller's token stands for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetOwnToken(self, request, context):
+        """The caller's own token: until when it holds, and the name by which RevokeToken ends it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -202,6 +214,11 @@ def add_TenantServiceServicer_to_server(servicer, server):
                     servicer.WhoAmI,
                     request_deserializer=gpushare_dot_v1_dot_tenant__pb2.WhoAmIRequest.FromString,
                     response_serializer=gpushare_dot_v1_dot_job__pb2.Principal.SerializeToString,
+            ),
+            'GetOwnToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOwnToken,
+                    request_deserializer=gpushare_dot_v1_dot_tenant__pb2.GetOwnTokenRequest.FromString,
+                    response_serializer=gpushare_dot_v1_dot_tenant__pb2.Token.SerializeToString,
             ),
             'PreviewQuota': grpc.unary_unary_rpc_method_handler(
                     servicer.PreviewQuota,
@@ -452,6 +469,33 @@ class TenantService:
             '/gpushare.v1.TenantService/WhoAmI',
             gpushare_dot_v1_dot_tenant__pb2.WhoAmIRequest.SerializeToString,
             gpushare_dot_v1_dot_job__pb2.Principal.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOwnToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpushare.v1.TenantService/GetOwnToken',
+            gpushare_dot_v1_dot_tenant__pb2.GetOwnTokenRequest.SerializeToString,
+            gpushare_dot_v1_dot_tenant__pb2.Token.FromString,
             options,
             channel_credentials,
             insecure,

@@ -233,7 +233,7 @@ def where(reservation: Reservation) -> list[str]:
         ({"gpus": None}, "gpus", "is unset"),
         ({"gpu_milli": 1001}, "gpu_milli", "1 to 1000"),
         ({"gpu_memory_mib": 0}, "gpu_memory_mib", "1 MiB"),
-        ({"users": ("Ann",)}, "users", "accepted"),
+        ({"users": ("Ann B",)}, "users", "accepted"),
         ({"detail": "a\0b"}, "detail", "NUL"),
         ({"start_ms": 5, "end_ms": 5}, "end_time", "not after the start"),
         ({"start_ms": 5, "end_ms": 10}, "end_time", "has passed"),

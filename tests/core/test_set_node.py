@@ -79,3 +79,14 @@ def test_nothing_to_change_and_a_node_that_is_not_there(cluster: Cluster) -> Non
     rejection = cluster.do(SetNode("n9", 1000))
     assert isinstance(rejection, Rejection)
     assert rejection.reason is Reason.NOT_FOUND
+
+
+def test_each_setting_is_changed_by_itself(cluster: Cluster) -> None:
+    node = cluster.state.nodes["n1"]
+    cluster.must(SetNode("n1", trust_logins=True))
+    cluster.must(SetNode("n1", 1500))
+    assert (node.trust_logins, node.compute_overcommit_milli) == (True, 1500)
+    assert isinstance(cluster.do(SetNode("n1", 99, trust_logins=False)), Rejection)
+    assert node.trust_logins, "a refusal changes nothing"
+    cluster.must(SetNode("n1", 1000, trust_logins=False))
+    assert (node.trust_logins, node.compute_overcommit_milli) == (False, 1000)

@@ -35,7 +35,8 @@ UpdateTenant     admin tenant-admin
 DeleteTenant     admin
 CreateToken      admin tenant-admin
 ListTokens       admin tenant-admin
-RevokeToken      admin tenant-admin
+RevokeToken      admin operator user viewer tenant-admin
+GetOwnToken      admin operator user viewer tenant-admin
 WhoAmI           admin operator user viewer tenant-admin
 GetNode          admin operator user viewer tenant-admin
 ListNodes        admin operator user viewer tenant-admin
@@ -56,6 +57,7 @@ ListAuditEvents  admin
 Enroll           anonymous admin operator user viewer agent tenant-admin
 Session          agent
 SendLogs         agent
+IssueLoginToken  agent
 """
 CALLERS = {
     "admin": "root",
