@@ -159,6 +159,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     log_dir: Path
     log_cap_mib: Annotated[int, Meta(ge=1, le=1 << 20)] = 64
     log_keep_s: Annotated[int, Meta(ge=60)] = 30 * DAY_S
+    # A directory of its own for each running task (GPUSHARE_SCRATCH), removed at its end; on a fast local disk, written
+    # to by this agent alone.
+    scratch_dir: Path
     # "all", or the UUIDs of the cards that are gpushare's to use.
     managed_gpus: tuple[str, ...] = ("all",)
     # Simulated cards ("4xH100-80GB") in place of real ones; "" looks for real ones.
@@ -278,6 +281,8 @@ def load_agent_config(
         config = msgspec.structs.replace(config, login_socket=str(config.run_dir / "login.sock"))
     elif config.login_socket and not config.login_socket.startswith("/"):
         _refuse(said, "login_socket", f"{shown(config.login_socket)} is no absolute path", 'Write one, or "" for none.')
+    if said["scratch_dir"].source == _DEFAULT:
+        config = msgspec.structs.replace(config, scratch_dir=config.state_dir / "scratch")
     if config.server:
         _check_address(said, "server", config.server)
     if config.advertise_address:
@@ -300,6 +305,7 @@ def _agent_defaults(where: Places, uid: int) -> dict[str, Setting]:
         "run_dir": where.run_dir,
         "log_dir": where.state_dir / "agent" / "logs",
         "login_socket": str(where.run_dir / "login.sock"),
+        "scratch_dir": where.state_dir / "agent" / "scratch",
         "containment": "require" if uid == 0 else "weak",
         "single_user": uid != 0,
     }

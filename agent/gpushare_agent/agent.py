@@ -36,6 +36,7 @@ from gpushare_agent.launching import FenceFailed, Launching
 from gpushare_agent.logs import LogReads
 from gpushare_agent.monitor import slice_of
 from gpushare_agent.outbox import Outbox
+from gpushare_agent.scratch import ScratchSpace
 from gpushare_agent.sharing.port import Fence, Tier
 from gpushare_agent.sharing.watchdog import JobUse
 
@@ -82,12 +83,14 @@ class Agent:
         state: StateDirectory,
         executor: Executor,
         fence: Fence,
+        scratch: ScratchSpace,
         log: Any,
     ) -> None:
         self._facts = facts
         self._state = state
         self._executor = executor
         self._fence = fence
+        self._scratch = scratch
         self._log = log
         self._book = HoldingBook(state.path)
         self._lanes: dict[str, asyncio.Task[None]] = {}
@@ -124,6 +127,7 @@ class Agent:
         self.core.recover(statuses, holdings)
         for attempt_id in holdings.keys() - self.core.known():
             self._book.drop(attempt_id)
+        self._scratch.sweep({status.attempt_id for status in statuses if not status.final})
         live = sum(not status.final for status in statuses)
         self._log.info("attempts found", running=live, ended=len(statuses) - live)
 
@@ -268,6 +272,10 @@ class Agent:
             self._log.warning("attempt is ended", attempt=attempt_id, reason=str(reason), detail=detail)
         self._apply(effects)
 
+    def on_near_limit(self, attempt_id: str, text: str) -> None:
+        """The attempt has taken nearly all of its slice: its owner reads so in its log."""
+        self._executor.tell(attempt_id, text)
+
     def live_holdings(self) -> list[Holding]:
         """What every live attempt holds that is not suspended."""
         return self.core.on_cards()
@@ -287,10 +295,20 @@ class Agent:
     def usage_dirs(self) -> list[UsageDir]:
         """Where processes on simulated cards say what they use, and which cards they are on by now."""
         return [
-            UsageDir(self._executor.private_dir(h.attempt_id), dict(zip(h.launch_uuids, h.gpu_uuids, strict=False)))
+            UsageDir(self._executor.private_dir(h.attempt_id), self._card_names(h))
             for h in self.core.on_cards()
             if h.gpu_uuids
         ]
+
+    def _card_names(self, holding: Holding) -> dict[str, str]:
+        """What a program that was launched by `holding` calls its cards, by UUID or by index -> what they are now."""
+        names: dict[str, str] = {}
+        for launched, now in zip(holding.launch_uuids or holding.gpu_uuids, holding.gpu_uuids, strict=False):
+            info = self.inventory.info(launched)
+            names[launched] = now
+            if info is not None:
+                names[str(info.index)] = now
+        return names
 
     # -- where output lies (see `logs.LogSource`)
 
@@ -313,6 +331,7 @@ class Agent:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
+        self._scratch.close()
 
     # -- inside
 
@@ -345,7 +364,7 @@ class Agent:
                 case decisions.SealIt(attempt_id):
                     self._in_turn(attempt_id, partial(self._seal, attempt_id))
                 case decisions.Release(attempt_id):
-                    self._in_turn(attempt_id, partial(self._fence.release, attempt_id))
+                    self._in_turn(attempt_id, partial(self._release, attempt_id))
                 case decisions.ForgetIt(attempt_id):
                     self._in_turn(attempt_id, partial(self._forget, attempt_id))
 
@@ -525,6 +544,11 @@ class Agent:
                 # Until the disk takes the seal nobody knows that it never starts, and nobody is told so.
                 self._log.warning("an attempt cannot be sealed yet", attempt=attempt_id, why=str(err))
                 await asyncio.sleep(SEAL_AGAIN_S)
+
+    async def _release(self, attempt_id: str) -> None:
+        await self._fence.release(attempt_id)
+        if not self.core.is_live(attempt_id):
+            self._scratch.drop(attempt_id)
 
     async def _forget(self, attempt_id: str) -> None:
         await self._executor.forget(attempt_id)

@@ -163,7 +163,10 @@ class AttemptEnd:
         limit = self._spec["host_memory_mib"]
         peak = _read_mib(files["peak"])
         used = f", peak {peak} MiB" if peak is not None else ""
-        return f"it needed more host memory than its {limit} MiB{used}; the kernel killed {kills} of its processes"
+        return (
+            f"it needed more host memory than its {limit} MiB{used}; the kernel killed {kills} of its processes; "
+            "ask for more with --host-memory"
+        )
 
     def _pids_note(self) -> str:
         if self._groups is None or self._spec["pids_max"] is None:

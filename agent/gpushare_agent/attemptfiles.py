@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from gpushare.reasons import Reason
-from gpushare_agent import cgroups, checkpoint, records
+from gpushare_agent import cgroups, checkpoint, records, treeremoval
 from gpushare_agent.checkpoint import Intent
 from gpushare_agent.failpoints import failpoint
 from gpushare_agent.launchspec import LaunchRefused, LaunchSpec, UnixUser
@@ -116,10 +116,7 @@ class AttemptFiles:
         the records stay then, so that the next try finds it.
         """
         for name in ("scripts", "private"):
-            # the job's own files: rmtree works by descriptors and follows no link
-            path = self.state_dir / name / attempt_id
-            if path.exists():
-                shutil.rmtree(path, ignore_errors=True)
+            treeremoval.remove(self.state_dir / name / attempt_id)
         if self.layout is not None and not cgroups.remove(cgroups.describe(self.layout, attempt_id)):
             return False
         if keep_logs:
@@ -151,7 +148,7 @@ class AttemptFiles:
         for name in ("scripts", "private"):
             for entry in os.listdir(self.state_dir / name):
                 if entry not in known:
-                    shutil.rmtree(self.state_dir / name / entry, ignore_errors=True)
+                    treeremoval.remove(self.state_dir / name / entry)
 
     def _intent(self, spec: LaunchSpec) -> Intent:
         groups = cgroups.describe(self.layout, spec.attempt_id, spec) if self.layout is not None else None
@@ -196,10 +193,16 @@ def _make_owned(path: Path, user: UnixUser | None) -> None:
 
 def _check_reachable(state_dir: Path, spec: LaunchSpec) -> None:
     """A script or private directory is of no use to a user who may not pass the directories above it."""
-    user = spec.user
-    if user is None or (spec.script is None and not spec.private_dir):
+    if spec.user is None or (spec.script is None and not spec.private_dir):
         return
-    for path in (*reversed(state_dir.parents), state_dir):
+    cause = why_out_of_reach(state_dir, spec.user)
+    if cause:
+        raise LaunchRefused(Reason.LAUNCH_DENIED, cause)
+
+
+def why_out_of_reach(directory: Path, user: UnixUser) -> str:
+    """Why `user` may not enter a directory of the agent's; "" if nothing stands in the way."""
+    for path in (*reversed(directory.parents), directory):
         found = path.stat()
         if found.st_uid == user.uid:
             bit = stat.S_IXUSR
@@ -208,5 +211,5 @@ def _check_reachable(state_dir: Path, spec: LaunchSpec) -> None:
         else:
             bit = stat.S_IXOTH
         if not found.st_mode & bit:
-            text = f"user {user.name} may not enter {path}, below which the job's files are (chmod 0711 it)"
-            raise LaunchRefused(Reason.LAUNCH_DENIED, text)
+            return f"user {user.name} may not enter {path}, below which the job's files are (chmod 0711 it)"
+    return ""

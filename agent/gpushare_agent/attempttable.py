@@ -70,9 +70,10 @@ class Entry:
     intent: Intent | None = None
     link: ShimLink | None = None
     task_pid: int = 0
-    # What is wanted of it; None: as its shim has it. A shim of an earlier version cannot suspend.
+    # What is wanted of it; None: as its shim has it. A shim of an earlier version cannot suspend, or tell.
     suspend: bool | None = None
     suspends: bool = False
+    tells: bool = False
     stop: StopRecord | None = None
     stop_watch: asyncio.Task[None] | None = None
     first: asyncio.Future[Message] | None = None
@@ -150,6 +151,7 @@ class AttemptTable:
             entry.link.hold(shim.shim_pid, shim.shim_start)
         entry.task_pid = int(message.get("task_pid") or 0)
         entry.suspends = message.get("suspends") is True
+        entry.tells = message.get("tells") is True
         self.put(entry, status)
         if entry.stop is not None and status.state in ("LAUNCHING", "RUNNING", "SUSPENDED"):
             self.send_stop(entry, entry.stop)

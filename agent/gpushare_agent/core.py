@@ -20,6 +20,7 @@ from gpushare.core.model import (
     AttemptState,
     GpuState,
     OnDisconnect,
+    VisibleDevices,
 )
 from gpushare.reasons import Reason
 from gpushare_agent.launchspec import AttemptStatus
@@ -77,6 +78,7 @@ class StartOrder(msgspec.Struct, frozen=True, kw_only=True):
     # Files for stdout and stderr in place of the kept log, relative to the working directory; "": none.
     output_path: str = ""
     error_path: str = ""
+    visible_devices: VisibleDevices = VisibleDevices.UUID
 
 
 class ResumeOrder(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,12 +11,10 @@ import asyncio
 import hashlib
 import os
 import signal
-import threading
 import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
+from collections.abc import Awaitable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -30,9 +28,11 @@ from gpushare_agent.executor import Executor
 from gpushare_agent.gpus.catalogue import SimulatedNode, parse_node
 from gpushare_agent.gpus.port import GpuInfo, GpuLibrary, GpuSnapshot
 from gpushare_agent.identity import Credentials, Identity, IdentityError, StateDirectory
+from gpushare_agent.inpassing import in_passing
 from gpushare_agent.inventory import CardBook, HostSize, Inventory, fence_lines, host_size, inventory_of
 from gpushare_agent.launching import Launching, LaunchSettings
 from gpushare_agent.monitor import Monitor, MonitorSettings
+from gpushare_agent.scratch import ScratchSpace
 from gpushare_agent.session import Backoff, SessionLoop, enroll
 from gpushare_agent.sharing.choose import CardFences
 from gpushare_agent.sharing.port import Tier
@@ -44,24 +44,6 @@ FIRST_LOOK_FRESH_S = 120.0
 CLOSE_TIMEOUT_S = 1.2
 SWEEP_EVERY_S = 600.0
 SWEEP_AGAIN_S = 5.0
-
-
-_T = TypeVar("_T")
-
-
-async def _in_passing(work: Callable[[], _T]) -> _T:
-    """In a thread of its own, for which no end of the agent waits: a dead disk may hold it for ever."""
-    answer: Future[_T] = Future()
-    answer.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            answer.set_result(work())
-        except BaseException as err:
-            answer.set_exception(err)
-
-    threading.Thread(target=run, name="in-passing", daemon=True).start()
-    return await asyncio.wrap_future(answer)
 
 
 class Daemon:
@@ -126,7 +108,9 @@ class Daemon:
             shared_paths=self._config.shared_paths,
             warnings=self._warnings,
         )
-        agent = Agent(facts, self._state, self._executor, fence, self._log)
+        scratch = ScratchSpace(self._config.scratch_dir, self._left_behind)
+        scratch.open()
+        agent = Agent(facts, self._state, self._executor, fence, scratch, self._log)
         self._relay.target = agent.on_status
         await agent.recover()
         notify.ready()
@@ -151,8 +135,9 @@ class Daemon:
             self._executor,
             fence,
             UserLookup(),
+            scratch,
             lambda uuid: agent.inventory.info(uuid),
-            monitor.obstacle,
+            monitor,
         )
         self._session = SessionLoop(
             agent, credentials.node, self._config.server or credentials.address, credentials.ca_pem, credentials.token,
@@ -251,7 +236,7 @@ class Daemon:
         while True:
             known = agent.core.known()
             # Thousands of directories on a disk that may be slow: not on the loop that renews the leases.
-            removed = await _in_passing(partial(logs.sweep, root, self._config.log_keep_s, known, time.time()))
+            removed = await in_passing(partial(logs.sweep, root, self._config.log_keep_s, known, time.time()))
             if removed:
                 self._log.info("old output removed", attempts=len(removed))
             await asyncio.sleep(SWEEP_AGAIN_S if len(removed) == logs.SWEEP_MOST else SWEEP_EVERY_S)
@@ -293,6 +278,9 @@ class Daemon:
         return credentials
 
     # -- what we have
+
+    def _left_behind(self, path: str) -> None:
+        self._log.warning("a scratch directory cannot be removed; the next start tries again", path=path)
 
     def _host(self) -> HostSize:
         if self._shape is not None:

@@ -29,12 +29,14 @@ def job_environment(
     user: UnixUser,
     card_total_mib: int,
     fence_env: Mapping[str, str],
+    scratch: Path,
     sim_dir: Path | None,
 ) -> dict[str, str]:
     """The whole environment of one task attempt.
 
     `card_total_mib` is the whole memory of the card that it shares, 0 without one; `fence_env` is what the tier wants
-    in place; `sim_dir` is where the user of a simulated card declares what it uses.
+    in place; `scratch` is a directory of its own; `sim_dir` is where the user of a simulated card declares what it
+    uses.
     """
     env = {"PATH": DEFAULT_PATH, **_hints(order, card_total_mib)}
     env.update((name, value) for name, value in order.env.items() if not _is_ours(name))
@@ -43,6 +45,7 @@ def job_environment(
     for name, value in _ranks(order).items():
         env.setdefault(name, value)
     env["CUDA_VISIBLE_DEVICES"] = ",".join(order.gpu_uuids)
+    env["GPUSHARE_SCRATCH"] = str(scratch)
     if sim_dir is not None:
         env["GPUSHARE_SIM_DIR"] = str(sim_dir)
     for name, value in fence_env.items():

@@ -319,6 +319,14 @@ class Executor:
             entry.suspend = wanted
             self._table.send_suspend(entry)
 
+    def tell(self, attempt_id: str, text: str) -> None:
+        """A line of ours in the attempt's own output, where its owner reads it. Lost if its shim cannot be reached now:
+        what is said here is never the only word.
+        """
+        entry = self._table.entries.get(attempt_id)
+        if entry is not None and entry.link is not None and entry.tells and not entry.status.final:
+            entry.link.send({"op": "tell", "text": text})
+
     # -- restart
 
     async def recover(self) -> list[AttemptStatus]:

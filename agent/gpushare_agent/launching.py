@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
-from gpushare.core.model import OnDisconnect
+from gpushare.core.model import OnDisconnect, VisibleDevices
 from gpushare.reasons import Reason
 from gpushare_agent import unixuser
+from gpushare_agent.cardindexes import IndexDoubt, card_indexes
 from gpushare_agent.core import StartOrder
 from gpushare_agent.environment import job_environment
 from gpushare_agent.executor import Executor, LaunchRefused, LaunchSpec, UnixUser
-from gpushare_agent.gpus.port import GpuInfo
+from gpushare_agent.gpus.port import GpuInfo, GpuSnapshot
+from gpushare_agent.inpassing import in_passing
+from gpushare_agent.scratch import ScratchSpace
 from gpushare_agent.sharing.choose import ENFORCEMENT
 from gpushare_agent.sharing.port import Fence, Fenced, FenceRefused, SliceSpec, Tier
 from gpushare_agent.users import UserLookup
@@ -53,8 +58,18 @@ class Ready(msgspec.Struct, frozen=True):
     slice: SliceSpec | None
 
 
+class Cards(Protocol):
+    """What a launch must know of the cards as they are now."""
+
+    async def obstacle(self, spec: SliceSpec) -> tuple[Reason, str] | None:
+        """Why this slice must not be launched by what is really on its cards; None when nothing is in its way."""
+
+    async def look(self) -> GpuSnapshot:
+        """Every card of the host, managed or not."""
+
+
 class Launching:
-    """Turns orders into launches. `info` describes a card; `obstacle` says what is really on a slice's cards."""
+    """Turns orders into launches. `info` describes a card, as it was registered."""
 
     def __init__(
         self,
@@ -62,15 +77,17 @@ class Launching:
         executor: Executor,
         fence: Fence,
         users: UserLookup,
+        scratch: ScratchSpace,
         info: Callable[[str], GpuInfo | None],
-        obstacle: Callable[[SliceSpec], Awaitable[tuple[Reason, str] | None]],
+        cards: Cards,
     ) -> None:
         self._settings = settings
         self._executor = executor
         self._fence = fence
         self._users = users
+        self._scratch = scratch
         self._info = info
-        self._obstacle = obstacle
+        self._cards = cards
         self._self = unixuser.current() if settings.single_user else None
 
     async def ready(self, order: StartOrder) -> Ready:
@@ -89,7 +106,7 @@ class Launching:
             # Not what the job asked for but what it was promised at placement: nothing weaker will do.
             demanded=ENFORCEMENT.get(Tier(order.tier)) if order.tier in set(Tier) else None,
         )
-        found = await self._obstacle(wanted)
+        found = await self._cards.obstacle(wanted)
         if found is not None:
             raise LaunchRefused(*found)
         return Ready(user, wanted)
@@ -108,7 +125,17 @@ class Launching:
         if fenced.tier != order.tier:
             detail = f"placed for tier {order.tier!r}, but this node would fence it by {fenced.tier}"
             raise LaunchRefused(Reason.FENCE_FAILED, detail)
-        return fenced
+        return fenced if order.visible_devices is VisibleDevices.UUID else await self._by_index(order, fenced)
+
+    async def _by_index(self, order: StartOrder, fenced: Fenced) -> Fenced:
+        """The fence with the cards' indexes in place of their UUIDs, as the driver counts them at this moment."""
+        snapshot = await self._cards.look()
+        sees_no_others = bool(self._denied_devices(self._infos(order)))
+        try:
+            indexes = card_indexes(snapshot, order.gpu_uuids, fenced.tier, sees_no_others=sees_no_others)
+        except IndexDoubt as err:
+            raise FenceFailed(Reason.FENCE_FAILED, f"no index is sure for --visible-devices index: {err}") from err
+        return msgspec.structs.replace(fenced, env=fenced.env | {"CUDA_VISIBLE_DEVICES": indexes})
 
     async def launch(
         self, order: StartOrder, ready: Ready, fenced: Fenced | None, stop_wanted: Callable[[], Reason | None]
@@ -124,11 +151,15 @@ class Launching:
             if reason is not None:
                 raise LaunchRefused(Reason.NOT_STARTED, f"ended before it was started ({reason})")
 
+        await in_passing(partial(self._scratch.make, order.attempt_id, ready.user))
         await self._executor.launch(self._spec(order, ready, fenced), read_back)
+
+    def _infos(self, order: StartOrder) -> list[GpuInfo]:
+        return [info for uuid in order.gpu_uuids if (info := self._info(uuid)) is not None]
 
     def _spec(self, order: StartOrder, ready: Ready, fenced: Fenced | None) -> LaunchSpec:
         settings = self._settings
-        infos = [info for uuid in order.gpu_uuids if (info := self._info(uuid)) is not None]
+        infos = self._infos(order)
         sim_dir = self._executor.private_dir(order.attempt_id) if settings.simulated and infos else None
         env = job_environment(
             order,
@@ -136,6 +167,7 @@ class Launching:
             user=ready.user,
             card_total_mib=min((info.total_mib for info in infos), default=0),
             fence_env=fenced.env if fenced else {},
+            scratch=self._scratch.path(order.attempt_id),
             sim_dir=sim_dir,
         )
         return LaunchSpec(

@@ -24,6 +24,7 @@ from gpushare_agent.executor import Executor, ExecutorConfig
 from gpushare_agent.gpus.catalogue import CatalogueError
 from gpushare_agent.identity import Identity, IdentityError, StateDirectory, place_logs
 from gpushare_agent.logsetup import make_log, place_of
+from gpushare_agent.scratch import ScratchUnusable
 
 EXIT_REFUSED = 1
 
@@ -83,7 +84,7 @@ def _run(config: AgentConfig, state: StateDirectory, identity: Identity, join: J
 
     try:
         return asyncio.run(Daemon(config, state, identity, executor, relay, join, log, warnings).run())
-    except (IdentityError, CatalogueError, GpushareError) as err:
+    except (IdentityError, CatalogueError, ScratchUnusable, GpushareError) as err:
         return _refuse(str(err))
     except Exception as err:
         log.error("the agent failed; running jobs go on", error=f"{type(err).__name__}: {err}", at=place_of(err))

@@ -60,6 +60,9 @@ class Watched(Protocol):
 
     def on_samples(self, samples: Sequence[GpuSample], uses: Sequence[JobUse]) -> None: ...
 
+    def on_near_limit(self, attempt_id: str, text: str) -> None:
+        """It has taken nearly all the memory of its slice."""
+
     def on_verdict(self, attempt_id: str, reason: Reason, detail: str, grace_ms: int) -> None: ...
 
 
@@ -175,6 +178,8 @@ class Monitor:
         self._watch_state, findings = watch(self._watch_state, snapshot, owner_of, held, own_pids, self._watch_settings)
         self._uses = {use.uuid: use for use in findings.cards}
         self._agent.on_card_users([use.attempt_id for use in findings.jobs if use.pids])
+        for near in findings.near_limit:
+            self._agent.on_near_limit(near.attempt_id, near.sentence())
         for verdict in findings.verdicts:
             self._agent.on_verdict(verdict.attempt_id, verdict.reason, verdict.detail, VERDICT_GRACE_MS)
         cards_held = {uuid for holding in holdings for uuid in holding.gpu_uuids}

@@ -91,6 +91,12 @@ class Outputs:
         paused = [stream.resume_at for stream in self._streams if stream.resume_at is not None]
         return max(0, int((min(paused) - time.monotonic()) * 1000) + 1) if paused else None
 
+    def tell(self, text: str) -> None:
+        """A line of ours among what the task prints: on stderr, or on its terminal."""
+        log = self._logs[-1]
+        end = "\r\n" if self._pty else "\n"
+        log.write(f"{'' if log.at_line_start else end}gpushare: {text}{end}".encode())
+
     def drain(self) -> None:
         """When every process of the task is gone: what still stands in the pipes, but not what a stranger keeps
         writing.

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
-from gpushare.core.model import WHOLE_CARD_MILLI, GpuCondition, GpuInventory, OnDisconnect
+from gpushare.core.model import WHOLE_CARD_MILLI, GpuCondition, GpuInventory, OnDisconnect, VisibleDevices
 from gpushare.errors import GpushareError, UnavailableError, from_rpc_error
 from gpushare.reasons import Reason
 from gpushare.rpc import aio_channel
@@ -59,6 +59,7 @@ _ENFORCEMENT = {
     "SERVER": job_pb2.ENFORCEMENT_SERVER,
     "HARD": job_pb2.ENFORCEMENT_HARD,
 }
+_VISIBLE = {job_pb2.VISIBLE_DEVICES_INDEX: VisibleDevices.INDEX}
 _ON_DISCONNECT = {job_pb2.ON_DISCONNECT_STOP_AND_REQUEUE: OnDisconnect.STOP_AND_REQUEUE}
 
 
@@ -137,8 +138,7 @@ class Backoff:
 
 
 class SessionLoop:
-    """Keeps one session with the scheduler alive until cancelled. `advertise` is where other nodes reach this one; ""
-    takes the address of this host from which the scheduler is reached."""
+    """Keeps one session alive until cancelled. `advertise`: where other nodes reach this one; "": as it reaches out."""
 
     def __init__(
         self, node: Node, node_name: str, address: str, ca_pem: str, token: str, log: Any, advertise: str = ""
@@ -552,6 +552,7 @@ def _start_order(message: agent_pb2.StartAttempt) -> StartOrder:
         max_run_ms=message.max_run_ms,
         grace_ms=message.grace_ms,
         on_disconnect=_ON_DISCONNECT.get(message.on_disconnect, OnDisconnect.KEEP),
+        visible_devices=_VISIBLE.get(message.visible_devices, VisibleDevices.UUID),
         tier=message.tier,
         capacity_milli=message.capacity_milli or WHOLE_CARD_MILLI,
         gang=_gang(message.gang) if message.HasField("gang") else None,

@@ -472,6 +472,9 @@ class Shim:
             order = tinyjson.loads(data)
             if order["op"] == "stop":
                 self._stop(order, max(0, int(order["grace_ms"])))
+            elif order["op"] == "tell":
+                if not self._gone:
+                    self._output.tell(str(order["text"]))
             elif not self._end.stopping:
                 self._suspend(order["op"] == "suspend")
         except (ValueError, KeyError, TypeError):
@@ -484,7 +487,7 @@ class Shim:
 
     def _message(self) -> bytes:
         status = self._end.final() if self._recorded else self._end.current()
-        facts: tinyjson.Flat = {"event": "status", "task_pid": self._task_pid, "suspends": True}
+        facts: tinyjson.Flat = {"event": "status", "task_pid": self._task_pid, "suspends": True, "tells": True}
         return tinyjson.dumps({**facts, **self.identity, **status})
 
     def _publish(self) -> None:

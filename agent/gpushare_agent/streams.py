@@ -30,6 +30,7 @@ class StreamLog:
     def __init__(self, dirfd: int, stream: str, cap_bytes: int) -> None:
         cap = max(cap_bytes, MIN_CAP_BYTES)
         self.offset = 0
+        self.at_line_start = True
         self._dirfd = dirfd
         self._stream = stream
         self._segment_bytes = cap // SEGMENTS_IN_CAP
@@ -47,6 +48,7 @@ class StreamLog:
     def write(self, data: bytes) -> None:
         """Append; never raises, bytes that find no room on the disk become a gap."""
         view = memoryview(data)
+        self.at_line_start = data[-1:] == b"\n"
         while view:
             try:
                 if self._fd < 0:

@@ -72,7 +72,7 @@ def become(plan: Plan) -> NoReturn:
         _live_with(plan.shim_pid)
         syscalls.no_new_privileges()
         stage = "workdir"
-        _enter_directory(plan.intent["spec"]["cwd"])
+        _enter_directory(plan.intent["spec"])
         stage = "output"
         _open_outputs(plan.intent["spec"])
         stage = "exec"
@@ -168,11 +168,14 @@ def _drop(user: dict[str, Any] | None) -> None:
             raise _Failed("privileges", errno.EPERM, f"capabilities were left: {line}")
 
 
-def _enter_directory(path: str) -> None:
+def _enter_directory(spec: dict[str, Any]) -> None:
+    path = spec["cwd"]
     try:
         os.chdir(path)
     except OSError as error:
-        raise _Failed("workdir", error.errno or 0, f"{path}: {error.strerror}") from None
+        node = spec["env"].get("GPUSHARE_NODE")
+        text = f"{path}{f' on node {node}' if node else ''}: {error.strerror}"
+        raise _Failed("workdir", error.errno or 0, text) from None
 
 
 def _open_outputs(spec: dict[str, Any]) -> None:

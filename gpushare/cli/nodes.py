@@ -14,16 +14,16 @@ from gpushare.cli.session import with_client
 
 if TYPE_CHECKING:
     from gpushare.client.aio import AsyncClient
-    from gpushare.client.messages import Gpu, Node
+    from gpushare.client.messages import Gpu, Node, Stranger
 
 _NODE_COLUMNS = ("NODE", "STATE", "READY", "CARDS", "IN USE", "CPUS", "MEMORY", "CONTAINMENT", "REASON")
 _NODE_WIDE_COLUMNS = (
     *_NODE_COLUMNS, "DRIVER", "AGENT", "SEEN", "IDLE SINCE", "POWER", "OVERCOMMIT", "TRUSTED", "LABELS",
     "SHARED PATHS", "DETAIL",
 )  # fmt: skip
-_GPU_COLUMNS = ("NODE", "#", "GPU", "MODEL", "STATE", "MILLI", "MIB", "TIERS", "JOBS", "REASON")
+_GPU_COLUMNS = ("NODE", "#", "GPU", "MODEL", "STATE", "MILLI", "MIB", "TIERS", "JOBS", "STRANGERS", "REASON")
 _GPU_WIDE_COLUMNS = (
-    *_GPU_COLUMNS, "USED", "SM", "POWER", "TEMP", "STRANGERS", "NOT OFFERED", "SIMULATED", "DETAIL",
+    *_GPU_COLUMNS, "USED", "SM", "POWER", "TEMP", "NOT OFFERED", "SIMULATED", "DETAIL",
 )  # fmt: skip
 
 
@@ -266,20 +266,25 @@ def _gpu_row(node: Node, gpu: Gpu) -> tuple[object, ...]:
         f"{gpu.allocated_mib}/{gpu.usable_mib}",
         ",".join(offered),
         len(gpu.attempt_ids),
+        ", ".join(_stranger(each) for each in gpu.strangers),
         gpu.reason,
     )
 
 
+def _stranger(found: Stranger) -> str:
+    """Who it is; only its memory where the caller may not see whose process it is."""
+    whose = f"pid {found.pid} of {found.user or 'an unknown user'}: " if found.pid else ""
+    return f"{whose}{found.memory_mib} MiB"
+
+
 def _gpu_wide_cells(gpu: Gpu) -> tuple[object, ...]:
     sample = gpu.sample
-    strangers = " ".join(f"{each.pid}({each.user},{each.memory_mib}MiB)" for each in gpu.strangers)
     absent = "; ".join(f"{offer.tier}: {offer.absent_because}" for offer in gpu.tiers if offer.absent_because)
     return (
         f"{sample.used_mib}MiB" if gpu.HasField("sample") else "",
         f"{sample.sm_percent}%" if sample.HasField("sm_percent") else "",
         f"{sample.power_mw / 1000:.0f}W" if sample.HasField("power_mw") else "",
         f"{sample.temperature_c}C" if sample.HasField("temperature_c") else "",
-        strangers,
         absent,
         "yes" if gpu.simulated else "no",
         gpu.detail,

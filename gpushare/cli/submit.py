@@ -103,6 +103,11 @@ _JOB_OPTIONS = (
         metavar="keep|stop-and-requeue",
         help="When its node is out of reach: run on (keep), or stop there and start elsewhere.",
     ),
+    click.option(
+        "--visible-devices",
+        metavar="uuid|index",
+        help="How CUDA_VISIBLE_DEVICES names the cards (uuid); index is for programs that cannot take UUIDs.",
+    ),
     click.option("--max-retries", metavar="N", help="Start it again so often when it fails by itself (0)."),
     click.option("--grace", metavar="TIME", help="Between SIGTERM and SIGKILL (10s)."),
 )
@@ -283,6 +288,7 @@ def _spec_of(options: dict[str, Any], script: bytes, argv: list[str], *, pty: bo
         start_within=options["start_within"],
         output=options["output"],
         error=options["error"],
+        visible_devices=options["visible_devices"],
         pty=pty,
     )
 
@@ -307,6 +313,7 @@ def _reference(client: AsyncClient, answer: CreateJobResponse) -> str:
 
 def _print_notices(answer: CreateJobResponse, asked: _Asked) -> None:
     from gpushare.cli import capture
+    from gpushare.cli.hints import card_hint
     from gpushare.cli.inert import inert
     from gpushare.cli.output import request_sentence
 
@@ -317,6 +324,11 @@ def _print_notices(answer: CreateJobResponse, asked: _Asked) -> None:
         _note(f"no --gpus was given, so it asks for {request}; to share a card: --gpus 0.25, for none: --gpus 0")
     if answer.dropped_env:
         _note(f"left out of the captured environment, because only gpushare sets them: {' '.join(answer.dropped_env)}")
+    resources = answer.jobs[0].spec.resources
+    spec = asked.spec
+    hint = card_hint((spec.script, *spec.argv), resources.gpus if resources.HasField("gpus") else 1)
+    if hint:
+        _note(hint)
     unreadable = capture.left_out(asked.options["export"])
     if unreadable:
         _note(f"left out of the captured environment, because they are not UTF-8: {inert(' '.join(unreadable))}")

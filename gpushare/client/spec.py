@@ -21,6 +21,7 @@ from gpushare.client.messages import (
     Qos,
     Resources,
     Topology,
+    VisibleDevices,
 )
 from gpushare.names import TextError
 from gpushare.outputpath import check_output_path
@@ -64,6 +65,10 @@ TOPOLOGIES: dict[str, Topology] = {
     "node": Topology.TOPOLOGY_NODE,
     "domain": Topology.TOPOLOGY_DOMAIN,
 }
+VISIBLE_DEVICES: dict[str, VisibleDevices] = {
+    "uuid": VisibleDevices.VISIBLE_DEVICES_UUID,
+    "index": VisibleDevices.VISIBLE_DEVICES_INDEX,
+}
 AFTER: dict[str, DependencyKind] = {
     "after": DependencyKind.DEPENDENCY_KIND_AFTER,
     "afterany": DependencyKind.DEPENDENCY_KIND_AFTERANY,
@@ -104,6 +109,7 @@ def job_spec(
     start_within: str | None = None,
     output: str | None = None,
     error: str | None = None,
+    visible_devices: str | None = None,
 ) -> JobSpec:
     """A JobSpec for `AsyncClient.create_job`.
 
@@ -134,6 +140,7 @@ def job_spec(
         topology=_choice(topology, "topology", TOPOLOGIES),
         output_path=_output_path(output, "output", array, name, pty=pty),
         error_path=_output_path(error, "error", array, name, pty=pty),
+        visible_devices=_choice(visible_devices, "visible_devices", VISIBLE_DEVICES),
         after=[Dependency(job=_utf8(job, "after"), kind=_choice(kind, "after", AFTER)) for kind, job in after],
     )
     spec.resources.node_labels.update(_checked_pairs(node_labels, "node_label"))

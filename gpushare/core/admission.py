@@ -25,6 +25,7 @@ from gpushare.core.model import (
     TaskRequest,
     Tenant,
     Topology,
+    VisibleDevices,
 )
 from gpushare.core.state import ClusterState
 from gpushare.outputpath import check_output_path
@@ -160,6 +161,7 @@ def check_job(raw: RawJob, tenant: Tenant, who: Principal, settings: CoreSetting
         start_within_ms=_check_start_within(raw.start_within_ms, settings),
         output_path=_check_output_path(raw.output_path, "output_path", raw),
         error_path=_check_output_path(raw.error_path, "error_path", raw),
+        visible_devices=raw.visible_devices or VisibleDevices.UUID,
     )
 
 
@@ -238,7 +240,10 @@ def _check_env(raw: RawJob, settings: CoreSettings) -> tuple[dict[str, str], dic
         raise _refuse("env", f"has {len(merged)} variables; accepted: {settings.env_max_vars}")
     for key in raw.env:
         if names.is_reserved_env(key):
-            raise _refuse("env", f"{key} is set by gpushare itself; leave it out", Reason.RESERVED_ENV)
+            why = f"{key} is set by gpushare itself; leave it out"
+            if key == "CUDA_VISIBLE_DEVICES":
+                why += ": the job sees its own cards alone, and counts them from 0 (cuda:0)"
+            raise _refuse("env", why, Reason.RESERVED_ENV)
     for key, value in merged.items():
         names.check_env_name(key, "env")
         names.check_text(value, f"env {key}", max_bytes=settings.env_max_bytes, controls=True)

@@ -22,6 +22,7 @@ from gpushare.core.model import (
     Role,
     TenantSettings,
     Topology,
+    VisibleDevices,
 )
 from gpushare.reasons import Reason
 
@@ -82,6 +83,7 @@ class RawJob(msgspec.Struct, frozen=True):
     # "" is unset.
     output_path: str = ""
     error_path: str = ""
+    visible_devices: VisibleDevices | None = None
 
 
 class Command(msgspec.Struct, frozen=True):

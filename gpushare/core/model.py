@@ -105,6 +105,13 @@ class Topology(StrEnum):
     DOMAIN = "domain"
 
 
+class VisibleDevices(StrEnum):
+    """How CUDA_VISIBLE_DEVICES names a job's cards. INDEX is for programs that cannot take UUIDs."""
+
+    UUID = "uuid"
+    INDEX = "index"
+
+
 class DependencyKind(StrEnum):
     """AFTER: the other job has begun or ended; AFTERANY: it has ended; AFTEROK: it has succeeded."""
 
@@ -227,6 +234,7 @@ class JobSpec(msgspec.Struct, frozen=True):
     # Patterns of files (`gpushare.outputpath`) for stdout and stderr; "": none, where stderr follows stdout.
     output_path: str = ""
     error_path: str = ""
+    visible_devices: VisibleDevices = VisibleDevices.UUID
 
     @property
     def least_tasks(self) -> int:

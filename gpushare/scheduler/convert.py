@@ -38,6 +38,7 @@ from gpushare.core.model import (
     TaskRequest,
     Token,
     Topology,
+    VisibleDevices,
 )
 from gpushare.errors import GpushareError, error_of, invalid_field
 from gpushare.reasons import Reason
@@ -71,6 +72,8 @@ ON_TASK_FAILURE: Final = {choice: f"ON_TASK_FAILURE_{choice.name}" for choice in
 _ON_TASK_FAILURE_IN: Final = {job_pb2.OnTaskFailure.Value(name): choice for choice, name in ON_TASK_FAILURE.items()}
 TOPOLOGIES: Final = {choice: f"TOPOLOGY_{choice.name}" for choice in Topology}
 _TOPOLOGIES_IN: Final = {job_pb2.Topology.Value(name): choice for choice, name in TOPOLOGIES.items()}
+VISIBLE_DEVICES: Final = {choice: f"VISIBLE_DEVICES_{choice.name}" for choice in VisibleDevices}
+_VISIBLE_DEVICES_IN: Final = {job_pb2.VisibleDevices.Value(name): choice for choice, name in VISIBLE_DEVICES.items()}
 DEPENDENCY_KINDS: Final = {kind: f"DEPENDENCY_KIND_{kind.name}" for kind in DependencyKind}
 _DEPENDENCY_KINDS_IN: Final = {job_pb2.DependencyKind.Value(name): kind for kind, name in DEPENDENCY_KINDS.items()}
 ENFORCEMENTS: Final = {level: f"ENFORCEMENT_{level.name if level else 'UNSPECIFIED'}" for level in Enforcement}
@@ -240,6 +243,7 @@ def raw_job(spec: job_pb2.JobSpec) -> RawJob:
         start_within_ms=duration_ms(spec.start_within, "start_within") if spec.HasField("start_within") else None,
         output_path=spec.output_path,
         error_path=spec.error_path,
+        visible_devices=_choice_in(spec.visible_devices, "visible_devices", _VISIBLE_DEVICES_IN),
     )
 
 
@@ -359,6 +363,7 @@ def job_spec(spec: JobSpec, view: JobView) -> job_pb2.JobSpec:
         array_max_running=spec.array_max_running,
         output_path="" if hidden else spec.output_path,
         error_path="" if hidden else spec.error_path,
+        visible_devices=VISIBLE_DEVICES[spec.visible_devices],
     )
     if spec.name:
         made.name = spec.name

@@ -211,6 +211,7 @@ def _start(order: StartOrder, term: int) -> agent_pb2.StartAttempt:
         max_run_ms=spec.max_run_ms,
         grace_ms=spec.grace_ms,
         on_disconnect=convert.ON_DISCONNECT[spec.on_disconnect],
+        visible_devices=convert.VISIBLE_DEVICES[spec.visible_devices],
         tier=held.tier,
         gang=_gang(order.gang),
         capacity_milli=order.capacity_milli,

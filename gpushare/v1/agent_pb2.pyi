@@ -228,7 +228,7 @@ class GpuReport(_message.Message):
     def __init__(self, conditions: _Optional[_Iterable[_Union[GpuCondition, _Mapping]]] = ..., samples: _Optional[_Mapping[str, _node_pb2.GpuSample]] = ..., attempt_use: _Optional[_Mapping[str, AttemptUse]] = ...) -> None: ...
 
 class StartAttempt(_message.Message):
-    __slots__ = ("attempt_id", "term", "job_id", "task_index", "task_count", "array_index", "number", "unix_user", "argv", "script", "env", "working_directory", "pty", "gpu_uuids", "whole", "gpu_milli", "gpu_memory_mib", "cpu_milli", "memory_mib", "max_run_ms", "grace_ms", "on_disconnect", "tier", "gang", "capacity_milli", "output_path", "error_path")
+    __slots__ = ("attempt_id", "term", "job_id", "task_index", "task_count", "array_index", "number", "unix_user", "argv", "script", "env", "working_directory", "pty", "gpu_uuids", "whole", "gpu_milli", "gpu_memory_mib", "cpu_milli", "memory_mib", "max_run_ms", "grace_ms", "on_disconnect", "tier", "gang", "capacity_milli", "output_path", "error_path", "visible_devices")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -263,6 +263,7 @@ class StartAttempt(_message.Message):
     CAPACITY_MILLI_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_PATH_FIELD_NUMBER: _ClassVar[int]
     ERROR_PATH_FIELD_NUMBER: _ClassVar[int]
+    VISIBLE_DEVICES_FIELD_NUMBER: _ClassVar[int]
     attempt_id: str
     term: int
     job_id: str
@@ -290,7 +291,8 @@ class StartAttempt(_message.Message):
     capacity_milli: int
     output_path: str
     error_path: str
-    def __init__(self, attempt_id: _Optional[str] = ..., term: _Optional[int] = ..., job_id: _Optional[str] = ..., task_index: _Optional[int] = ..., task_count: _Optional[int] = ..., array_index: _Optional[int] = ..., number: _Optional[int] = ..., unix_user: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., script: _Optional[bytes] = ..., env: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., pty: _Optional[bool] = ..., gpu_uuids: _Optional[_Iterable[str]] = ..., whole: _Optional[bool] = ..., gpu_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., max_run_ms: _Optional[int] = ..., grace_ms: _Optional[int] = ..., on_disconnect: _Optional[_Union[_job_pb2.OnDisconnect, str]] = ..., tier: _Optional[str] = ..., gang: _Optional[_Union[Gang, _Mapping]] = ..., capacity_milli: _Optional[int] = ..., output_path: _Optional[str] = ..., error_path: _Optional[str] = ...) -> None: ...
+    visible_devices: _job_pb2.VisibleDevices
+    def __init__(self, attempt_id: _Optional[str] = ..., term: _Optional[int] = ..., job_id: _Optional[str] = ..., task_index: _Optional[int] = ..., task_count: _Optional[int] = ..., array_index: _Optional[int] = ..., number: _Optional[int] = ..., unix_user: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., script: _Optional[bytes] = ..., env: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., pty: _Optional[bool] = ..., gpu_uuids: _Optional[_Iterable[str]] = ..., whole: _Optional[bool] = ..., gpu_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., max_run_ms: _Optional[int] = ..., grace_ms: _Optional[int] = ..., on_disconnect: _Optional[_Union[_job_pb2.OnDisconnect, str]] = ..., tier: _Optional[str] = ..., gang: _Optional[_Union[Gang, _Mapping]] = ..., capacity_milli: _Optional[int] = ..., output_path: _Optional[str] = ..., error_path: _Optional[str] = ..., visible_devices: _Optional[_Union[_job_pb2.VisibleDevices, str]] = ...) -> None: ...
 
 class Gang(_message.Message):
     __slots__ = ("master_addr", "master_port", "rank", "world_size", "local_rank", "local_world_size", "node_rank", "nodes")

@@ -39,6 +39,7 @@ def order(**fields: Any) -> StartOrder:
 
 def environment(wanted: StartOrder, **more: Any) -> dict[str, str]:
     settings: dict[str, Any] = {"node": "n1", "user": ANN, "card_total_mib": 81559, "fence_env": {}, "sim_dir": None}
+    settings["scratch"] = Path("/scratch/a")
     return job_environment(wanted, **{**settings, **more})
 
 

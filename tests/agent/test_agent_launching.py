@@ -10,11 +10,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from gpushare.core.model import VisibleDevices
 from gpushare.reasons import Reason
 from gpushare_agent.core import StartOrder
-from gpushare_agent.gpus.port import GpuInfo
+from gpushare_agent.gpus.port import DriverState, GpuInfo, GpuSnapshot
 from gpushare_agent.launching import FenceFailed, Launching, LaunchSettings, other_cards
 from gpushare_agent.launchspec import LaunchRefused, LaunchSpec, UnixUser
 from gpushare_agent.sharing.port import Enforcement, Fenced, FenceRefused, SliceSpec, Tier
@@ -122,6 +124,19 @@ class Executor:
         return Path("/private") / attempt_id
 
 
+class Scratch:
+    """Notes what it was asked to make."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, UnixUser]] = []
+
+    def make(self, attempt_id: str, user: UnixUser) -> None:
+        self.made.append((attempt_id, user))
+
+    def path(self, attempt_id: str) -> Path:
+        return Path("/scratch") / attempt_id
+
+
 class Fence:
     """Answers with what stands in `answer`."""
 
@@ -147,17 +162,26 @@ class Node:
         self.stop: Reason | None = None
         values: dict[str, Any] = {"node": "n1", "single_user": False, "log_cap_bytes": 9, "simulated": True}
         info = GpuInfo(uuid="GPU-a", index=0, minor=0, model="M", total_mib=80_000, reserved_mib=0, simulated=True)
+        other = GpuInfo(uuid="GPU-b", index=1, minor=1, model="M", total_mib=80_000, reserved_mib=0, simulated=True)
+        self.scratch = Scratch()
+        self.snapshot = GpuSnapshot(state=DriverState.OK, infos=(other, msgspec.structs.replace(info, index=0)))
+        node = self
 
-        async def obstacle(_: SliceSpec) -> tuple[Reason, str] | None:
-            return self.found
+        class Cards:
+            async def obstacle(self, spec: SliceSpec) -> tuple[Reason, str] | None:
+                return node.found
+
+            async def look(self) -> GpuSnapshot:
+                return node.snapshot
 
         self.launching = Launching(
             LaunchSettings(**{**values, "filters_devices": False, **settings}),
             self.executor,  # type: ignore[arg-type]
             self.fence,  # type: ignore[arg-type]
             UserLookup(self.users),
+            self.scratch,  # type: ignore[arg-type]
             {"GPU-a": info}.get,
-            obstacle,
+            Cards(),
         )
 
     async def launch(self, wanted: StartOrder) -> None:
@@ -177,6 +201,8 @@ class TestLaunch:
         assert spec.env["CUDA_MPS_X"] == "1"
         assert spec.env["GPUSHARE_SIM_DIR"] == "/private/v.1.0.1"
         assert spec.private_dir
+        assert spec.env["GPUSHARE_SCRATCH"] == "/scratch/v.1.0.1"
+        assert node.scratch.made == [("v.1.0.1", ANN)]
         assert node.fence.asked[0].demanded is Enforcement.SOFT
 
     def test_the_fence_is_read_back_once_the_intent_is_durable(self) -> None:
@@ -248,6 +274,33 @@ class TestLaunch:
         asyncio.run(node.launch(order(script=b"#!/bin/sh\n", argv=("a", "b"))))
         (spec,) = node.executor.launched
         assert (spec.script, spec.argv[1:]) == (b"#!/bin/sh\n", ("a", "b"))
+
+
+class TestByIndex:
+    def test_the_indexes_of_the_driver_stand_in_place_of_the_uuids(self) -> None:
+        node = Node()
+        asyncio.run(node.launch(order(visible_devices=VisibleDevices.INDEX)))
+        assert node.executor.launched[0].env["CUDA_VISIBLE_DEVICES"] == "0"
+
+    def test_cards_that_are_counted_anew_between_fence_and_launch_refuse_it(self) -> None:
+        node = Node()
+
+        def swap() -> None:
+            turned = tuple(msgspec.structs.replace(info, index=1 - info.index) for info in node.snapshot.infos)
+            node.snapshot = msgspec.structs.replace(node.snapshot, infos=turned)
+
+        node.executor.after_intent = swap
+        err = refused(node.launch(order(visible_devices=VisibleDevices.INDEX)))
+        assert (err.reason, isinstance(err, FenceFailed)) == (Reason.FENCE_FAILED, True)
+        assert node.executor.launched == []
+
+    def test_a_driver_that_does_not_answer_refuses_it_and_says_so(self) -> None:
+        node = Node()
+        node.snapshot = GpuSnapshot(state=DriverState.HUNG, detail="no answer for 5 s")
+        err = refused(node.launch(order(visible_devices=VisibleDevices.INDEX)))
+        assert err.reason is Reason.FENCE_FAILED
+        assert "no answer for 5 s" in err.detail
+        assert node.executor.launched == []
 
 
 class TestDevices:

@@ -17,6 +17,7 @@ from gpushare_agent.core import Holding
 from gpushare_agent.identity import StateDirectory
 from gpushare_agent.inventory import HostSize
 from gpushare_agent.launchspec import AttemptStatus
+from gpushare_agent.scratch import ScratchSpace
 from gpushare_agent.sharing.port import Termination
 
 JOB, CARD = "v.1.0.1", "GPU-a"
@@ -69,7 +70,9 @@ def status(state: str, **fields: Any) -> AttemptStatus:
 async def running(root: Path, fence: Fence, tier: str = "mps-v2", grace_ms: int = 0) -> Agent:
     state = StateDirectory.open(root)
     facts = NodeFacts(state.begin(), "b", HostSize(1000, 1000), {})
-    found = Agent(facts, state, Executor(), fence, Log())  # type: ignore[arg-type]
+    scratch = ScratchSpace(root / "scratch", lambda path: None)
+    scratch.open()
+    found = Agent(facts, state, Executor(), fence, scratch, Log())  # type: ignore[arg-type]
     held = Holding(attempt_id=JOB, tier=tier, gpu_uuids=(CARD,), gpu_milli=250, grace_ms=grace_ms)
     found._book.write(held)
     await found.recover()

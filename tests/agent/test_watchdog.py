@@ -68,8 +68,41 @@ def test_a_job_over_its_memory_is_named_with_both_figures_at_the_second_look() -
     assert verdicts(found) == [[], [("a", Reason.MEMORY_LIMIT)]]
     (verdict,) = found[1].verdicts
     assert (verdict.used_mib, verdict.pids) == (1001, (7, 8))
+    assert "--gpu-memory" in verdict.detail
     assert "1001 MiB" in verdict.detail
     assert "1000 MiB" in verdict.detail
+
+
+def near(findings: list[Findings]) -> list[list[tuple[str, int, int]]]:
+    return [[(one.attempt_id, one.used_mib, one.limit_mib) for one in look.near_limit] for look in findings]
+
+
+def test_a_job_is_told_once_when_it_has_taken_nearly_all_of_its_slice() -> None:
+    looked = [look(card(process(7, mib)), at_s=n) for n, mib in enumerate((949, 950, 990, 860, 1000), 1)]
+    found = looks(looked, {7: "a"}, share("a"))
+    assert near(found) == [[], [("a", 950, 1000)], [], [], []]
+    said = found[1].near_limit[0].sentence()
+    assert "950 of the 1000 MiB" in said
+    assert "95 %" in said
+    assert "--gpu-memory" in said
+
+
+def test_it_is_told_again_once_it_had_given_much_of_it_back() -> None:
+    looked = [look(card(process(7, mib)), at_s=n) for n, mib in enumerate((960, 849, 960, 960), 1)]
+    assert near(looks(looked, {7: "a"}, share("a"))) == [[("a", 960, 1000)], [], [("a", 960, 1000)], []]
+
+
+def test_only_shares_have_a_limit_to_be_near_to_and_each_job_has_its_own() -> None:
+    full = card(process(7, 500), process(8, 470), process(9, 10))
+    found = looks([look(full)], {7: "a", 8: "a", 9: "b"}, share("a") | share("b"))
+    assert near(found) == [[("a", 970, 1000)]]
+    assert near(looks([look(card(process(7, 80_000)))], {7: "a"}, whole("a", CARD))) == [[]]
+
+
+def test_a_look_that_reads_nothing_does_not_make_it_tell_again() -> None:
+    high = card(process(7, 960))
+    looked = [look(high, at_s=1), look(state=DriverState.HUNG, at_s=2), look(high, at_s=3)]
+    assert near(looks(looked, {7: "a"}, share("a"))) == [[("a", 960, 1000)], [], []]
 
 
 def test_exactly_the_limit_is_within_it() -> None:

@@ -204,9 +204,16 @@ class LiveCluster:
         self.client = AsyncClient(ConnectionSettings(known.server, token, known.ca_pem, TENANT, USER))
 
     async def add_agent(
-        self, node: str, simulate: str = "", *, environ: Mapping[str, str] | None = None, **settings: object
+        self,
+        node: str,
+        simulate: str = "",
+        *,
+        environ: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        **settings: object,
     ) -> Daemon:
-        """Enrols and starts one agent; `simulate` "" looks for real cards, or for those that `environ` leads to."""
+        """Enrols and starts one agent; `simulate` "" looks for real cards, or for those that `environ` leads to.
+        `prefix` is a command that starts it."""
         home = self.node_home(node)
         home.mkdir(mode=0o711)
         join = (await self.admin.create_join_token(node)).join
@@ -225,7 +232,7 @@ class LiveCluster:
                 **settings,
             },
         )
-        agent = Daemon(node, "gpushare_agent.main", config, clean_environment(environ))
+        agent = Daemon(node, "gpushare_agent.main", config, clean_environment(environ), prefix)
         self.agents[node] = agent
         agent.start()
         return agent

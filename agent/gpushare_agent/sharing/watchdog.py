@@ -17,6 +17,10 @@ from gpushare.reasons import Reason
 from gpushare_agent.gpus.port import DriverState, GpuProcess, GpuSample, GpuSnapshot
 from gpushare_agent.sharing.port import SliceSpec, Tier
 
+# Of a slice's memory: a job is told at the one, and told again only once it was below the other in between.
+WARN_PERCENT = 95
+CALM_PERCENT = 85
+
 
 class WatchSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How patient the watchdog is.
@@ -55,6 +59,22 @@ class Stranger(msgspec.Struct, frozen=True, kw_only=True):
     memory_mib: int | None
 
 
+class NearLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """The attempt has taken nearly all the memory of its slice; said once, until it has given much of it back."""
+
+    attempt_id: str
+    used_mib: int
+    limit_mib: int
+
+    def sentence(self) -> str:
+        """For the job's own log."""
+        percent = 100 * self.used_mib // self.limit_mib
+        return (
+            f"GPU memory: {self.used_mib} of the {self.limit_mib} MiB of this job's slice are in use ({percent} %); a "
+            "job that takes more is ended. Ask for more with --gpu-memory, or use less."
+        )
+
+
 class CardUse(msgspec.Struct, frozen=True, kw_only=True):
     """Who holds a card. `stranger_mib` is what the strangers take from its capacity; 0 without strangers."""
 
@@ -81,19 +101,21 @@ class JobUse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WatchState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the watchdog remembers between looks: how often in a row each suspicion was confirmed.
-
-    Keys are `attempt|suspicion`.
+    """What the watchdog remembers between looks: how often in a row each suspicion was confirmed (keys are
+    `attempt|suspicion`), and who was told what.
     """
 
     counted_at_ns: int = 0
     counts: dict[str, int] = {}
+    # Attempts that were told to be near their limit.
+    near: frozenset[str] = frozenset()
 
 
 class Findings(msgspec.Struct, frozen=True, kw_only=True):
     """All that one look says. `cards` and `jobs` have an entry for each card read and each attempt held."""
 
     verdicts: tuple[Verdict, ...] = ()
+    near_limit: tuple[NearLimit, ...] = ()
     cards: tuple[CardUse, ...] = ()
     jobs: tuple[JobUse, ...] = ()
 
@@ -120,12 +142,17 @@ def watch(
         *_left_mps(readable, attempt_of_pid, held),
         *_off_their_cards(readable, attempt_of_pid, held),
     ]
+    near = _near_limit(held, readable, attempt_of_pid)
+    told = tuple(one for one in near if one.attempt_id not in state.near and _percent(one) >= WARN_PERCENT)
+    still = {one.attempt_id for one in near if one.attempt_id in state.near}
+    state = msgspec.structs.replace(state, near=frozenset(still | {one.attempt_id for one in told}))
     state = _counted(state, snapshot.taken_boot_ns, [key for key, _, _ in suspicions], settings)
     verdicts = [
         verdict for key, verdict, at_once in suspicions if at_once or state.counts.get(key, 0) >= settings.looks
     ]
     return state, Findings(
         verdicts=tuple(verdicts),
+        near_limit=told,
         cards=tuple(card_use(sample, attempt_of_pid, own_pids, settings) for sample in readable),
         jobs=tuple(jobs.values()),
     )
@@ -172,6 +199,26 @@ def launch_obstacle(spec: SliceSpec, snapshot: GpuSnapshot, uses: Mapping[str, C
     return ""
 
 
+def _percent(one: NearLimit) -> int:
+    return 100 * one.used_mib // one.limit_mib
+
+
+def _near_limit(
+    held: Mapping[str, Held], samples: list[GpuSample], attempt_of_pid: Mapping[int, str]
+) -> list[NearLimit]:
+    """Shares that hold so much of theirs that they are, or stay, told of it."""
+    found = []
+    for name, one in held.items():
+        if one.spec.whole or not one.spec.gpu_memory_mib:
+            continue
+        here = [sample for sample in samples if sample.uuid in one.spec.gpu_uuids]
+        used_mib = _use(name, one.spec, here, attempt_of_pid).used_mib
+        near = NearLimit(attempt_id=name, used_mib=used_mib, limit_mib=one.spec.gpu_memory_mib)
+        if _percent(near) >= CALM_PERCENT:
+            found.append(near)
+    return found
+
+
 Suspicion = tuple[str, Verdict, bool]
 
 
@@ -202,7 +249,10 @@ def _over_memory(
             verdict = Verdict(
                 attempt_id=name,
                 reason=Reason.MEMORY_LIMIT,
-                detail=f"the job held {used_mib} MiB of {sample.uuid}, its limit is {limit_mib} MiB",
+                detail=(
+                    f"the job held {used_mib} MiB of {sample.uuid} and its slice has {limit_mib} MiB; ask for more "
+                    "with --gpu-memory, or have the program use less"
+                ),
                 used_mib=used_mib,
                 pids=uses[name].pids,
             )
@@ -258,4 +308,5 @@ def _counted(state: WatchState, now_ns: int, keys: list[str], settings: WatchSet
     """
     if state.counted_at_ns and now_ns - state.counted_at_ns < settings.min_gap_ms * 1_000_000:
         return state
-    return WatchState(counted_at_ns=now_ns, counts={key: state.counts.get(key, 0) + 1 for key in keys})
+    counts = {key: state.counts.get(key, 0) + 1 for key in keys}
+    return msgspec.structs.replace(state, counted_at_ns=now_ns, counts=counts)
