@@ -58,6 +58,8 @@ User={user}
 ExecStart={program} --config {SCHEDULER_CONFIG}
 Restart=always
 RestartSec=1
+# A long journal takes its time.
+TimeoutStartSec=600
 TimeoutStopSec=30
 LimitNOFILE=65536:524288
 

@@ -27,9 +27,6 @@ pytestmark = [
 NODE = "n1"
 OFFLINE = ("--no-index", "--no-deps")
 SCRIPT = Path(__file__).parents[2] / "deploy" / "install.sh"
-BROKEN = {
-    "gpushare_agent/daemon.py": ("await agent.recover()", 'raise OSError("made not to start")'),
-}
 
 
 class Host:
@@ -73,6 +70,7 @@ class Host:
         return (*arguments[:at], "--root", self.root, *arguments[at:])
 
     async def upgrade(self, wheel: Path, code: int = 0) -> str:
+        """`gpushare host upgrade`, without network."""
         return await self.gpushare("host", "upgrade", wheel, "--", *OFFLINE, code=code)
 
     async def systemctl(self, *arguments: str) -> str:
@@ -118,17 +116,15 @@ def test_jobs_do_not_notice_restart_upgrade_rollback_and_replaced_files(tmp_path
         async with a_host(tmp_path / "c") as host:
             host.environ["PYTHONPATH"] = str(wheels.dependencies(tmp_path / "deps"))
             one, two = (wheels.make_wheel(tmp_path, version) for version in ("1.0.0", "2.0.0"))
-            broken = wheels.make_wheel(tmp_path, "3.0.0", BROKEN)
-
-            # From a bare host to an agent: two commands and the join line.
-            await host.do("sh", SCRIPT, one, *OFFLINE)
+            mine = Path(sys.executable).parent / "gpushare"
+            await host.do(mine, "host", "upgrade", one, "--root", host.root, "--", *OFFLINE)
             program = below(host.root, places.CURRENT) / "bin/gpushare-agent"
             await host.do(program, "install", "--root", host.root, "--join", "-", "--now", told=await host.join_line())
             node = await host.runs("1.0.0")
             assert list(node.warnings) == []
 
             gate = host.cluster.home / "gate"
-            specs = [host.cluster.shell(hold(gate, f"exit {code}"), gpu_milli=250) for code in range(8)]
+            specs = [host.cluster.shell(hold(gate, f"exit {code}"), gpus="0.25") for code in range(8)]
             names = await host.cluster.submit(*specs)
             begun = {job.name: job.tasks[0] for job in await host.cluster.running(names)}
             lives = {attempt: life.pid for attempt, life in host.cluster.witness.lives().items()}
@@ -146,12 +142,16 @@ def test_jobs_do_not_notice_restart_upgrade_rollback_and_replaced_files(tmp_path
             # Pinned to its own version: what a later switch of the link puts in its place is nothing to it.
             assert b"/versions/2.0.0/" in Path(f"/proc/{host.unit.pid}/cmdline").read_bytes()
 
-            said = await host.upgrade(broken, code=1)
+            (daemon,) = below(host.root, places.INSTALL_DIR).glob("versions/1.0.0/lib/*/*/gpushare_agent/daemon.py")
+            whole = daemon.read_text()
+            daemon.write_text(whole.replace("await agent.recover()", 'raise OSError("made not to start")'))
+            said = await host.gpushare("host", "rollback", code=1)
             assert "error: UPGRADE_FAILED: gpushare-agent.service did not come up" in said
             assert "2.0.0 is back" in said
             assert "made not to start" in host.log()
             await host.runs("2.0.0")
 
+            daemon.write_text(whole)
             await host.gpushare("host", "rollback")
             await host.runs("1.0.0")
             listed = [line.split()[:2] for line in (await host.gpushare("host", "versions")).splitlines()[1:]]
@@ -171,8 +171,8 @@ def test_jobs_do_not_notice_restart_upgrade_rollback_and_replaced_files(tmp_path
 
             # What a version does not accept is found before it runs.
             below(host.root, places.AGENT_CONFIG).write_text("no_such_key = 1\n")
-            said = await host.gpushare("host", "rollback", "3.0.0", code=1)
-            assert "version 3.0.0 does not run on this host" in said
+            said = await host.upgrade(one, code=1)
+            assert "version 1.0.0 does not run on this host" in said
             assert "no_such_key" in said
             assert (await host.runs("2.0.0")).ready
 
@@ -210,3 +210,24 @@ def test_a_unit_that_would_harm_jobs_is_warned_of(tmp_path: Path, lines: dict[st
                 assert words in host.log()
 
     run(scene)
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(600)
+def test_a_bare_host_gets_its_first_version_by_one_command(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    environ = clean_environment(
+        {
+            "PYTHON": sys.executable,
+            "PYTHONPATH": str(wheels.dependencies(tmp_path / "deps")),
+            "GPUSHARE_ROOT": str(root),
+        }
+    )
+    command = ["sh", str(SCRIPT), str(wheels.make_wheel(tmp_path, "1.0.0")), *OFFLINE]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert os.readlink(root / "usr/local/bin/gpushare") == "/opt/gpushare/current/bin/gpushare"
+    program = below(root, places.CURRENT) / "bin/gpushare"
+    assert subprocess.check_output([program, "--version"], env=environ, text=True) == "gpushare 1.0.0\n"
+    refused = subprocess.run(["sh", str(SCRIPT)], env=environ, capture_output=True, text=True, timeout=60)
+    assert (refused.returncode, refused.stderr[:6]) == (2, "usage:")
