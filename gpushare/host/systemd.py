@@ -78,7 +78,7 @@ class Systemd:
             files += sorted((place / f"{unit}.d").glob("*.conf"))
         values = {"KillMode": "control-group", "Delegate": "no"}
         for file in files:
-            values.update(_service_section(file))
+            values.update({key: value for key, value in _service_section(file).items() if value.isprintable()})
         delegate = values["Delegate"].lower() not in ("no", "false", "0", "off", "")
         return UnitSettings(unit, values["KillMode"], delegate)
 

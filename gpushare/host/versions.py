@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gpushare.errors import FailedPreconditionError, GpushareError, invalid_field
+from gpushare.errors import FailedPreconditionError, GpushareError, PermissionDeniedError, invalid_field
 from gpushare.host.places import INSTALL_DIR, UNITS, below
 from gpushare.host.systemd import Systemd
 from gpushare.reasons import Reason
@@ -97,7 +97,7 @@ class Versions:
                 shutil.rmtree(installed.path, ignore_errors=True)
                 raise
             self._run(installed, restart)
-            self._prune()
+            self.prune()
 
     def rollback(self, name: str, restart: bool) -> None:
         """Run the version before this one, or the one of that name."""
@@ -117,6 +117,10 @@ class Versions:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """One change at a time, and every user of the host may run what it makes."""
+        if self._root == Path("/") and os.geteuid() != 0:
+            raise PermissionDeniedError(
+                Reason.PERMISSION_DENIED, "Only root changes the version of this host.", what_to_do="Use sudo."
+            )
         os.umask(0o022)
         (self._base / "versions").mkdir(mode=0o755, parents=True, exist_ok=True)
         with (self._base / "lock").open("w") as lock:
@@ -210,7 +214,7 @@ class Versions:
         beside.symlink_to(f"versions/{name}")
         os.replace(beside, self._base / link)
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
         """The last few stay, and those that something runs from or goes back to."""
         keep = {self.current(), self.previous()}
         for installed in self.all()[:-KEPT]:

@@ -100,7 +100,8 @@ async def a_host(home: Path) -> AsyncIterator[Host]:
         try:
             yield host
             await cluster.end_jobs()
-            await host.systemctl("stop", places.AGENT_UNIT)
+            if host.unit.pid:
+                await host.systemctl("stop", places.AGENT_UNIT)
         except BaseException:
             print(host.log()[-4000:])
             raise
@@ -208,6 +209,12 @@ def test_a_unit_that_would_harm_jobs_is_warned_of(tmp_path: Path, lines: dict[st
             for warning, words in zip(warnings, sentences, strict=True):
                 assert words in warning
                 assert words in host.log()
+
+            said = await host.do(agent, "uninstall", "--root", host.root)
+            assert "its jobs run on" in said
+            assert not host.unit.pid
+            assert not host.unit.file.exists()
+            assert below(host.root, places.AGENT_CONFIG).exists()
 
     run(scene)
 
