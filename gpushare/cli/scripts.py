@@ -27,6 +27,8 @@ _PAIRS = frozenset({"env", "label", "node-label"})
 _OPTION_OF_FIELD = {"working_directory": "chdir"}
 _SHOWN_VALUE_CHARS = 60
 
+_NOTHING = Setting(0, "", "", "")
+
 _SLURMS_OWN = re.compile(rb"\b(?:SLURM_[A-Z_]+|srun)\b")
 _IN_ITS_PLACE = {
     "SLURM_ARRAY_TASK_ID": "write GPUSHARE_ARRAY_INDEX",
@@ -138,10 +140,14 @@ def _held(typed: Mapping[str, Any], settings: Sequence[Setting], slurm: Sequence
                 held[setting.option, key or setting.value] = setting
         elif not is_typed:
             held[setting.option, ""] = setting
-    gpus = typed["gpus"] or getattr(held.get(("gpus", "")), "value", None)
+    by_memory = typed["gpu_memory"] or ("gpu-memory", "") in held
+    if by_memory and held.get(("gpus", ""), _NOTHING).source.startswith(SBATCH):
+        # Whole cards exclude a share by its memory, and that is the winner's word.
+        del held["gpus", ""]
+    gpus = typed["gpus"] or held.get(("gpus", ""), _NOTHING).value
     if gpus == "0" or typed["model"] or ("model", "") in held:
         held.pop((GPU_TYPE, ""), None)
-    if slurm and not (gpus or typed["gpu_memory"] or ("gpu-memory", "") in held):
+    if slurm and not (gpus or by_memory):
         # There, who names no GPU gets none; here it would be the tenant's default request.
         held["gpus", ""] = Setting(slurm[0].line, SBATCH, "gpus", "0")
     return list(held.values())

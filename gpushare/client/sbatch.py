@@ -20,7 +20,7 @@ _Value = TypeVar("_Value")
 GPU_TYPE = "gpu-type"
 
 # What is the same whatever else the script asks for.
-_TAKEN: dict[str, Callable[[str], Pairs]] = {
+_ALONE: dict[str, Callable[[str], Pairs]] = {
     "job-name": values.job_name,
     "time": values.time,
     "array": values.array,
@@ -31,9 +31,11 @@ _TAKEN: dict[str, Callable[[str], Pairs]] = {
     "export": values.export,
 }
 # What means something only together.
-_SHAPE = frozenset(
-    ("nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "mem", "mem-per-cpu", "gpus", "gres", "gpus-per-node")
-) | {"gpus-per-task"}
+_SHAPE = frozenset({
+    "nodes", "ntasks", "ntasks-per-node", "cpus-per-task", "mem", "mem-per-cpu", "gpus", "gres", "gpus-per-node",
+    "gpus-per-task",
+})  # fmt: skip
+TAKEN = frozenset(_ALONE) | _SHAPE
 
 _LABEL = "write #GPUSHARE --node-label K=V to choose nodes"
 _MAIL = "gpushare sends no mail; `gpushare wait JOB` returns when a job has ended"
@@ -102,8 +104,8 @@ def settings_of(directives: Iterable[Directive]) -> list[Setting]:
             given[each.option] = each
     settings: list[Setting] = []
     for each in given.values():
-        if each.option in _TAKEN:
-            pairs = _value(each, _TAKEN[each.option])
+        if each.option in _ALONE:
+            pairs = _value(each, _ALONE[each.option])
             settings += [each.setting(option, value) for option, value in pairs]
     return [*settings, *_shape(given)]
 
@@ -114,7 +116,7 @@ def _options(directive: Directive) -> Iterator[_Given]:
         name, value = _split(directive.line, word)
         if name in _INSTEAD:
             raise DirectiveError(directive.line, f"{SBATCH} --{name}: {_INSTEAD[name]}")
-        if name not in _TAKEN and name not in _SHAPE:
+        if name not in TAKEN:
             raise DirectiveError(directive.line, f"{SBATCH} {word.partition('=')[0]}: {_UNKNOWN}")
         if value is None:
             value = next(words, "")

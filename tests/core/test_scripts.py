@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpushare.client.directives import Directive, DirectiveError, directives_of
-from gpushare.client.sbatch import settings_of
+from gpushare.client.sbatch import TAKEN, settings_of
 from gpushare.client.slurmvalues import SlurmValueError, array
 from gpushare.v1 import job_pb2 as j
 
@@ -112,6 +112,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "#GPUSHARE --gpus 1 --priority 5": {"gpus": 1, "priority": 5},
     # one source wins over the other, whichever comes first
     "#GPUSHARE --gpus 0.5\n#SBATCH --gres=gpu:4 -t 10": {"gpu_milli": 500, "time_s": 600},
+    "#SBATCH --gres=gpu:h100:1\n#GPUSHARE --gpu-memory 12G": {"gpu_memory_mib": 12288, "gpu_model": "H100-80GB"},
     "#SBATCH --gres=gpu:h100:4\n#GPUSHARE --model L4": {"gpus": 4, "gpu_model": "L4"},
     "#SBATCH --export=ALL,A=1\n#GPUSHARE --env A=2 --env B=3": {"gpus": 0, "env": {"A": "2", "B": "3"}},
     # what only looks like a directive
@@ -298,6 +299,13 @@ def test_run_takes_them_too_and_fails_with_its_own_code(gpushare: Cli, cluster: 
     script.write_text("#!/bin/sh\n#GPUSHARE --gpus 0.5 --output x\n")
     done = gpushare("run", "--pty", str(script))
     assert (done.code, "line 2: #GPUSHARE --output: 'x': is a file" in done.err) == (125, True), done
+
+
+def test_the_documents_name_every_option_that_is_taken() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scripts.md").read_text()
+    named = page.partition("## What is refused")[0]
+    for option in TAKEN:
+        assert f"--{option}" in named, option
 
 
 # -- whatever a file holds
