@@ -112,6 +112,9 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     power_command_timeout_s: Annotated[int, Meta(ge=1, le=3600)] = 60
     # A node that is not back so long after it was asked to wake has failed to.
     power_wake_timeout_s: Annotated[int, Meta(ge=1, le=DAY_S)] = 600
+    # What people see of other tenants' jobs: "cluster": who runs how much, where and until when, never what; "tenant":
+    # nothing. A tenant that is set isolated is left out of it.
+    visibility: Literal["cluster", "tenant"] = "cluster"
     # A snapshot is taken after this many events.
     snapshot_every_events: Annotated[int, Meta(ge=1)] = 20_000
     # Attempts lost to the machine are repeated this often, free of the job's own retries, with growing pauses.

@@ -34,6 +34,7 @@ _TASK_COLUMNS = (
 @click.command()
 @click.option("-a", "--all", "show_ended", is_flag=True, help="Ended jobs, too.")
 @click.option("--user", default="", metavar="U", help="Jobs of this user.")
+@click.option("-A", "--all-tenants", is_flag=True, help="Jobs of all tenants: of others, who holds what until when.")
 @tenant_option
 @click.option(
     "--state",
@@ -42,19 +43,32 @@ _TASK_COLUMNS = (
 )
 @output_option
 @with_client
-async def jobs(client: AsyncClient, show_ended: bool, user: str, tenant: str, state: str | None, output: str) -> None:
-    """List the jobs that you may see, newest first; -o wide has a line for each task and card."""
+async def jobs(
+    client: AsyncClient,
+    show_ended: bool,
+    user: str,
+    all_tenants: bool,
+    tenant: str,
+    state: str | None,
+    output: str,
+) -> None:
+    """List your tenant's jobs (as admin or operator everybody's), newest first; -o wide has a line for each task and
+    card."""
     from gpushare.cli.output import print_json_list
     from gpushare.cli.table import print_table
     from gpushare.client.aio import ALL_TENANTS
 
+    if all_tenants and tenant not in ("", "-"):
+        raise click.UsageError("-A is for all tenants, --tenant for one")
+    is_wide = all_tenants or bool(tenant)
+    asked = f"tenants/{tenant}" if tenant else ALL_TENANTS
     listing = client.list_jobs(
-        parent=f"tenants/{tenant}" if tenant else ALL_TENANTS,
+        parent=asked if is_wide else await _within_reach(client),
         user=user,
         show_ended=show_ended or state in _ENDED,
         state=f"JOB_STATE_{state or 'UNSPECIFIED'}",
     )
-    found = [job async for job in listing]
+    found = [job async for job in listing if is_wide or not job.foreign]
     own_tenant = client.settings.tenant
     if output == JSON:
         print_json_list("jobs", found)
@@ -62,6 +76,14 @@ async def jobs(client: AsyncClient, show_ended: bool, user: str, tenant: str, st
         print_table(_WIDE_COLUMNS, [row for job in found for row in _wide_rows(job, own_tenant)])
     else:
         print_table(_COLUMNS, [_row(job, own_tenant) for job in found])
+
+
+async def _within_reach(client: AsyncClient) -> str:
+    """Where to look for the jobs that the caller has to do with, which may be fewer than they see."""
+    from gpushare.client.aio import ALL_TENANTS
+
+    who = await client.who_am_i()
+    return f"tenants/{who.tenant}" if who.role in ("user", "viewer") else ALL_TENANTS
 
 
 @click.command()

@@ -23,7 +23,7 @@ _NODE_WIDE_COLUMNS = (
 )  # fmt: skip
 _GPU_COLUMNS = ("NODE", "#", "GPU", "MODEL", "STATE", "MILLI", "MIB", "TIERS", "JOBS", "STRANGERS", "REASON")
 _GPU_WIDE_COLUMNS = (
-    *_GPU_COLUMNS, "USED", "SM", "POWER", "TEMP", "NOT OFFERED", "SIMULATED", "DETAIL",
+    *_GPU_COLUMNS, "HELD BY", "USED", "SM", "POWER", "TEMP", "NOT OFFERED", "SIMULATED", "DETAIL",
 )  # fmt: skip
 
 
@@ -280,7 +280,10 @@ def _stranger(found: Stranger) -> str:
 def _gpu_wide_cells(gpu: Gpu) -> tuple[object, ...]:
     sample = gpu.sample
     absent = "; ".join(f"{offer.tier}: {offer.absent_because}" for offer in gpu.tiers if offer.absent_because)
+    # "vision.42.0.1" is a try of job vision/42.
+    jobs = dict.fromkeys("/".join(attempt.split(".")[:2]) for attempt in gpu.attempt_ids)
     return (
+        " ".join(jobs),
         f"{sample.used_mib}MiB" if gpu.HasField("sample") else "",
         f"{sample.sm_percent}%" if sample.HasField("sm_percent") else "",
         f"{sample.power_mw / 1000:.0f}W" if sample.HasField("power_mw") else "",

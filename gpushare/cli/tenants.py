@@ -51,6 +51,9 @@ _SETTINGS_OPTIONS = (
     click.option("--max-priority", metavar="N", help="The highest priority that its users may ask for."),
     click.option("--default-gpus", metavar="N", help="What a job gets that names no cards, e.g. 0.25."),
     click.option("--default-gpu-memory", metavar="SIZE", help="The memory of that share."),
+    click.option(
+        "--isolated", type=click.Choice(["on", "off"]), help="on: nobody outside sees its jobs, and it sees nobody's."
+    ),
     click.option("--display-name", metavar="TEXT", help="A name for people."),
     click.option(
         "--unix-group",
@@ -246,6 +249,8 @@ def _caps_text(each: Tenant) -> str:
         caps.append(f"{each.max_running_per_user} jobs a user")
     if each.HasField("cpu_limit_milli"):
         caps.append(f"{o.cpus_text(each.allocated_cpu_milli)}/{o.cpus_text(each.cpu_limit_milli)} CPUs")
+    if each.isolated:
+        caps.append("isolated")
     if each.HasField("memory_limit_mib"):
         limit = o.memory_text(each.memory_limit_mib) or "0"
         caps.append(f"{o.memory_text(each.allocated_memory_mib) or '0'}/{limit} of memory")

@@ -66,6 +66,8 @@ def _add_others(settings: TenantSettings, options: Mapping[str, Any]) -> None:
         settings.unset.append("min_run")
     elif min_run is not None:
         settings.min_run.FromMilliseconds(parse_duration_ms(min_run, "min_run", minimum=0))
+    if options.get("isolated") is not None:
+        settings.isolated = options["isolated"] == "on"
     if options.get("display_name") is not None:
         settings.display_name = options["display_name"]
     if options.get("default_gpus") is not None or options.get("default_gpu_memory") is not None:

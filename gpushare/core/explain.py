@@ -28,7 +28,7 @@ from gpushare.core.placement.filters import Refusals, gang_refusals
 from gpushare.core.placement.place import place_gang
 from gpushare.core.promises import CapacityHold
 from gpushare.core.quota import QuotaTree
-from gpushare.core.sentences import Wait, backoff, capped_branch, sentence, told_reason, wait_of
+from gpushare.core.sentences import Sees, Wait, backoff, capped_branch, sentence, told_reason, wait_of
 from gpushare.core.state import WAITING_STATES, ClusterState
 from gpushare.core.tenant_tree import is_below
 from gpushare.core.waiting import line_key
@@ -109,11 +109,16 @@ _BEFORE_ROOM = frozenset({"cap", "dependency"})
 
 
 def explain(
-    state: ClusterState, job: Job, now_ms: int, settings: CoreSettings, brain: Brain | None = None
+    state: ClusterState,
+    job: Job,
+    now_ms: int,
+    settings: CoreSettings,
+    brain: Brain | None = None,
+    sees: Sees | None = None,
 ) -> Explanation:
     """Everything there is to say of `job` now. `brain`: the scheduler's, so that the copy decides as it does. Neither
-    it nor `state` is changed."""
-    return Question(state, job, now_ms, settings, brain).answer()
+    it nor `state` is changed. In sentences no other tenant is named without `sees`; the keys are all there."""
+    return Question(state, job, now_ms, settings, brain, sees).answer()
 
 
 class Question:
@@ -121,9 +126,18 @@ class Question:
     so that another thread may do it while the state goes on."""
 
     def __init__(
-        self, state: ClusterState, job: Job, now_ms: int, settings: CoreSettings, brain: Brain | None = None
+        self,
+        state: ClusterState,
+        job: Job,
+        now_ms: int,
+        settings: CoreSettings,
+        brain: Brain | None = None,
+        sees: Sees | None = None,
     ) -> None:
         self._told = Explanation(job=job.key, state=job.state)
+        # Judged now: tenants may change while the answer is thought through.
+        seen = frozenset(name for name in (*state.tenants, "") if sees is not None and sees(name))
+        self._sees: Sees | None = None if sees is None else seen.__contains__
         self._world: World | None = None
         if job.state in WAITING_STATES:
             self._world = World(state, now_ms, settings, brain, asked_for=job)
@@ -133,9 +147,9 @@ class Question:
         world = self._world
         if world is None:
             return self._told
-        told = _told_now(world, world.state.jobs[self._told.job])
+        told = _told_now(world, world.state.jobs[self._told.job], self._sees)
         # Last, since it moves the world on.
-        found = expected_start(world, told.job)
+        found = expected_start(world, told.job, sees=self._sees)
         # Others make way for it alone: nobody goes first.
         ahead, ahead_count = ((), 0) if told.stage == "preemption" else self._ahead
         return msgspec.structs.replace(
@@ -147,7 +161,7 @@ class Question:
         )
 
 
-def _told_now(world: World, job: Job) -> Explanation:
+def _told_now(world: World, job: Job, sees: Sees | None) -> Explanation:
     """All but the expected start. `job` is the world's own record."""
     look = world.look()
     cycle = look.cycle
@@ -171,7 +185,9 @@ def _told_now(world: World, job: Job) -> Explanation:
         job=job.key,
         state=job.state,
         stage=stage,
-        wait=Wait(shown, sentence(world.state, job, shown, world.now_ms, claim), look.found.starts_ms.get(job.key)),
+        wait=Wait(
+            shown, sentence(world.state, job, shown, world.now_ms, claim, sees), look.found.starts_ms.get(job.key)
+        ),
         filters=filters,
         blocking_jobs=blocking,
         earliest_start_ms=earliest_ms,

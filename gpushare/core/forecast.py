@@ -12,7 +12,7 @@ from typing import NamedTuple
 from gpushare.core.cycle import Pass
 from gpushare.core.events import AttemptResumed, AttemptsAllocated, Event, JobEnded
 from gpushare.core.model import Job, JobState, Power
-from gpushare.core.sentences import named
+from gpushare.core.sentences import Sees, named, own_tenant
 from gpushare.core.whatif import World
 
 # Passes, and decisions of passes over all of them (jobs moved, lines passed over): what one question may cost.
@@ -32,9 +32,15 @@ class Forecast(NamedTuple):
 
 
 def expected_start(
-    world: World, job_key: str, *, passes_max: int = PASSES_MAX, decisions_max: int = DECISIONS_MAX
+    world: World,
+    job_key: str,
+    *,
+    passes_max: int = PASSES_MAX,
+    decisions_max: int = DECISIONS_MAX,
+    sees: Sees | None = None,
 ) -> Forecast:
-    """Moves `world` on until the waiting job starts, or resumes."""
+    """Moves `world` on until the waiting job starts, or resumes. Without `sees` no other tenant is named."""
+    sees = sees or own_tenant(world.state.jobs[job_key])
     begin_ms, decisions = world.now_ms, 0
     world.begin()
     for _ in range(passes_max):
@@ -51,7 +57,7 @@ def expected_start(
             continue
         at_ms = world.next_ms()
         if at_ms is None:
-            return Forecast(None, _stands_in_the_way(world, job_key))
+            return Forecast(None, _stands_in_the_way(world, job_key, sees))
         if at_ms - begin_ms > HORIZON_MS:
             return Forecast(None, "nothing that is known to happen within a year lets it start")
         world.go_on(at_ms)
@@ -76,7 +82,7 @@ def _starts(world: World, event: Event, job_key: str) -> bool:
     return False
 
 
-def _stands_in_the_way(world: World, job_key: str) -> str:
+def _stands_in_the_way(world: World, job_key: str, sees: Sees) -> str:
     """Nothing more is known to happen."""
     state, job = world.state, world.state.jobs[job_key]
     waking = sorted(node.name for node in state.nodes.values() if node.power is Power.WAKING)
@@ -86,7 +92,7 @@ def _stands_in_the_way(world: World, job_key: str) -> str:
     if not endless:
         return "nothing that is known to happen lets it start"
     endless.sort(key=lambda j: (j.tenant != job.tenant, j.submit_seq))
-    told = list(dict.fromkeys(named(job, j.key) for j in endless))
+    told = list(dict.fromkeys(named(job, j.key, sees) for j in endless))
     more = f" and {len(told) - _TOLD_MAX} more" if len(told) > _TOLD_MAX else ""
     return f"jobs without a time limit stand in the way: {', '.join(told[:_TOLD_MAX])}{more}"
 

@@ -529,6 +529,8 @@ class TenantSettings(msgspec.Struct, frozen=True):
     # Whose people it takes on trusted hosts; sorted.
     unix_groups: tuple[str, ...] = ()
     unix_users: tuple[str, ...] = ()
+    # Nobody outside sees its jobs, and its people see no others'; also of all tenants below it.
+    isolated: bool = False
 
     def model_quota(self, model: str) -> ModelQuota:
         return next((q for q in self.model_quotas if q.model == model), ModelQuota(model))

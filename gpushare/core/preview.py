@@ -141,7 +141,9 @@ def _effect(key: str, before: _Outlook, after: _Outlook) -> tuple[Effect, str] |
     reason = after.waits[key]
     is_new = reason in QUOTA_REASONS and key in before.waits and before.waits[key] not in QUOTA_REASONS
     if before.gets_room(key) or is_new:
-        return Effect.WOULD_WAIT, f"{reason}: {sentence(after.state, job, reason, after.state.at_ms)}"
+        # Previews are for those who see every tenant.
+        told = sentence(after.state, job, reason, after.state.at_ms, sees=lambda tenant: True)
+        return Effect.WOULD_WAIT, f"{reason}: {told}"
     return None
 
 

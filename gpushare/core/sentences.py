@@ -1,7 +1,8 @@
 """Why a job waits, as one stable word and one sentence for a person.
 
-Pure. A sentence names what stands in the way with its figures. Jobs of other tenants are never named: whoever reads it
-may not see them. Only the sentence asked for is made: some look at every card, and a listing asks for many.
+Pure. A sentence names what stands in the way with its figures. A job of another tenant is named only where its reader
+may know of it, which the shell says (`Sees`). Only the sentence asked for is made: some look at every card, and a
+listing asks for many.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ _ROOM = frozenset(
 ) | {Reason.GPU_UNHEALTHY, Reason.OCCUPIED}
 
 
+#: Whether the reader may know that jobs of this tenant are there; "": who holds cards besides gpushare.
+Sees = Callable[[str], bool]
+
+
 class Wait(msgspec.Struct, frozen=True):
     """One stable word and one sentence; `expected_start_ms` where a pass has planned the start."""
 
@@ -45,9 +50,10 @@ def wait_of(
     reason: Reason | None,
     now_ms: int,
     starts_ms: Mapping[str, int] = MappingProxyType({}),
+    sees: Sees | None = None,
 ) -> Wait | None:
     """The wait of a job for a listing: `reason` is the last pass's verdict on it, None when not judged yet;
-    `starts_ms` the starts that this pass has planned."""
+    `starts_ms` the starts that this pass has planned. Without `sees` no other tenant is named."""
     if job.state not in WAITING_STATES:
         return None
     if job.not_before_ms > now_ms:
@@ -55,7 +61,7 @@ def wait_of(
     if reason is None:
         return Wait(Reason.SCHEDULING, "the next scheduling pass will look at it")
     reason = told_reason(job, reason)
-    return Wait(reason, sentence(state, job, reason, now_ms), starts_ms.get(job.key))
+    return Wait(reason, sentence(state, job, reason, now_ms, sees=sees), starts_ms.get(job.key))
 
 
 def told_reason(job: Job, reason: Reason) -> Reason:
@@ -68,8 +74,17 @@ def backoff(job: Job, now_ms: int) -> Wait:
     return Wait(Reason.RETRY_BACKOFF, f"try {job.round} ended with {job.reason}; the next starts in {wait} at most")
 
 
-def sentence(state: ClusterState, job: Job, reason: Reason, now_ms: int, claim: Claim | None = None) -> str:
-    """`claim`: what keeps the room that the job would fit, where that is known."""
+def sentence(
+    state: ClusterState,
+    job: Job,
+    reason: Reason,
+    now_ms: int,
+    claim: Claim | None = None,
+    sees: Sees | None = None,
+) -> str:
+    """`claim`: what keeps the room that the job would fit, where that is known. Without `sees` no other tenant is
+    named."""
+    sees = sees or own_tenant(job)
     request = job.spec.resources
     need = describe(request) + (f" x {job.spec.tasks} tasks" if job.spec.tasks > 1 else "")
     sentences: dict[Reason, Callable[[], str]] = {
@@ -82,16 +97,16 @@ def sentence(state: ClusterState, job: Job, reason: Reason, now_ms: int, claim: 
         Reason.USER_CAP: lambda: _at_user_cap(state, job),
         Reason.ARRAY_CAP: lambda: _at_array_cap(state, job),
         Reason.DEPENDENCY: lambda: _depends(state, job),
-        Reason.RESERVED: lambda: _reserved(state, job, claim, now_ms),
-        Reason.HELD: lambda: _held(job, claim, now_ms),
-        Reason.PREEMPTING: lambda: _preempting(state, job),
+        Reason.RESERVED: lambda: _reserved(state, job, claim, now_ms, sees),
+        Reason.HELD: lambda: _held(job, claim, now_ms, sees),
+        Reason.PREEMPTING: lambda: _preempting(state, job, sees),
         Reason.RESUMING: lambda: _resuming(job, need),
         Reason.NO_NODES: lambda: (
             "no node with cards is registered yet; an admin adds one with `gpushare node join-token NODE`"
         ),
         Reason.NO_CAPACITY: lambda: f"no card has room for {need} now",
         Reason.HOST_CAPACITY: lambda: f"cards have room, but no node has the CPU or host memory for {need} now",
-        Reason.OCCUPIED: lambda: f"{_strangers(state)} hold what {need} needs; they are not gpushare's to stop",
+        Reason.OCCUPIED: lambda: f"{_strangers(state, sees)} hold what {need} needs; they are not gpushare's to stop",
         Reason.GPU_UNHEALTHY: lambda: f"the cards that it could use are out of service: {_unhealthy(state)}",
         Reason.NODES_UNAVAILABLE: lambda: (
             f"the nodes that it could use are cordoned, draining, asleep or out of reach: {_unavailable(state)}"
@@ -136,10 +151,17 @@ def cards(milli: int) -> str:
     return f"{milli / 1000:.3f}".rstrip("0").rstrip(".")
 
 
-def named(job: Job, other: str) -> str:
-    """Another job as `job`'s owner may hear of it: by id in the own tenant, else by tenant."""
+def own_tenant(job: Job) -> Sees:
+    return lambda tenant: tenant == job.tenant
+
+
+def named(job: Job, other: str, sees: Sees) -> str:
+    """Another job as a reader of `job` may hear of it: by id in the job's tenant, with its own tenant's name, or as
+    nobody's in particular."""
     tenant, _, job_id = other.partition("/")
-    return f"job {job_id}" if tenant == job.tenant else f"a job of tenant {tenant}"
+    if tenant == job.tenant:
+        return f"job {job_id}"
+    return f"job {other}" if sees(tenant) else "a job of another tenant"
 
 
 def from_now(at_ms: int, now_ms: int) -> str:
@@ -292,13 +314,14 @@ def _depends(state: ClusterState, job: Job) -> str:
     return "it waits for " + "; and for ".join(told or ["another job"])
 
 
-def _reserved(state: ClusterState, job: Job, claim: Claim | None, now_ms: int) -> str:
+def _reserved(state: ClusterState, job: Job, claim: Claim | None, now_ms: int, sees: Sees) -> str:
     if claim is None:
         return "the room that it would fit is reserved in a window of time that it would run into"
     name = claim.id.removeprefix(RESERVATION_CLAIM).partition(" ")[0]
     found = state.reservations.get(name)
     what = "maintenance" if claim.whole_node else "reservation"
-    whose = f" of tenant {claim.tenant}" if claim.tenant and claim.tenant != job.tenant else ""
+    others = bool(claim.tenant) and claim.tenant != job.tenant
+    whose = f" of {f'tenant {claim.tenant}' if sees(claim.tenant) else 'another tenant'}" if others else ""
     nodes = _listed(sorted(found.nodes)) if found is not None and claim.whole_node else ""
     opens = "is open" if claim.start_ms <= now_ms else f"opens {from_now(claim.start_ms, now_ms)}"
     closes = "" if claim.end_ms is None else f" and closes {from_now(claim.end_ms, now_ms)}"
@@ -307,10 +330,10 @@ def _reserved(state: ClusterState, job: Job, claim: Claim | None, now_ms: int) -
     return f"{what} {name}{whose}{' on ' + nodes if nodes else ''} has the room: its window {opens}{closes}{runs}"
 
 
-def _held(job: Job, claim: Claim | None, now_ms: int) -> str:
+def _held(job: Job, claim: Claim | None, now_ms: int, sees: Sees) -> str:
     if claim is None:
         return "the room that it would fit is kept for a job ahead of it; `gpushare explain` says for which"
-    whom = named(job, claim.job)
+    whom = named(job, claim.job, sees)
     if claim.start_ms <= now_ms:
         return f"the room that it would fit is kept for {whom}, for which others make way"
     limit = f"with --time {format_duration_ms(job.spec.max_run_ms)}" if job.spec.max_run_ms else "without a --time"
@@ -320,13 +343,13 @@ def _held(job: Job, claim: Claim | None, now_ms: int) -> str:
     )
 
 
-def _preempting(state: ClusterState, job: Job) -> str:
+def _preempting(state: ClusterState, job: Job, sees: Sees) -> str:
     hold = state.holds.get(job.key)
     victims = [] if hold is None else [key for key in hold.victims if key in state.jobs and state.jobs[key].live()]
     if not victims:
         return "other jobs are making way for it"
-    counts = Counter(named(job, key) for key in victims)
-    told = [name if count == 1 else f"{count} jobs of {name.partition(' of ')[2]}" for name, count in counts.items()]
+    counts = Counter(named(job, key, sees) for key in victims)
+    told = [name if count == 1 else f"{count} jobs of other tenants" for name, count in counts.items()]
     verb = "is" if len(victims) == 1 else "are"
     return f"{_listed(told)} {verb} making way for it; it starts at the end of their grace"
 
@@ -343,9 +366,10 @@ def all_cards(state: ClusterState) -> list[tuple[Node, Gpu]]:
     return [(node, gpu) for node in state.nodes.values() for gpu in node.gpus.values()]
 
 
-def _strangers(state: ClusterState) -> str:
+def _strangers(state: ClusterState, sees: Sees) -> str:
     told = [
-        f"pid {s.pid} of {s.user or 'an unknown user'} ({s.memory_mib} MiB on {gpu.uuid} of {node.name})"
+        (f"pid {s.pid} of {s.user or 'an unknown user'} " if sees("") else "")
+        + f"({s.memory_mib} MiB on {gpu.uuid} of {node.name})"
         for node, gpu in all_cards(state)
         for s in gpu.condition.strangers
     ]

@@ -202,6 +202,9 @@ def beyond_own_admin(
             "unix_users and unix_groups are for an admin of the cluster: a tenant takes no accounts by itself",
             field="unix_users",
         )
+    if has.isolated != had.isolated:
+        detail = "isolated: what others see of a tenant is for an admin of the cluster to say"
+        return Rejection(Reason.PERMISSION_DENIED, detail, field="isolated")
     return _above_own(top.settings, has, caps, had)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from gpushare.core.model import Tenant
 from gpushare.core.quota import DEPTH_MAX
 
+__all__ = ["DEPTH_MAX", "children", "height", "is_below", "path"]
+
 
 def path(tenants: Mapping[str, Tenant], name: str) -> Iterator[str]:
     """`name` and every tenant above it, upwards. A name that is no tenant's has none."""

@@ -7,9 +7,9 @@ out by `auth.view_of`; answers are bounded in bytes whatever the jobs hold.
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import AsyncGenerator
-from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -24,7 +24,7 @@ from gpushare.reasons import Reason
 from gpushare.scheduler import convert
 from gpushare.scheduler.api_gate import StreamEnd, call_of, commit
 from gpushare.scheduler.api_paging import PAGE_BYTES_MAX, Cursor, Place, page_size
-from gpushare.scheduler.auth import Caller, JobView, Reach, view_of
+from gpushare.scheduler.auth import Caller, JobView, view_of
 from gpushare.scheduler.engine import Engine
 from gpushare.scheduler.journal import job_from_history
 from gpushare.scheduler.logs import LogReads
@@ -59,6 +59,10 @@ class _Listing(NamedTuple):
             and self.job_name in ("", job.spec.name)
         )
 
+    def finds_in(self, caller: Caller, tenant: str) -> bool:
+        """What is not shown is not searched: another tenant's jobs are not found by the names that they were given."""
+        return caller.sees_tenant(tenant) if self.job_name else caller.sees_jobs_of(tenant)
+
 
 class JobApi:
     def __init__(self, engine: Engine, sessions: Sessions, watches: Watches, logs: LogReads, page_max: int) -> None:
@@ -74,7 +78,7 @@ class JobApi:
         tenant = _submit_tenant(request.parent, caller)
         raw = convert.raw_job(request.job)
         command = SubmitJobs(tenant, (raw,), request.validate_only)
-        view = partial(self._created, caller, tenant, raw)
+        view = functools.partial(self._created, caller, tenant, raw)
         answer, missing = await commit(self._engine, command, call_of(caller, request), view)
         if missing:
             # A repeated request whose jobs have left memory since.
@@ -93,7 +97,7 @@ class JobApi:
             answer.jobs.add(tenant=tenant, spec=convert.job_spec(spec, JobView.FULL))
             return answer, []
         view = JobView.FULL if len(outcome.names) == 1 else JobView.BASIC
-        answer.jobs.extend(self._shown(state.jobs[key], view) for key in outcome.names if key in state.jobs)
+        answer.jobs.extend(self._shown(state.jobs[key], view, caller) for key in outcome.names if key in state.jobs)
         if answer.jobs and len(answer.jobs) * answer.jobs[0].spec.ByteSize() > PAGE_BYTES_MAX:
             # The children of an array share one spec, which the caller has just sent: the first one shows it.
             for child in answer.jobs[1:]:
@@ -117,9 +121,10 @@ class JobApi:
 
     def _look(self, state: ClusterState, key: str, caller: Caller) -> job_pb2.Job | None:
         job = state.jobs.get(key)
-        if job is None:
+        view = None if job is None else view_of(caller, job)
+        if job is None or view is None:
             return None
-        shown = self._shown(job, view_of(caller, job))
+        shown = self._shown(job, view, caller)
         for attempt, task in zip(job.current(), shown.tasks, strict=True):
             use = self._sessions.use_of(attempt)
             if use is not None:
@@ -145,8 +150,8 @@ class JobApi:
     def _listing(self, request: job_pb2.ListJobsRequest, caller: Caller) -> _Listing:
         tenant = convert.parse_parent(request.parent, wildcard=True)
         if tenant == convert.ALL_TENANTS:
-            tenant = "" if caller.reach in (Reach.ALL, Reach.SUBTREE) else caller.tenant
-        elif tenant not in self._engine.state.tenants or not caller.sees_tenant(tenant):
+            tenant = caller.tenant if caller.is_confined else ""
+        elif tenant not in self._engine.state.tenants or not caller.sees_jobs_of(tenant):
             raise convert.not_found(convert.tenant_name(tenant))
         state = convert.job_state_in(request.state)
         ended = state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
@@ -156,13 +161,15 @@ class JobApi:
         self, state: ClusterState, listing: _Listing, before: int | None, caller: Caller, page: _Page
     ) -> None:
         """Newest first; `before` is the submit sequence of the last job shown."""
+        finds = functools.cache(functools.partial(listing.finds_in, caller))
         fitting = (
             job
             for job in state.jobs.values()
-            if (before is None or job.submit_seq < before) and listing.has(job) and caller.sees_tenant(job.tenant)
+            if (before is None or job.submit_seq < before) and listing.has(job) and finds(job.tenant)
         )
         for job in heapq.nlargest(page.size + 1, fitting, key=lambda each: each.submit_seq):
-            if not page.add(self._shown(job, view_of(caller, job, listing=True)), ["memory", job.submit_seq, "", ""]):
+            view = view_of(caller, job, listing=True)
+            if view and not page.add(self._shown(job, view, caller), ["memory", job.submit_seq, "", ""]):
                 return
 
     async def _list_history(self, listing: _Listing, after: HistoryCursor | None, caller: Caller, page: _Page) -> None:
@@ -179,9 +186,9 @@ class JobApi:
             )
             for row in rows:
                 job = job_from_history(row)
-                fits = listing.has(job) and caller.sees_tenant(job.tenant)
-                shown = self._shown(job, view_of(caller, job, listing=True)) if fits else None
-                if shown is not None and not page.add(shown, ["history", *row.cursor]):
+                fits = listing.has(job) and listing.finds_in(caller, job.tenant)
+                view = view_of(caller, job, listing=True) if fits else None
+                if view and not page.add(self._shown(job, view, caller), ["history", *row.cursor]):
                     return
                 after = row.cursor
             if not rows:
@@ -191,7 +198,7 @@ class JobApi:
 
     async def explain_job(self, request: job_pb2.ExplainJobRequest, caller: Caller) -> job_pb2.JobExplanation:
         key = _visible_key(request.name, caller)
-        found = await self._engine.explain(key)
+        found = await self._engine.explain(key, caller.sees_jobs_of)
         if found is not None:
             return _explanation(found, caller)
         archived = await self._archived(key, caller, JobView.REDACTED)
@@ -214,7 +221,7 @@ class JobApi:
         if not caller.may_touch(job):
             raise _not_yours(job, "cancel it")
         if job.key not in self._engine.state.jobs:
-            return self._shown(job, view_of(caller, job))
+            return await self._archived(key, caller, None)
 
         def view(state: ClusterState, outcome: Outcome) -> job_pb2.Job | None:
             return self._look(state, key, caller)
@@ -263,8 +270,9 @@ class JobApi:
 
     # -- shared
 
-    def _shown(self, job: Job, view: JobView) -> job_pb2.Job:
-        return convert.job(job, view, self._engine.now_ms(), self._engine.wait_of(job))
+    def _shown(self, job: Job, view: JobView, caller: Caller) -> job_pb2.Job:
+        sees = caller.sees_jobs_of
+        return convert.job(job, view, self._engine.now_ms(), self._engine.wait_of(job, sees), sees)
 
     async def _history_row(self, key: str) -> HistoryRow:
         tenant, _, job_id = key.partition("/")
@@ -277,7 +285,10 @@ class JobApi:
 
     async def _archived(self, key: str, caller: Caller, view: JobView | None) -> job_pb2.Job:
         job = job_from_history(await self._history_row(key))
-        return self._shown(job, view or view_of(caller, job))
+        view = view or view_of(caller, job)
+        if view is None:
+            raise convert.not_found(convert.job_name(key))
+        return self._shown(job, view, caller)
 
 
 class _Page:
@@ -361,10 +372,8 @@ def _wanted_attempt(job: Job, request: job_pb2.StreamLogsRequest) -> Attempt | N
 
 def _explanation(found: Explanation, caller: Caller) -> job_pb2.JobExplanation:
     def visible(keys: tuple[str, ...]) -> list[str]:
-        return [convert.job_name(key) for key in keys if caller.sees_tenant(key.partition("/")[0])]
+        return [convert.job_name(key) for key in keys if caller.sees_jobs_of(key.partition("/")[0])]
 
-    tenant = found.job.partition("/")[0]
-    claimant = found.claimant if caller.sees_tenant(found.claimant.partition("/")[0]) else ""
     made = job_pb2.JobExplanation(
         name=convert.job_name(found.job),
         state=convert.JOB_STATES[found.state],
@@ -383,7 +392,7 @@ def _explanation(found: Explanation, caller: Caller) -> job_pb2.JobExplanation:
         expected_start_time=convert.timestamp(found.expected_start_ms),
         ahead_jobs=visible(found.ahead),
         ahead_count=found.ahead_count,
-        claimant=convert.job_name(claimant) if claimant else convert.claimant(tenant, found.claimant),
+        claimant=convert.claimant(found.claimant, caller.sees_jobs_of),
         victims=visible(found.victims),
         hold_time=convert.timestamp(found.hold_ms),
     )

@@ -1,7 +1,7 @@
 """NodeService: the servicer for nodes and their cards.
 
 Imports the gate, the sessions (live figures) and the converters. Capacity is open to everybody who may submit or look;
-whose attempts and whose foreign processes sit on a card is not: users and viewers see their own tenant's.
+whose attempts and whose foreign processes sit on a card is told to those who see that tenant's jobs.
 """
 
 from __future__ import annotations
@@ -124,13 +124,13 @@ class NodeApi:
     def _shown(self, node: Node, caller: Caller) -> node_pb2.Node:
         live = self._sessions.live(node.name)
         full = caller.reach is Reach.ALL
-        own = node.attempts if full else {a for a in node.attempts if caller.sees_tenant(a.partition(".")[0])}
+        seen = {a for a in node.attempts if caller.sees_jobs_of(a.partition(".")[0])}
         return convert_nodes.node(
             node,
             last_seen_ms=max(live.seen_ms, node.last_seen_ms),
             clock_skew_ms=live.clock_skew_ms,
             samples=live.samples,
-            visible_attempts=own,
+            visible_attempts=seen,
             full=full,
         )
 

@@ -1,8 +1,8 @@
 """ReservationService: the servicer for windows of time in which capacity is promised.
 
 Imports the gate, the core's windows and the converters. When room is promised is no secret, since it makes others wait;
-for whom and what for is shown to that tenant, and to operators and admins. An operator closes nodes for maintenance;
-what a tenant gets is an admin's to say.
+for which tenant is shown to those who see its jobs, for whom of it and what for to that tenant, and to operators and
+admins. An operator closes nodes for maintenance; what a tenant gets is an admin's to say.
 """
 
 from __future__ import annotations
@@ -76,8 +76,10 @@ class ReservationApi:
 
     def _shown(self, found: Reservation, caller: Caller) -> node_pb2.Reservation:
         hidden = not found.maintenance and not caller.sees_tenant(found.tenant)
+        tenant = found.tenant if found.maintenance or caller.sees_jobs_of(found.tenant) else ""
         made = node_pb2.Reservation(
             name=convert.reservation_name(found.name),
+            tenant=tenant,
             maintenance=found.maintenance,
             nodes=found.nodes,
             cards=[
@@ -92,7 +94,7 @@ class ReservationApi:
             redacted=hidden,
         )
         if not hidden:
-            made.tenant, made.detail, made.created_by = found.tenant, found.detail, found.created_by
+            made.detail, made.created_by = found.detail, found.created_by
             made.users.extend(found.users)
         coming = window(found, self._engine.now_ms())
         if coming is not None:

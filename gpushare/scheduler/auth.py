@@ -3,20 +3,21 @@
 Imports the core's nouns, the errors and the token functions; no protobuf, no network. Invariants: `RULES` is the only
 place that says which role may call what, an RPC that is not in it cannot be served (`rule_of` raises at start), and a
 caller's reach comes from its rule alone. A name beyond a caller's reach answers NOT_FOUND exactly like an absent one.
+What is shown of a tenant beyond it is decided here alone, by `Caller.sees_jobs_of` and `view_of`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from enum import Enum
+from enum import Enum, StrEnum
 from types import MappingProxyType
 from typing import Final
 
 import msgspec
 
-from gpushare.core.model import Job, Principal, Role, Token
+from gpushare.core.model import Job, Principal, Role, Tenant, Token
 from gpushare.core.state import ClusterState
-from gpushare.core.tenant_tree import is_below
+from gpushare.core.tenant_tree import DEPTH_MAX, is_below
 from gpushare.errors import GpushareError, error_of
 from gpushare.reasons import Reason
 from gpushare.scheduler import tokens
@@ -34,13 +35,22 @@ class Reach(Enum):
     NODE = "node"
 
 
+class Visibility(StrEnum):
+    """What people see of other tenants: who holds how much, where and until when; or nothing."""
+
+    CLUSTER = "cluster"
+    TENANT = "tenant"
+
+
 class JobView(Enum):
     """How much of a job its reader gets: everything; everything but script, environment and a very long command
-    (listings and watches, so that they stay small); or what others of the tenant, viewers and operators may see."""
+    (listings and watches, so that they stay small); what others of the tenant, viewers and operators may see; or what
+    listings show to other tenants."""
 
     FULL = "full"
     BASIC = "basic"
     REDACTED = "redacted"
+    FOREIGN = "foreign"
 
 
 #: The reach of each role that may call an RPC; ANONYMOUS where no token is needed.
@@ -127,9 +137,26 @@ def _nothing_below(tenant: str, top: str) -> bool:
     return False
 
 
+def _none_open(tenant: str) -> bool:
+    return False
+
+
+def is_open(tenants: Mapping[str, Tenant], visibility: Visibility, tenant: str) -> bool:
+    """Whether others see that jobs of `tenant` are there, and its people those of others: not where it, or a tenant
+    above it, is isolated. What a deleted tenant was holds on for its jobs."""
+    for _ in range(DEPTH_MAX + 1):
+        found = tenants.get(tenant)
+        if found is None or found.settings.isolated or visibility is Visibility.TENANT:
+            return False
+        if not found.settings.parent:
+            return True
+        tenant = found.settings.parent
+    return False
+
+
 class Caller(msgspec.Struct, frozen=True):
     """One authenticated call. `peer` is the network address, for the audit; `token_id` is "" for an anonymous RPC;
-    `is_below` looks at the tree of tenants as it is then, so that it is true for a stream's whole life."""
+    `is_below` and `is_open` look at the tenants as they are then, so that both are true for a stream's whole life."""
 
     rpc: str
     principal: Principal
@@ -137,16 +164,33 @@ class Caller(msgspec.Struct, frozen=True):
     reach: Reach
     peer: str = ""
     is_below: Callable[[str, str], bool] = _nothing_below
+    is_open: Callable[[str], bool] = _none_open
 
     @property
     def tenant(self) -> str:
         return self.principal.tenant
 
     def sees_tenant(self, tenant: str) -> bool:
+        """Whether it is within reach: everything that may be asked of it is answered."""
         if self.reach is Reach.ALL:
             return True
         own = self.principal.tenant
         return tenant != "" and (tenant == own or (self.reach is Reach.SUBTREE and self.is_below(tenant, own)))
+
+    def sees_jobs_of(self, tenant: str) -> bool:
+        """Whether the caller may know that jobs of `tenant` are there: within reach, or shown to everybody. "" stands
+        for what belongs to no tenant, foreign processes on a card."""
+        return self.sees_tenant(tenant) or (self.is_open(self.tenant) and self.is_open(tenant))
+
+    @property
+    def is_of_one_tenant(self) -> bool:
+        """Nothing is within reach but its own tenant."""
+        return self.reach not in (Reach.ALL, Reach.SUBTREE)
+
+    @property
+    def is_confined(self) -> bool:
+        """No tenant but its own has jobs that it sees."""
+        return self.is_of_one_tenant and not self.is_open(self.tenant)
 
     def owns(self, job: Job) -> bool:
         """True where the job is the caller's own: same person, same tenant."""
@@ -161,9 +205,11 @@ class Caller(msgspec.Struct, frozen=True):
 ANYBODY: Final = Principal(user="", role=Role.VIEWER)
 
 
-def view_of(caller: Caller, job: Job, *, listing: bool = False) -> JobView:
-    """How much of a visible job the caller gets: command and environment for admins, and for users their own; the
-    command for a tenant's admin."""
+def view_of(caller: Caller, job: Job, *, listing: bool = False) -> JobView | None:
+    """How much of a job the caller gets; None: as if it were not there. Command and environment for admins, and for
+    users their own; the command for a tenant's admin. Another tenant's is in listings and watches alone."""
+    if not caller.sees_tenant(job.tenant):
+        return JobView.FOREIGN if listing and caller.sees_jobs_of(job.tenant) else None
     role = caller.principal.role
     if role is Role.TENANT_ADMIN:
         return JobView.BASIC
@@ -175,9 +221,10 @@ def view_of(caller: Caller, job: Job, *, listing: bool = False) -> JobView:
 class Authenticator:
     """Tokens to callers. Reads the state that `state` gives; remembers nothing."""
 
-    def __init__(self, state: Callable[[], ClusterState], now_ms: Callable[[], int]) -> None:
+    def __init__(self, state: Callable[[], ClusterState], now_ms: Callable[[], int], visibility: Visibility) -> None:
         self._state = state
         self._now_ms = now_ms
+        self._visibility = visibility
 
     def admit(self, rpc: str, metadata: Iterable[tuple[str, str | bytes]], peer: str) -> Caller:
         """The caller of an RPC, checked against `RULES`. Raises UNAUTHENTICATED or PERMISSION_DENIED."""
@@ -188,7 +235,7 @@ class Authenticator:
         reach = rule.get(token.principal.role)
         if reach is None:
             raise denied(token.principal, rpc)
-        return Caller(rpc, token.principal, token.id, reach, peer, self._is_below)
+        return Caller(rpc, token.principal, token.id, reach, peer, self._is_below, self._is_open)
 
     def known(self, metadata: Iterable[tuple[str, str | bytes]]) -> Principal | None:
         """Who it is, for a line of the audit; None where the token says nothing."""
@@ -199,6 +246,9 @@ class Authenticator:
 
     def _is_below(self, tenant: str, top: str) -> bool:
         return is_below(self._state().tenants, tenant, top)
+
+    def _is_open(self, tenant: str) -> bool:
+        return is_open(self._state().tenants, self._visibility, tenant)
 
     def _token(self, metadata: Iterable[tuple[str, str | bytes]]) -> Token:
         headers = [value for key, value in metadata if key == "authorization"]

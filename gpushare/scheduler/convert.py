@@ -3,7 +3,7 @@
 Imports the generated messages, the core's nouns and the errors. Shape only: what a value may be is the core's to say,
 so numbers, names and texts pass through as they came, and only what has no counterpart in the core (an unknown enum
 number, a Duration that is none, a resource name that cannot be parsed) is refused here. What a reader may not see is
-left out here and nowhere else (`auth.JobView`).
+left out here and nowhere else (`auth.JobView`); what other tenants see is chosen in `convert_foreign`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ from gpushare.core.model import (
     Topology,
     VisibleDevices,
 )
+from gpushare.core.sentences import Sees, own_tenant
 from gpushare.errors import GpushareError, error_of, invalid_field
 from gpushare.reasons import Reason
 from gpushare.scheduler.auth import JobView
+from gpushare.scheduler.convert_foreign import foreign_job
 from gpushare.v1 import job_pb2, tenant_pb2
 
 ALL_TENANTS: Final = "-"
@@ -296,9 +298,12 @@ def _choice_in(number: int, field: str, choices: Mapping[int, _Noun]) -> _Noun |
 # -- jobs, out
 
 
-def job(found: Job, view: JobView, now_ms: int, wait: Wait | None = None) -> job_pb2.Job:
-    """A job as its reader may see it. `wait` says why it is queued."""
-    hidden = view is JobView.REDACTED
+def job(found: Job, view: JobView, now_ms: int, wait: Wait | None = None, sees: Sees | None = None) -> job_pb2.Job:
+    """A job as its reader may see it. `wait` says why it is queued; `sees`, whose jobs the reader may know of: without
+    it, those of the same tenant."""
+    sees = sees or own_tenant(found)
+    hidden = view not in (JobView.FULL, JobView.BASIC)
+    claimed_by = next((a.claimant for a in reversed(found.attempts) if a.claimant), found.preempted_for)
     made = job_pb2.Job(
         name=job_name(found.key),
         tenant=found.tenant,
@@ -306,16 +311,16 @@ def job(found: Job, view: JobView, now_ms: int, wait: Wait | None = None) -> job
         spec=job_spec(found.spec, view),
         state=JOB_STATES[found.state],
         reason=found.reason or "",
-        detail=_shown_detail(found.reason, found.detail, hidden),
+        detail=_shown_detail(found.reason, found.detail, hidden, _whom(found.tenant, claimed_by, sees), sees),
         created_by=principal(found.created_by),
         create_time=timestamp(found.created_ms),
         start_time=timestamp(found.started_ms),
         end_time=timestamp(found.ended_ms),
-        tasks=[task_attempt(a, hidden) for a in found.current()],
+        tasks=[task_attempt(a, hidden, sees) for a in found.current()],
         infra_retries=found.infra_retries,
         retries=found.retries,
         preemptions=found.preemptions,
-        preempted_for=claimant(found.tenant, found.preempted_for),
+        preempted_for=claimant(found.preempted_for, sees),
         expected_end_time=timestamp(_expected_end_ms(found)),
         array_id=found.array_id,
         redacted=hidden,
@@ -333,11 +338,11 @@ def job(found: Job, view: JobView, now_ms: int, wait: Wait | None = None) -> job
         made.signal = found.signal
     if found.array_index is not None:
         made.array_index = found.array_index
-    return made
+    return foreign_job(made) if view is JobView.FOREIGN else made
 
 
 def job_spec(spec: JobSpec, view: JobView) -> job_pb2.JobSpec:
-    hidden = view is JobView.REDACTED
+    hidden = view not in (JobView.FULL, JobView.BASIC)
     full = view is JobView.FULL
     made = job_pb2.JobSpec(
         display_name=spec.display_name,
@@ -374,12 +379,18 @@ def job_spec(spec: JobSpec, view: JobView) -> job_pb2.JobSpec:
     return made
 
 
-def claimant(tenant: str, job_key: str) -> str:
-    """For whom a job of `tenant` made way: a job of the same tenant by name; of another's job the tenant alone."""
+def claimant(job_key: str, sees: Sees) -> str:
+    """For whom somebody makes way, or room is kept, where the reader may know of it; else ""."""
+    tenant, slash, _ = job_key.partition("/")
+    return job_name(job_key) if slash and sees(tenant) else ""
+
+
+def _whom(tenant: str, job_key: str, sees: Sees) -> str:
+    """For whom a job of `tenant` makes way, in words; "" for one of the same tenant, and for nobody."""
     other, slash, _ = job_key.partition("/")
-    if not slash:
+    if not slash or other == tenant:
         return ""
-    return job_name(job_key) if other == tenant else tenant_name(other)
+    return f"job {job_key}" if sees(other) else "a job of another tenant"
 
 
 def _expected_end_ms(found: Job) -> int | None:
@@ -410,16 +421,17 @@ def resources(request: TaskRequest) -> job_pb2.Resources:
     return made
 
 
-def task_attempt(attempt: Attempt, hidden: bool) -> job_pb2.TaskAttempt:
+def task_attempt(attempt: Attempt, hidden: bool, sees: Sees) -> job_pb2.TaskAttempt:
     held = attempt.slice
     reason = attempt.reason or attempt.stop_reason
+    whom = _whom(attempt.tenant, attempt.claimant, sees)
     return job_pb2.TaskAttempt(
         attempt_id=attempt.id,
         task_index=attempt.task,
         number=attempt.number,
         state=ATTEMPT_STATES[attempt.state],
         reason=reason or "",
-        detail=_shown_detail(reason, attempt.detail or attempt.stop_detail, hidden),
+        detail=_shown_detail(reason, attempt.detail or attempt.stop_detail, hidden, whom, sees),
         node=held.node,
         gpu_uuids=held.gpu_uuids,
         gpu_milli=held.gpu_milli,
@@ -436,7 +448,7 @@ def task_attempt(attempt: Attempt, hidden: bool) -> job_pb2.TaskAttempt:
         start_time=timestamp(attempt.started_ms),
         end_time=timestamp(attempt.ended_ms),
         suspend_time=timestamp(attempt.suspended_ms),
-        claimant=claimant(attempt.tenant, attempt.claimant),
+        claimant=claimant(attempt.claimant, sees),
     )
 
 
@@ -449,7 +461,13 @@ def charge_milli_ms(attempts: Iterable[Attempt], now_ms: int) -> int:
     return sum(ledger.held_charge_milli_ms(a, now_ms) for a in attempts)
 
 
-def _shown_detail(reason: Reason | None, detail: str, hidden: bool) -> str:
+def _shown_detail(reason: Reason | None, detail: str, hidden: bool, whom: str, sees: Sees) -> str:
+    """`whom`: for which job of another tenant it makes way."""
+    if reason is Reason.PREEMPTED and whom:
+        return f"makes way for {whom}"
+    if reason is Reason.OCCUPIED and not sees(""):
+        # It names other people's processes.
+        return ""
     return "" if hidden and reason in _DETAIL_NAMES_COMMAND else detail
 
 

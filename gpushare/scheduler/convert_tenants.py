@@ -31,6 +31,7 @@ _PLAIN: Final = (
     "max_running_per_user",
     "cpu_limit_milli",
     "memory_limit_mib",
+    "isolated",
 )
 # What `unset` may name, and the setting that it takes away.
 _UNSETTABLE: Final = {
@@ -153,4 +154,5 @@ def _settled(found: Tenant) -> tenant_pb2.Tenant:
         allocated_memory_mib=found.used_memory_mib,
         unix_groups=has.unix_groups,
         unix_users=has.unix_users,
+        isolated=has.isolated,
     )

@@ -27,6 +27,7 @@ from gpushare.core.decide import decide, expand
 from gpushare.core.events import AnyEvent, AttemptChanged, Entry, JobsArchived, JobsCreated, TermStarted
 from gpushare.core.invariants import check
 from gpushare.core.model import SYSTEM, AttemptState, Job, Principal
+from gpushare.core.sentences import Sees
 from gpushare.core.state import ClusterState
 from gpushare.core.waiting import line_key
 from gpushare.errors import RETRY_AFTER_S, FieldViolation, GpushareError, error_of
@@ -205,17 +206,17 @@ class Engine:
         if self.cramped and self.leading:
             self.cramped = not await self._in_writer(self._store.restore_ballast)
 
-    def wait_of(self, job: Job) -> explaining.Wait | None:
-        """Why `job` waits, by the last pass; None when it does not."""
+    def wait_of(self, job: Job, sees: Sees | None = None) -> explaining.Wait | None:
+        """Why `job` waits, by the last pass; None when it does not. Without `sees` no other tenant is named."""
         last = self._last_pass
         reason = last.job_waits.get(job.key) or last.waits.get(line_key(job))
-        return explaining.wait_of(self.state, job, reason, self.now_ms(), last.starts_ms)
+        return explaining.wait_of(self.state, job, reason, self.now_ms(), last.starts_ms, sees)
 
-    async def explain(self, job_key: str) -> explaining.Explanation | None:
+    async def explain(self, job_key: str, sees: Sees | None = None) -> explaining.Explanation | None:
         """Why a job waits; None for one that is not in memory. One question at a time: what its answer needs is copied
         here, and thought through in a thread of its own while the scheduler goes on."""
         async with self._one_question:
-            question = await self.read(lambda state: self._question(state, job_key))
+            question = await self.read(lambda state: self._question(state, job_key, sees))
             if question is None:
                 return None
             work = asyncio.get_running_loop().run_in_executor(self._thinker, question.answer)
@@ -225,11 +226,11 @@ class Engine:
                 # Whoever gave up waiting leaves the thread busy: the next question comes after it.
                 await asyncio.wait([work])
 
-    def _question(self, state: ClusterState, job_key: str) -> explaining.Question | None:
+    def _question(self, state: ClusterState, job_key: str, sees: Sees | None) -> explaining.Question | None:
         job = state.jobs.get(job_key)
         if job is None:
             return None
-        return explaining.Question(state, job, self.now_ms(), self.settings, self._brain)
+        return explaining.Question(state, job, self.now_ms(), self.settings, self._brain, sees)
 
     # -- leading and reloading
 

@@ -33,7 +33,7 @@ from gpushare.scheduler.api_nodes import NodeApi
 from gpushare.scheduler.api_reservations import ReservationApi
 from gpushare.scheduler.api_tenants import TenantApi
 from gpushare.scheduler.api_usage import UsageApi
-from gpushare.scheduler.auth import Authenticator
+from gpushare.scheduler.auth import Authenticator, Visibility
 from gpushare.scheduler.denials import Denials
 from gpushare.scheduler.engine import Engine, Projector, Thunk
 from gpushare.scheduler.leases import Leases
@@ -63,7 +63,7 @@ class ApiServer:
         self.join_address = config.advertise or config.listen
         self._engine = engine
         self._ca_pem = ca_pem
-        authenticator = Authenticator(lambda: engine.state, engine.now_ms)
+        authenticator = Authenticator(lambda: engine.state, engine.now_ms, Visibility(config.visibility))
         self._streams = OpenStreams(authenticator, lambda: engine.state)
         self._denials = Denials(engine)
         self.sessions = Sessions(engine, Leases(engine.settings.lease_ttl_ms, config.recovery_grace_s * 1000))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -25,7 +25,7 @@ from gpushare.reasons import Reason
 from gpushare.scheduler import convert
 from gpushare.scheduler.api_gate import StreamEnd
 from gpushare.scheduler.api_paging import Place
-from gpushare.scheduler.auth import Caller, JobView, Reach, view_of
+from gpushare.scheduler.auth import Caller, JobView, view_of
 from gpushare.scheduler.engine import Engine
 from gpushare.scheduler.journal import from_record, job_from_history, jobs_touched
 from gpushare.store.port import Store
@@ -131,7 +131,7 @@ class Watches:
             keys = [
                 key
                 for key in await self._to_tell(request, scope, place, begin_seq)
-                if caller.sees_tenant(key.partition("/")[0])
+                if caller.sees_jobs_of(key.partition("/")[0])
             ]
             told: dict[str, int] = {}
             for first in range(0, len(keys), CHUNK_JOBS):
@@ -165,14 +165,15 @@ class Watches:
 
     def _scope(self, request: job_pb2.WatchJobsRequest, caller: Caller) -> Scope:
         tenant = convert.parse_parent(request.parent, wildcard=True)
-        if tenant == convert.ALL_TENANTS and caller.reach not in (Reach.ALL, Reach.SUBTREE):
+        # An id without a tenant means the own one, where there is one.
+        if tenant == convert.ALL_TENANTS and (caller.is_of_one_tenant if request.id else caller.is_confined):
             tenant = caller.tenant
         if tenant == convert.ALL_TENANTS:
             if request.id:
                 raise invalid_field("id", "name the tenant too: ids are counted per tenant")
             return Scope(tenant, "")
         known = self._engine.state.tenants.get(tenant)
-        if known is None or not caller.sees_tenant(tenant):
+        if known is None or not caller.sees_jobs_of(tenant):
             raise convert.not_found(convert.tenant_name(tenant))
         if request.id and not (convert.is_job_id(request.id) and int(request.id.partition("_")[0]) < known.next_number):
             raise convert.not_found(f"{convert.tenant_name(tenant)}/jobs/{request.id}")
@@ -196,19 +197,27 @@ class Watches:
             Scope(job.tenant, job.id),
             Scope(job.tenant, job.array_id),
         }
-        shown: dict[JobView, _Change] = {}
+        shown: dict[Hashable, _Change] = {}
         for scope in scopes:
             for subscription in self._by_scope.get(scope, ()):
-                if not subscription.caller.sees_tenant(job.tenant):
+                caller = subscription.caller
+                view = view_of(caller, job, listing=True)
+                if view is None:
                     continue
-                view = view_of(subscription.caller, job, listing=True)
-                if view not in shown:
-                    made = self._shown(job, view)
-                    shown[view] = _Change(seq, job.key, made, made.ByteSize(), last_of_seq=False)
-                news.setdefault(subscription, []).append(shown[view])
+                # Whom else's jobs it names goes by tenant and reach; the foreign view names nobody's.
+                kind = view if view is JobView.FOREIGN else (view, caller.tenant, caller.reach)
+                if kind not in shown:
+                    made = self._shown(job, view, caller)
+                    shown[kind] = _Change(seq, job.key, made, made.ByteSize(), last_of_seq=False)
+                news.setdefault(subscription, []).append(shown[kind])
 
-    def _shown(self, job: Job, view: JobView) -> job_pb2.Job:
-        return convert.job(job, view, self._engine.now_ms(), self._engine.wait_of(job))
+    def _shown(self, job: Job, view: JobView, caller: Caller) -> job_pb2.Job:
+        sees = caller.sees_jobs_of
+        return convert.job(job, view, self._engine.now_ms(), self._engine.wait_of(job, sees), sees)
+
+    def _listed(self, jobs: Iterable[Job], caller: Caller) -> dict[str, job_pb2.Job]:
+        views = ((job, view_of(caller, job, listing=True)) for job in jobs)
+        return {job.key: self._shown(job, view, caller) for job, view in views if view is not None}
 
     async def _to_tell(
         self, request: job_pb2.WatchJobsRequest, scope: Scope, place: Place, begin_seq: int
@@ -236,8 +245,7 @@ class Watches:
         """The jobs as they are now, and the sequence of "now"; those that left memory from the history."""
 
         def look(state: ClusterState) -> tuple[int, dict[str, job_pb2.Job]]:
-            jobs = [state.jobs[key] for key in keys if key in state.jobs]
-            return state.seq, {job.key: self._shown(job, view_of(caller, job, listing=True)) for job in jobs}
+            return state.seq, self._listed((state.jobs[key] for key in keys if key in state.jobs), caller)
 
         seq, shown = await self._engine.read(look)
         for key in keys:
@@ -245,8 +253,7 @@ class Watches:
                 tenant, _, job_id = key.partition("/")
                 row = await self._engine.store_call(lambda store, t=tenant, j=job_id: store.history_get(t, j))  # type: ignore[misc]
                 if row is not None:
-                    job = job_from_history(row)
-                    shown[key] = self._shown(job, view_of(caller, job, listing=True))
+                    shown |= self._listed([job_from_history(row)], caller)
         return seq, [(key, shown[key]) for key in keys if key in shown]
 
 

@@ -335,7 +335,7 @@ class TaskAttempt(_message.Message):
     def __init__(self, attempt_id: _Optional[str] = ..., task_index: _Optional[int] = ..., number: _Optional[int] = ..., state: _Optional[_Union[AttemptState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., node: _Optional[str] = ..., gpu_uuids: _Optional[_Iterable[str]] = ..., gpu_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., charge_milli: _Optional[int] = ..., tier: _Optional[str] = ..., enforcement: _Optional[_Union[Enforcement, str]] = ..., containment: _Optional[str] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., allocate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used_mib: _Optional[int] = ..., sm_percent: _Optional[int] = ..., suspend_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., claimant: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("name", "tenant", "id", "spec", "state", "reason", "detail", "wait", "exit_code", "signal", "created_by", "cancelled_by", "create_time", "start_time", "end_time", "tasks", "infra_retries", "retries", "array_id", "array_index", "redacted", "charge_milli_seconds", "preemptions", "preempted_for", "expected_start_time", "expected_end_time")
+    __slots__ = ("name", "tenant", "id", "spec", "state", "reason", "detail", "wait", "exit_code", "signal", "created_by", "cancelled_by", "create_time", "start_time", "end_time", "tasks", "infra_retries", "retries", "array_id", "array_index", "redacted", "charge_milli_seconds", "preemptions", "preempted_for", "expected_start_time", "expected_end_time", "foreign")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
@@ -362,6 +362,7 @@ class Job(_message.Message):
     PREEMPTED_FOR_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_START_TIME_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_END_TIME_FIELD_NUMBER: _ClassVar[int]
+    FOREIGN_FIELD_NUMBER: _ClassVar[int]
     name: str
     tenant: str
     id: str
@@ -388,7 +389,8 @@ class Job(_message.Message):
     preempted_for: str
     expected_start_time: _timestamp_pb2.Timestamp
     expected_end_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., tenant: _Optional[str] = ..., id: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., created_by: _Optional[_Union[Principal, _Mapping]] = ..., cancelled_by: _Optional[_Union[Principal, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tasks: _Optional[_Iterable[_Union[TaskAttempt, _Mapping]]] = ..., infra_retries: _Optional[int] = ..., retries: _Optional[int] = ..., array_id: _Optional[str] = ..., array_index: _Optional[int] = ..., redacted: _Optional[bool] = ..., charge_milli_seconds: _Optional[int] = ..., preemptions: _Optional[int] = ..., preempted_for: _Optional[str] = ..., expected_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expected_end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    foreign: bool
+    def __init__(self, name: _Optional[str] = ..., tenant: _Optional[str] = ..., id: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., created_by: _Optional[_Union[Principal, _Mapping]] = ..., cancelled_by: _Optional[_Union[Principal, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tasks: _Optional[_Iterable[_Union[TaskAttempt, _Mapping]]] = ..., infra_retries: _Optional[int] = ..., retries: _Optional[int] = ..., array_id: _Optional[str] = ..., array_index: _Optional[int] = ..., redacted: _Optional[bool] = ..., charge_milli_seconds: _Optional[int] = ..., preemptions: _Optional[int] = ..., preempted_for: _Optional[str] = ..., expected_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expected_end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., foreign: _Optional[bool] = ...) -> None: ...
 
 class CreateJobRequest(_message.Message):
     __slots__ = ("parent", "job", "request_id", "validate_only")

@@ -40,6 +40,7 @@ class FakeCluster(
 
     tenant = "vision"
     user = "ada"
+    role = "user"
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -358,7 +359,7 @@ class FakeCluster(
 
     def WhoAmI(self, request: t.WhoAmIRequest, context: grpc.ServicerContext) -> j.Principal:
         self._enter("WhoAmI", request, context)
-        return j.Principal(user="ada", role="user", tenant="vision")
+        return j.Principal(user=self.user, role=self.role, tenant=self.tenant)
 
     def GetTenant(self, request: t.GetTenantRequest, context: grpc.ServicerContext) -> t.Tenant:
         self._enter("GetTenant", request, context)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from gpushare.core.model import Job, JobSpec, Principal, Role, TaskRequest, Token
+from gpushare.core.model import Job, JobSpec, Principal, Role, TaskRequest, Tenant, TenantSettings, Token
 from gpushare.core.state import ClusterState
+from gpushare.core.tenant_tree import is_below
 from gpushare.errors import GpushareError
 from gpushare.scheduler import tokens
 from gpushare.scheduler.auth import (
@@ -16,6 +17,8 @@ from gpushare.scheduler.auth import (
     Caller,
     JobView,
     Reach,
+    Visibility,
+    is_open,
     rule_of,
     view_of,
 )
@@ -53,7 +56,7 @@ def authenticator(now_ms: int = 1000, **fields: int) -> Authenticator:
     state = ClusterState()
     who = Principal(user="ann", role=Role.USER, tenant="vision")
     state.add_token(Token("t1", tokens.token_sha256(SECRET), who, 0, **fields))
-    return Authenticator(lambda: state, lambda: now_ms)
+    return Authenticator(lambda: state, lambda: now_ms, Visibility.CLUSTER)
 
 
 def headers(*values: str | bytes) -> list[tuple[str, str | bytes]]:
@@ -123,8 +126,9 @@ def job_of(user: str, tenant: str) -> Job:
     [
         (("ann", Role.USER, "vision"), ("ann", "vision"), JobView.FULL),
         (("bob", Role.USER, "vision"), ("ann", "vision"), JobView.REDACTED),
-        # The same name in another tenant is another person.
-        (("ann", Role.USER, "nlp"), ("ann", "vision"), JobView.REDACTED),
+        # The same name in another tenant is another person, who sees nothing where nothing is open.
+        (("ann", Role.USER, "nlp"), ("ann", "vision"), None),
+        (("tina", Role.TENANT_ADMIN, "nlp"), ("ann", "vision"), None),
         # A viewer's token may carry a user's name.
         (("ann", Role.VIEWER, "vision"), ("ann", "vision"), JobView.REDACTED),
         (("ann", Role.OPERATOR, ""), ("ann", "vision"), JobView.REDACTED),
@@ -134,12 +138,68 @@ def job_of(user: str, tenant: str) -> Job:
     ],
 )
 def test_command_and_environment_are_for_admins_and_the_jobs_own_user(
-    who: tuple[str, Role, str], owner: tuple[str, str], view: JobView
+    who: tuple[str, Role, str], owner: tuple[str, str], view: JobView | None
 ) -> None:
     job = job_of(*owner)
     assert view_of(caller(*who), job) is view
     listed = view_of(caller(*who), job, listing=True)
-    assert listed is (JobView.REDACTED if view is JobView.REDACTED else JobView.BASIC)
+    assert listed is (JobView.BASIC if view is JobView.FULL else view)
+
+
+TREE = {
+    "vision": TenantSettings(),
+    "nlp": TenantSettings(),
+    "acme": TenantSettings(isolated=True),
+    "acme-lab": TenantSettings(parent="acme"),
+}
+
+
+def cluster_caller(role: Role, tenant: str, visibility: Visibility) -> Caller:
+    tenants = {name: Tenant(name, 0, settings) for name, settings in TREE.items()}
+    tenants["vision"].deleted = tenant != "vision"  # its jobs outlive it
+    return msgspec.structs.replace(
+        caller("ann", role, tenant),
+        is_below=lambda name, top: is_below(tenants, name, top),
+        is_open=lambda name: is_open(tenants, visibility, name),
+    )
+
+
+@pytest.mark.parametrize("role", [Role.USER, Role.VIEWER, Role.TENANT_ADMIN])
+@pytest.mark.parametrize(
+    ("tenant", "visibility", "seen"),
+    [
+        ("nlp", Visibility.CLUSTER, {"vision"}),
+        ("nlp", Visibility.TENANT, set()),
+        # Isolated, from both sides; also where a tenant above it is.
+        ("acme", Visibility.CLUSTER, set()),
+        ("acme-lab", Visibility.CLUSTER, set()),
+        ("acme", Visibility.TENANT, set()),
+        # A token without a tenant, or of one that is unknown, sees nobody.
+        ("", Visibility.CLUSTER, set()),
+        ("nowhere", Visibility.CLUSTER, set()),
+    ],
+)
+def test_other_tenants_jobs_are_in_listings_where_both_tenants_are_open(
+    role: Role, tenant: str, visibility: Visibility, seen: set[str]
+) -> None:
+    who = cluster_caller(role, tenant, visibility)
+    for other in (*TREE, "nowhere"):
+        if who.sees_tenant(other):
+            continue
+        job = job_of("ann", other)
+        assert view_of(who, job) is None
+        assert view_of(who, job, listing=True) is (JobView.FOREIGN if other in seen else None), other
+        assert who.sees_jobs_of(other) == (other in seen)
+    assert not who.sees_jobs_of("")
+    assert who.is_confined == (role is not Role.TENANT_ADMIN and not seen)
+
+
+@pytest.mark.parametrize("visibility", list(Visibility))
+def test_operators_and_admins_see_isolated_tenants_too(visibility: Visibility) -> None:
+    for role in (Role.ADMIN, Role.OPERATOR):
+        who = cluster_caller(role, "", visibility)
+        assert all(who.sees_jobs_of(tenant) for tenant in (*TREE, ""))
+        assert view_of(who, job_of("ann", "acme"), listing=True) not in (JobView.FOREIGN, None)
 
 
 def test_a_tenant_is_matched_whole() -> None:

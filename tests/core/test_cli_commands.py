@@ -246,6 +246,54 @@ def test_json_has_camel_case_names_text_for_64_bits_and_fields_without_value(
     assert (card["node"], card["uuid"]) == ("nodes/node-1", CARD)
 
 
+def a_foreign_job(cluster: FakeCluster) -> None:
+    """As the API shows one of another tenant."""
+    who = j.Principal(user="nina", tenant="nlp")
+    job = j.Job(name="tenants/nlp/jobs/7", tenant="nlp", id="7", created_by=who, redacted=True, foreign=True)
+    job.state = j.JOB_STATE_RUNNING
+    job.spec.resources.gpu_milli = 500
+    job.tasks.add(attempt_id="nlp.7.0.1", node="node-1", gpu_uuids=[CARD], gpu_milli=500)
+    cluster.put(job)
+
+
+@pytest.mark.parametrize(
+    ("role", "words", "ids", "parent"),
+    [
+        ("user", [], ["1"], "tenants/vision"),
+        ("viewer", [], ["1"], "tenants/vision"),
+        ("tenant-admin", [], ["1"], "tenants/-"),
+        ("operator", [], ["1"], "tenants/-"),
+        ("user", ["-A"], ["7", "1"], "tenants/-"),
+        ("user", ["--all-tenants"], ["7", "1"], "tenants/-"),
+        ("user", ["--tenant", "-"], ["7", "1"], "tenants/-"),
+        ("user", ["--tenant", "nlp"], ["7"], "tenants/nlp"),
+    ],
+)
+def test_jobs_of_other_tenants_are_listed_where_that_is_asked(
+    gpushare: Cli, cluster: FakeCluster, role: str, words: list[str], ids: list[str], parent: str
+) -> None:
+    cluster.start(cluster.add("1"))
+    a_foreign_job(cluster)
+    cluster.role = role
+    assert [job["id"] for job in gpushare("jobs", *words, "-o", "json").json["jobs"]] == ids
+    assert cluster.seen("ListJobs")[0].parent == parent
+
+
+def test_a_job_of_another_tenant_says_who_holds_how_much_where(gpushare: Cli, cluster: FakeCluster) -> None:
+    a_foreign_job(cluster)
+    (line,) = [line for line in gpushare("jobs", "-A").out.splitlines() if "nlp/7" in line]
+    assert [word for word in ("nlp", "nina", "RUNNING", "0.5", "node-1") if word not in line] == []
+    assert gpushare("jobs", "-A", "--tenant", "nlp").code == 2
+
+
+def test_wide_cards_say_whose_jobs_hold_them(gpushare: Cli, cluster: FakeCluster) -> None:
+    del cluster.nodes["node-1"].gpus[0].attempt_ids[:]
+    cluster.nodes["node-1"].gpus[0].attempt_ids.extend(["vision.1.0.1", "vision.1.1.1", "nlp.7_2.0.3"])
+    out = gpushare("gpus", "-o", "wide").out
+    assert "HELD BY" in out
+    assert "vision/1 nlp/7_2" in out
+
+
 def test_an_empty_listing_is_valid_json_with_its_key(gpushare: Cli) -> None:
     assert gpushare("jobs", "-o", "json").json == {"jobs": []}
 

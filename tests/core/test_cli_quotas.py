@@ -102,14 +102,14 @@ def test_explain_prints_what_would_start_the_job_and_when_it_starts(gpushare: Cl
     now = datetime.now(UTC)
     cluster.explained.ahead_jobs.append("tenants/vision/jobs/3")
     cluster.explained.ahead_count = 4
-    cluster.explained.claimant = "tenants/nlp"
+    cluster.explained.claimant = "tenants/nlp/jobs/9"
     cluster.explained.expected_start_time.FromDatetime(now)
     cluster.explained.counterfactuals.add(change="half of it", flag="--gpus 0.5", start_time=now)
     done = gpushare("explain", "5")
     assert "expected start:" in done.out
     fields = dict(line.split(":", 1) for line in done.out.splitlines() if ":" in line)
     assert fields["goes after"].strip() == "vision/3 and 3 more"
-    assert fields["room kept for"].strip() == "nlp"
+    assert fields["room kept for"].strip() == "nlp/9"
     row = next(line for line in done.out.splitlines() if "--gpus 0.5" in line and "half" in line)
     assert row.split() == ["now", "--gpus", "0.5", "half", "of", "it"]
     assert gpushare("explain", job.id, "-o", "json").json["counterfactuals"][0]["flag"] == "--gpus 0.5"
@@ -117,9 +117,9 @@ def test_explain_prints_what_would_start_the_job_and_when_it_starts(gpushare: Cl
 
 def test_a_job_shows_for_whom_it_made_way(gpushare: Cli, cluster: FakeCluster) -> None:
     spec = j.JobSpec(qos=j.QOS_BURST, after=[j.Dependency(job="tenants/vision/jobs/1", kind=j.DEPENDENCY_KIND_AFTEROK)])
-    cluster.add("5", spec=spec, preemptions=2, preempted_for="tenants/nlp")
+    cluster.add("5", spec=spec, preemptions=2, preempted_for="tenants/nlp/jobs/9")
     out = gpushare("job", "5").out
-    assert "2 times, last for nlp" in out
+    assert "2 times, last for nlp/9" in out
     assert "afterok:vision/1" in out
     assert "burst" in out
 
@@ -219,6 +219,16 @@ def test_what_is_no_setting_is_a_usage_error(gpushare: Cli, cluster: FakeCluster
     done = gpushare("tenant", "set", "vision", *words)
     assert (done.code, words[0] in done.err) == (2, True), done.err
     assert cluster.seen("UpdateTenant") == []
+
+
+def test_a_tenant_is_isolated_and_open_again(gpushare: Cli, cluster: FakeCluster) -> None:
+    for word in ("on", "off"):
+        assert gpushare("tenant", "set", "vision", "--isolated", word).code == 0
+    said = [each.settings for each in cluster.seen("UpdateTenant")]
+    assert [(each.HasField("isolated"), each.isolated) for each in said] == [(True, True), (True, False)]
+    assert gpushare("tenant", "set", "vision", "--isolated", "maybe").code == 2
+    cluster.tenants["vision"].isolated = True
+    assert "isolated" in gpushare("tenant", "list", "-o", "wide").out
 
 
 def test_a_token_may_be_a_tenant_admins(gpushare: Cli, cluster: FakeCluster) -> None:

@@ -396,7 +396,51 @@ def test_a_tenant_shows_what_is_used_with_all_below_it() -> None:
     assert (list(squad.model_use), squad.HasField("min_run"), squad.HasField("max_running_jobs")) == ([], False, False)
 
 
-def test_for_whom_a_job_made_way_is_named_within_the_tenant_alone() -> None:
-    assert convert.claimant("vision", "vision/4") == "tenants/vision/jobs/4"
-    assert convert.claimant("vision", "nlp/4") == "tenants/nlp"
-    assert convert.claimant("vision", "") == convert.claimant("vision", "scheduler") == ""
+def preempted(claimant: str) -> Job:
+    job = a_job()
+    (attempt,) = job.attempts
+    attempt.claimant = job.preempted_for = claimant
+    attempt.reason = job.reason = Reason.PREEMPTED
+    attempt.detail = job.detail = f"makes way for {claimant}"
+    return job
+
+
+@pytest.mark.parametrize(
+    ("claimant", "sees", "name", "detail"),
+    [
+        ("vision/4", None, "tenants/vision/jobs/4", "makes way for vision/4"),
+        ("nlp/4", None, "", "makes way for a job of another tenant"),
+        ("nlp/4", ("vision",), "", "makes way for a job of another tenant"),
+        ("nlp/4", ("vision", "nlp"), "tenants/nlp/jobs/4", "makes way for job nlp/4"),
+        ("scheduler", None, "", "makes way for scheduler"),
+        ("", None, "", "makes way for "),
+    ],
+)
+def test_for_whom_a_job_made_way_is_named_where_its_reader_sees_that_job(
+    claimant: str, sees: tuple[str, ...] | None, name: str, detail: str
+) -> None:
+    shown = convert.job(preempted(claimant), JobView.FULL, 9_000, sees=sees.__contains__ if sees else None)
+    assert (shown.preempted_for, shown.tasks[0].claimant) == (name, name)
+    assert (shown.detail, shown.tasks[0].detail) == (detail, detail)
+
+
+def test_whose_processes_hold_a_card_is_for_those_who_see_everything() -> None:
+    job = preempted("")
+    job.reason = job.attempts[0].reason = Reason.OCCUPIED
+    job.detail = job.attempts[0].detail = "pid 7 of eve"
+    for sees, detail in ((None, ""), (lambda tenant: True, "pid 7 of eve")):
+        shown = convert.job(job, JobView.FULL, 9_000, sees=sees)
+        assert (shown.detail, shown.tasks[0].detail, shown.reason) == (detail, detail, "OCCUPIED")
+
+
+def test_another_tenants_listing_shows_who_holds_what_until_when_and_nothing_else() -> None:
+    shown = convert.job(a_job(), JobView.FOREIGN, 9_000)
+    assert (shown.name, shown.tenant, shown.created_by.user) == ("tenants/vision/jobs/7", "vision", "ann")
+    assert (shown.foreign, shown.redacted, shown.state) == (True, True, job_pb2.JOB_STATE_FAILED)
+    assert (shown.spec.resources.gpu_milli, shown.tasks[0].node, list(shown.tasks[0].gpu_uuids)) == (
+        250, "n1", ["GPU-1"],
+    )  # fmt: skip
+    data = shown.SerializeToString()
+    for hidden in (b"secret", b"train", b"Ann's", b"team", b"No such", b"timeslice", b"user"):
+        assert hidden not in data, hidden
+    assert (shown.charge_milli_seconds, shown.HasField("exit_code"), shown.reason) == (0, False, "")

@@ -34,9 +34,11 @@ SUSPENDS = (
 )
 
 
-def told(cluster: Cluster, job: Job) -> Explanation:
+def told(cluster: Cluster, job: Job, *sees: str) -> Explanation:
+    """To a reader who sees these tenants' jobs; to one of its own tenant alone where none is named."""
     before = cluster.state.encode()
-    found = explain(cluster.state, job, cluster.now_ms, cluster.settings)
+    seen = sees.__contains__ if sees else None
+    found = explain(cluster.state, job, cluster.now_ms, cluster.settings, sees=seen)
     assert cluster.state.encode() == before
     return found
 
@@ -89,7 +91,9 @@ def test_without_time_limits_nobody_knows_when() -> None:
     (job,) = cluster.submit("nlp", resources=WHOLE)
     found = told(cluster, job)
     assert (found.expected_start_ms, found.earliest_start_ms) == (None, None)
-    assert found.unknown_because == "jobs without a time limit stand in the way: a job of tenant vision"
+    assert found.unknown_because == "jobs without a time limit stand in the way: a job of another tenant"
+    to_others = told(cluster, job, "vision", "nlp").unknown_because
+    assert to_others == "jobs without a time limit stand in the way: job vision/1"
     assert found.blocking_jobs == ("vision/1",)
 
 
@@ -197,10 +201,14 @@ def test_a_reservation_is_named_with_its_window_and_a_shorter_time_helps() -> No
     found = told(cluster, job)
     assert found.wait is not None
     assert (found.stage, found.wait.reason) == ("reservation", Reason.RESERVED)
-    assert found.wait.detail == (
-        "reservation paper of tenant nlp has the room: its window opens in 30m and closes in 1h30m; with --time 2h it "
-        "could run into it"
+    said_to_own = (
+        "reservation paper of another tenant has the room: its window opens in 30m and closes in 1h30m; with --time 2h "
+        "it could run into it"
     )
+    assert found.wait.detail == said_to_own
+    openly = told(cluster, job, "nlp").wait
+    assert openly is not None
+    assert openly.detail == said_to_own.replace("another tenant", "tenant nlp")
     assert [(c.change, c.flag) for c in found.counterfactuals] == [("with a time limit of 30m", "--time 30m")]
     assert found.expected_start_ms == end_ms
     assert said(cluster, job)[1] is Reason.RESERVED
@@ -232,10 +240,14 @@ def test_room_that_is_owed_to_the_head_is_told_with_its_time() -> None:
     found = told(cluster, job)
     assert found.wait is not None
     assert (found.stage, found.wait.reason, found.claimant) == ("order", Reason.HELD, head.key)
-    assert found.wait.detail == (
-        "the room that it would fit is owed to a job of tenant nlp, which starts there in 20m at the latest; with "
+    said_to_own = (
+        "the room that it would fit is owed to a job of another tenant, which starts there in 20m at the latest; with "
         "--time 30m this one could still be running then"
     )
+    assert found.wait.detail == said_to_own
+    openly = told(cluster, job, "nlp").wait
+    assert openly is not None
+    assert openly.detail == said_to_own.replace("a job of another tenant", "job nlp/1")
     assert (found.ahead, found.ahead_count) == ((head.key,), 1)
     assert [c.flag for c in found.counterfactuals] == ["--time 20m"]
     planned = told(cluster, head)
@@ -254,8 +266,11 @@ def test_who_makes_way_and_since_when() -> None:
     found = told(cluster, job)
     assert found.wait is not None
     assert (found.stage, found.wait.reason) == ("preemption", Reason.PREEMPTING)
-    assert found.wait.detail == "a job of tenant vision is making way for it; it starts at the end of their grace"
+    assert found.wait.detail == "a job of another tenant is making way for it; it starts at the end of their grace"
     (victim,) = found.victims
+    openly = told(cluster, job, "vision").wait
+    assert openly is not None
+    assert openly.detail == f"job {victim} is making way for it; it starts at the end of their grace"
     assert any(a.desired_stop for a in cluster.state.jobs[victim].live())
     assert (found.hold_ms, found.expected_start_ms) == (since_ms, since_ms + 20_000)
 

@@ -231,6 +231,7 @@ def test_nor_more_in_sum_by_any_detour(lab: Cluster) -> None:
 def test_neither_the_own_settings_nor_other_tenants_are_open(lab: Cluster) -> None:
     before = lab.state.encode()
     assert refused(lab, change(lab, "lab", TINA, weight=9), before).reason is Reason.PERMISSION_DENIED
+    assert refused(lab, change(lab, "team", TINA, isolated=True), before).reason is Reason.PERMISSION_DENIED
     assert refused(lab, change(lab, "rival", TINA, weight=9), before).reason is Reason.NOT_FOUND
     for parent in ("", "rival"):
         command = CreateTenant("x", S(parent=parent, max_queued_jobs=1, max_priority=0))

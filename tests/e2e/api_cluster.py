@@ -133,7 +133,7 @@ class ApiCluster:
 @asynccontextmanager
 async def api_cluster(state_dir: Path, store: Store | None = None, **options: Any) -> AsyncIterator[ApiCluster]:
     """`lease_ttl_ms` and `grace_s` set the leases, `wall_ms` is the scheduler's wall clock; `people=False` leaves an
-    existing store as it is; all else are caps."""
+    existing store as it is; `visibility` is that setting; all else are caps."""
     settings = CoreSettings(lease_ttl_ms=options.pop("lease_ttl_ms", 15_000))
     people = options.pop("people", True)
     engine = Engine(
@@ -148,6 +148,7 @@ async def api_cluster(state_dir: Path, store: Store | None = None, **options: An
         state_dir=state_dir,
         insecure=True,
         recovery_grace_s=options.pop("grace_s", 0),
+        visibility=options.pop("visibility", "cluster"),
         caps=Caps(**options),
     )
     await engine.start()

@@ -11,12 +11,14 @@ import pytest
 from api_cluster import ApiCluster, api_cluster, create, refusal, run, until
 
 from gpushare import rpc
-from gpushare.core.commands import Call, RevokeToken
+from gpushare.core.commands import Call, Housekeep, RevokeToken
 from gpushare.core.model import SYSTEM, Role
 from gpushare.errors import GpushareError, from_rpc_error
 from gpushare.scheduler.server import SERVICES
 from gpushare.scheduler.tokens import new_token
 from gpushare.v1 import agent_pb2, job_pb2, node_pb2, tenant_pb2, usage_pb2
+
+both_settings = pytest.mark.parametrize("setting", ["cluster", "tenant"])
 
 # Who may call what: written out by hand, not taken from the table that the scheduler uses.
 ALLOWED = """
@@ -273,9 +275,10 @@ def test_a_new_enrolment_ends_the_older_session_of_its_node(tmp_path: Path) -> N
 # -- names that are not one's own
 
 
-def test_another_tenants_job_answers_exactly_like_none(tmp_path: Path) -> None:
+@both_settings
+def test_another_tenants_job_answers_exactly_like_none(tmp_path: Path, setting: str) -> None:
     async def test() -> None:
-        async with api_cluster(tmp_path) as cluster:
+        async with api_cluster(tmp_path, visibility=setting) as cluster:
             foreign = (await cluster.submit("nina", "nlp")).name
             answers = set()
             for name in (foreign, "tenants/nlp/jobs/999", "tenants/vision/jobs/999", "tenants/nowhere/jobs/1"):
@@ -291,9 +294,13 @@ def test_another_tenants_job_answers_exactly_like_none(tmp_path: Path) -> None:
             assert len(answers) == 1
             assert answers.pop()[0] == "NOT_FOUND"
             for parent in ("tenants/nlp", "tenants/nowhere"):
-                for call in (
+                listings = (
                     cluster.jobs("ann").ListJobs(job_pb2.ListJobsRequest(parent=parent)),
                     cluster.jobs("ann").WatchJobs(job_pb2.WatchJobsRequest(parent=parent)),
+                )
+                is_listed = setting == "cluster" and parent == "tenants/nlp"
+                for call in (
+                    *(() if is_listed else listings),
                     cluster.jobs("ann").CreateJob(create(parent[8:])),
                     cluster.tenants("ann").GetTenant(tenant_pb2.GetTenantRequest(name=parent)),
                     cluster.usage("ann").GetUsage(usage_pb2.GetUsageRequest(group=1, tenant=parent[8:])),  # type: ignore[arg-type]
@@ -319,9 +326,10 @@ def test_a_part_or_a_pattern_of_an_id_is_not_found(tmp_path: Path, job_id: str) 
     run(test)
 
 
-def test_similar_tenant_names_do_not_mix(tmp_path: Path) -> None:
+@both_settings
+def test_similar_tenant_names_do_not_mix(tmp_path: Path, setting: str) -> None:
     async def test() -> None:
-        async with api_cluster(tmp_path) as cluster:
+        async with api_cluster(tmp_path, visibility=setting) as cluster:
             for tenant in ("acme", "acme-2"):
                 request = tenant_pb2.CreateTenantRequest(tenant_id=tenant, request_id=tenant)
                 await cluster.tenants("root").CreateTenant(request)
@@ -329,7 +337,8 @@ def test_similar_tenant_names_do_not_mix(tmp_path: Path) -> None:
                 await cluster.submit(f"user-{tenant}", tenant)
             for tenant in ("acme", "acme-2"):
                 answer = await cluster.jobs(f"user-{tenant}").ListJobs(job_pb2.ListJobsRequest(parent="tenants/-"))
-                assert [job.tenant for job in answer.jobs] == [tenant]
+                assert [job.tenant for job in answer.jobs if not job.foreign] == [tenant]
+                assert len(answer.jobs) == (2 if setting == "cluster" else 1)
                 listed = await cluster.tenants(f"user-{tenant}").ListTenants(tenant_pb2.ListTenantsRequest())
                 assert [t.name for t in listed.tenants] == [f"tenants/{tenant}"]
 
@@ -380,7 +389,7 @@ def test_a_user_cancels_and_reads_only_their_own_jobs(tmp_path: Path) -> None:
 
 def test_a_tenants_watch_shows_its_own_events_only(tmp_path: Path) -> None:
     async def test() -> None:
-        async with api_cluster(tmp_path) as cluster:
+        async with api_cluster(tmp_path, visibility="tenant") as cluster:
             await cluster.submit("nina", "nlp")
             watch = cluster.jobs("ann").WatchJobs(job_pb2.WatchJobsRequest(parent="tenants/-"))
             assert (await watch.read()).caught_up
@@ -397,6 +406,51 @@ def test_a_tenants_watch_shows_its_own_events_only(tmp_path: Path) -> None:
     run(test)
 
 
+def test_where_the_cluster_is_open_a_watch_of_all_tenants_shows_others_events_without_what_they_hide(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with api_cluster(tmp_path) as cluster:
+            hidden = {"argv": ["secret"], "env": {"A": "secret"}, "name": "secret", "labels": {"secret": "1"}}
+            await cluster.submit("nina", "nlp", **hidden)
+            for parent in ("tenants/-", "tenants/nlp"):
+                watch = cluster.jobs("ann").WatchJobs(job_pb2.WatchJobsRequest(parent=parent))
+                first = await watch.read()
+                assert (first.job.name, first.job.created_by.user) == ("tenants/nlp/jobs/1", "nina")
+                assert (await watch.read()).caught_up
+                made = await cluster.submit("nina", "nlp", **hidden)
+                cancel = job_pb2.CancelJobRequest(name=made.name, request_id=parent)
+                await cluster.jobs("nina").CancelJob(cancel)
+                told = [first, await watch.read(), await watch.read()]
+                assert [m.job.state for m in told[1:]] == [job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_CANCELLED]
+                assert all(m.job.foreign and b"secret" not in m.SerializeToString() for m in told)
+                watch.cancel()
+                await cluster.engine.execute(Housekeep(cluster.engine.now_ms() + 1000), Call(SYSTEM))
+
+    run(test)
+
+
+def test_an_isolated_tenant_is_gone_from_open_watches_at_once(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with api_cluster(tmp_path) as cluster:
+            watch = cluster.jobs("nina").WatchJobs(job_pb2.WatchJobsRequest(parent="tenants/-"))
+            assert (await watch.read()).caught_up
+            await cluster.submit("ann")
+            assert (await watch.read()).job.tenant == "vision"
+            for isolated in (True, False):
+                settings = tenant_pb2.TenantSettings(isolated=isolated)
+                request = tenant_pb2.UpdateTenantRequest(name="tenants/vision", settings=settings)
+                request.request_id = f"i{isolated}"
+                await cluster.tenants("root").UpdateTenant(request)
+                await cluster.submit("ann", display_name=str(isolated))
+                await cluster.submit("nina", "nlp", display_name=str(isolated))
+            seen = [(await watch.read()).job for _ in range(3)]
+            assert [(job.tenant, job.id) for job in seen] == [("nlp", "1"), ("vision", "3"), ("nlp", "2")]
+            watch.cancel()
+
+    run(test)
+
+
 def test_only_an_admin_submits_for_another_tenant(tmp_path: Path) -> None:
     async def test() -> None:
         async with api_cluster(tmp_path) as cluster:
@@ -408,9 +462,10 @@ def test_only_an_admin_submits_for_another_tenant(tmp_path: Path) -> None:
     run(test)
 
 
-def test_nodes_are_open_to_all_and_whose_work_is_on_them_is_not(tmp_path: Path) -> None:
+@both_settings
+def test_nodes_are_open_to_all_and_whose_work_is_on_them_to_those_who_see_it(tmp_path: Path, setting: str) -> None:
     async def test() -> None:
-        async with api_cluster(tmp_path) as cluster:
+        async with api_cluster(tmp_path, visibility=setting) as cluster:
             agent = await cluster.agent("n1")
             stranger = node_pb2.Stranger(pid=77, user="mallory", memory_mib=100)
             await agent.sync(
@@ -432,9 +487,9 @@ def test_nodes_are_open_to_all_and_whose_work_is_on_them_is_not(tmp_path: Path) 
             assert seen == {
                 "root": (both, "mallory"),
                 "olga": (both, "mallory"),
-                "ann": (["vision.1.0.1"], ""),
-                "vera": (["vision.1.0.1"], ""),
-                "nina": (["nlp.1.0.1"], ""),
+                "ann": (both if setting == "cluster" else ["vision.1.0.1"], ""),
+                "vera": (both if setting == "cluster" else ["vision.1.0.1"], ""),
+                "nina": (both if setting == "cluster" else ["nlp.1.0.1"], ""),
             }
 
     run(test)

@@ -12,8 +12,8 @@ import grpc.aio
 import pytest
 from api_cluster import ApiCluster, WireAgent, api_cluster, create, refusal, run, until
 
-from gpushare.core.commands import Call, Housekeep
-from gpushare.core.model import SYSTEM
+from gpushare.core.commands import Call, Housekeep, UpdateTenant
+from gpushare.core.model import SYSTEM, TenantSettings
 from gpushare.v1 import job_pb2, tenant_pb2, usage_pb2
 
 
@@ -257,7 +257,7 @@ def test_no_request_id_or_a_strange_one_is_refused(tmp_path: Path, request_id: s
 
 def test_a_listing_is_newest_first_and_whole_over_its_pages(tmp_path: Path) -> None:
     async def test() -> None:
-        async with api_cluster(tmp_path) as cluster:
+        async with api_cluster(tmp_path, visibility="tenant") as cluster:
             batch = job_pb2.BatchCreateJobsRequest(parent="tenants/vision", jobs=[create().job] * 25, request_id="b1")
             await cluster.jobs("ann").BatchCreateJobs(batch)
             await cluster.submit("nina", "nlp")
@@ -292,7 +292,7 @@ def test_ended_jobs_are_listed_on_request_from_memory_and_history_alike(tmp_path
             await archive(cluster)
             for _ in range(2):
                 await ended_job(cluster, agent)
-            await cluster.submit()
+            await cluster.submit(name="train")
             assert await all_pages(cluster) == ["6"]
             for size in (1, 2, 3, 100):
                 assert await all_pages(cluster, show_ended=True, page_size=size) == ["6", "5", "4", "3", "2", "1"]
@@ -300,7 +300,13 @@ def test_ended_jobs_are_listed_on_request_from_memory_and_history_alike(tmp_path
             assert (await get(cluster, "tenants/vision/jobs/2")).exit_code == 1
             seen = await get(cluster, "tenants/vision/jobs/2", "bob")
             assert (seen.redacted, list(seen.spec.argv)) == (True, [])
-            assert await all_pages(cluster, "nina", show_ended=True) == []
+            # Others see that they were there, page by page; what their names are is not found.
+            assert await all_pages(cluster, "nina", show_ended=True, page_size=2) == list("654321")
+            assert await all_pages(cluster, "nina", show_ended=True, job_name="train") == []
+            assert await all_pages(cluster, show_ended=True, job_name="train") == ["6"]
+            isolate = TenantSettings(isolated=True)
+            await cluster.engine.execute(UpdateTenant("vision", isolate), Call(SYSTEM))
+            assert await all_pages(cluster, "nina", show_ended=True, page_size=2) == []
             assert await all_pages(cluster, "olga", show_ended=True, user="ann", page_size=2) == list("654321")
             explained = await cluster.jobs("ann").ExplainJob(job_pb2.ExplainJobRequest(name="tenants/vision/jobs/2"))
             assert (explained.state, explained.stage) == (job_pb2.JOB_STATE_FAILED, "")
@@ -387,9 +393,10 @@ def test_cancelling_is_idempotent_and_an_end_is_kept(tmp_path: Path) -> None:
 # -- explaining, counting, auditing
 
 
-def test_a_wait_is_explained_without_naming_strangers_jobs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["cluster", "tenant"])
+def test_a_wait_is_explained_without_naming_jobs_that_are_not_shown(tmp_path: Path, setting: str) -> None:
     async def test() -> None:
-        async with api_cluster(tmp_path) as cluster:
+        async with api_cluster(tmp_path, visibility=setting) as cluster:
             agent = await cluster.agent("n1")
             await cluster.submit("nina", "nlp", resources=job_pb2.Resources(gpus=1))
             await agent.order("start_attempt")
@@ -403,7 +410,8 @@ def test_a_wait_is_explained_without_naming_strangers_jobs(tmp_path: Path) -> No
 
             await until(judged, "judged")
             mine = await explained("ann")
-            assert (mine.stage, mine.wait.reason, list(mine.blocking_jobs)) == ("capacity", "NO_CAPACITY", [])
+            named = ["tenants/nlp/jobs/1"] if setting == "cluster" else []
+            assert (mine.stage, mine.wait.reason, list(mine.blocking_jobs)) == ("capacity", "NO_CAPACITY", named)
             assert [(f.reason, f.gpus, list(f.nodes)) for f in mine.filters] == [("NO_CAPACITY", 1, ["n1"])]
             assert list((await explained("olga")).blocking_jobs) == ["tenants/nlp/jobs/1"]
 

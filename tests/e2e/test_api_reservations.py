@@ -32,9 +32,9 @@ def maintain(cluster: ApiCluster, **fields: Any) -> node_pb2.CreateReservationRe
     return request
 
 
-def api_test(tmp_path: Path, body: Any) -> None:
+def api_test(tmp_path: Path, body: Any, visibility: str = "cluster") -> None:
     async def test() -> None:
-        async with api_cluster(tmp_path) as cluster:
+        async with api_cluster(tmp_path, visibility=visibility) as cluster:
             await cluster.agent("n1", cards=2)
             await body(cluster)
 
@@ -64,7 +64,8 @@ def test_a_reservation_is_made_listed_and_deleted(tmp_path: Path) -> None:
     api_test(tmp_path, body)
 
 
-def test_others_see_that_room_is_promised_and_not_to_whom(tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["cluster", "tenant"])
+def test_others_see_that_room_is_promised_and_not_what_for(tmp_path: Path, setting: str) -> None:
     async def body(cluster: ApiCluster) -> None:
         await cluster.reservations("root").CreateReservation(reserve(cluster, users=["ann"], detail="secret"))
         await cluster.reservations("olga").CreateReservation(
@@ -75,11 +76,13 @@ def test_others_see_that_room_is_promised_and_not_to_whom(tmp_path: Path) -> Non
             fans, lesson = listed.reservations
             assert (fans.maintenance, fans.redacted, fans.detail) == (True, False, "new fans")
             assert lesson.redacted is hidden
-            assert ("secret" in str(lesson), lesson.tenant) == (not hidden, "" if hidden else "vision")
+            tenant = "" if hidden and setting == "tenant" else "vision"
+            assert ("secret" in str(lesson), lesson.tenant) == (not hidden, tenant)
+            assert (list(lesson.users), lesson.created_by) == (([], "") if hidden else (["ann"], "root"))
             assert lesson.HasField("next_start_time")
             assert lesson.cards[0].gpu_milli == 1000
 
-    api_test(tmp_path, body)
+    api_test(tmp_path, body, visibility=setting)
 
 
 def test_an_operator_closes_nodes_and_gives_nobody_anything(tmp_path: Path) -> None:

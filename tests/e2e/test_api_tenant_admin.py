@@ -28,9 +28,9 @@ async def a_tree(cluster: ApiCluster) -> None:
     await cluster.add_token("tess", Role.TENANT_ADMIN, "team")
 
 
-def tree_test(tmp_path: Path, body: Any) -> None:
+def tree_test(tmp_path: Path, body: Any, visibility: str = "tenant") -> None:
     async def test() -> None:
-        async with api_cluster(tmp_path) as cluster:
+        async with api_cluster(tmp_path, visibility=visibility) as cluster:
             await a_tree(cluster)
             await body(cluster)
 
@@ -56,6 +56,32 @@ def test_sees_the_jobs_of_its_tenants_with_their_commands_and_no_others(tmp_path
                 assert (await refusal(call)).status == "NOT_FOUND"
 
     tree_test(tmp_path, body)
+
+
+def test_beyond_its_tenants_it_sees_what_everybody_sees(tmp_path: Path) -> None:
+    async def body(cluster: ApiCluster) -> None:
+        jobs = cluster.jobs("tess")
+        listed = await jobs.ListJobs(job_pb2.ListJobsRequest(parent="tenants/-"))
+        shown = {(job.tenant, job.foreign, tuple(job.spec.argv)) for job in listed.jobs}
+        own = {("squad", False, ("train", "--now")), ("team", False, ("train", "--now"))}
+        assert shown == {*own, ("vision", True, ()), ("nlp", True, ())}
+        for tenant in ("vision", "nlp"):
+            get = jobs.GetJob(job_pb2.GetJobRequest(name=f"tenants/{tenant}/jobs/1"))
+            assert (await refusal(get)).status == "NOT_FOUND"
+        # Whoever may change tenants below their own does not say what the cluster sees of these.
+        update = tenant_pb2.UpdateTenantRequest(name="tenants/squad", settings=S(isolated=True), request_id="i1")
+        assert (await refusal(cluster.tenants("tess").UpdateTenant(update))).status == "PERMISSION_DENIED"
+        update.name, update.request_id = "tenants/team", "i2"
+        assert (await cluster.tenants("root").UpdateTenant(update)).isolated
+        # What is below it is isolated with it, and other settings of it can be changed as before.
+        listed = await jobs.ListJobs(job_pb2.ListJobsRequest(parent="tenants/-"))
+        assert {(job.tenant, job.foreign) for job in listed.jobs} == {("squad", False), ("team", False)}
+        listed = await cluster.jobs("user-squad").ListJobs(job_pb2.ListJobsRequest(parent="tenants/-"))
+        assert {job.tenant for job in listed.jobs} == {"squad"}
+        update = tenant_pb2.UpdateTenantRequest(name="tenants/squad", settings=S(weight=2), request_id="i3")
+        assert (await cluster.tenants("tess").UpdateTenant(update)).weight == 2
+
+    tree_test(tmp_path, body, visibility="cluster")
 
 
 def test_watches_them_all_while_the_tree_changes(tmp_path: Path) -> None:

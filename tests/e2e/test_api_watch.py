@@ -66,7 +66,7 @@ def test_what_is_comes_first_then_every_change_in_order(tmp_path: Path) -> None:
 
 def test_a_watch_goes_on_from_its_token_with_what_changed_meanwhile_and_nothing_else(tmp_path: Path) -> None:
     async def test() -> None:
-        async with api_cluster(tmp_path) as cluster:
+        async with api_cluster(tmp_path, visibility="tenant") as cluster:
             jobs = [await cluster.submit() for _ in range(4)]
             call = watch(cluster)
             _, token = await first_listing(call)
