@@ -100,7 +100,7 @@ card is a matter of tiers. Whatever is not in a listing answers NOT_FOUND, like 
 
 Capacity is no secret: nodes, cards and the windows of reservations, with their names, are for everybody. Operators and
 admins answer for all tenants, isolated ones too. "own" is a job's own user, "tenant" another user or a viewer of the
-same tenant; GetJob: only in that answer, not in listings.
+same tenant; GetJob: only in that answer, not in listings. Tokens are listed to admins; everybody is shown their own.
 
 | field | own | tenant | tenant-admin | operator | admin | others, `cluster` | others, `tenant` | others, isolated |
 |---|---|---|---|---|---|---|---|---|
