@@ -348,10 +348,15 @@ def _check_shared_paths(config: AgentConfig, said: Mapping[str, Setting]) -> Non
             _refuse(said, "shared_paths", f"{shown(err.value)} {err.why}; accepted: {err.accepted}")
 
 
+def is_gpu_uuid(text: str) -> bool:
+    """A card's name as the driver gives it."""
+    return _GPU_UUID.fullmatch(text) is not None
+
+
 def _check_cards(config: AgentConfig, said: Mapping[str, Setting]) -> None:
     if config.managed_gpus != ("all",):
         for each in config.managed_gpus:
-            if _GPU_UUID.fullmatch(each) is None:
+            if not is_gpu_uuid(each):
                 _refuse(said, "managed_gpus", f'{shown(each)} is neither "all" alone nor a UUID of a card (GPU-...)')
     for key, items in (
         ("managed_gpus", config.managed_gpus), ("tiers", config.tiers), ("shared_paths", config.shared_paths),

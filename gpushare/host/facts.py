@@ -77,13 +77,15 @@ class SchedulerFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything. `users` maps an asked name to "root", "missing", or "uid N"; `clock` is "synchronised", "free" or ""
-    (nobody can tell); `params` are the driver's own settings; `foreign` are running programs that hand out the same
-    cards; `device_modes` are the mode bits of each /dev/nvidia*."""
+    """Everything. `config_trouble` is why a daemon would refuse its file; `params` are the driver's own settings,
+    `device_modes` the mode bits of each /dev/nvidia*; `users` maps an asked name to "root", "missing", or "uid N";
+    `clock` is "synchronised", "free" or "" (nobody can tell); `foreign` are running programs that hand out the same
+    cards."""
 
     root: bool = False
     python: tuple[int, int] = (3, 11)
     driver: DriverFacts = DriverFacts()
+    config_trouble: tuple[str, ...] = ()
     managed_gpus: tuple[str, ...] = ("all",)
     params: Mapping[str, str] = {}
     persistenced: bool = False

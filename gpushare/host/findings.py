@@ -65,6 +65,11 @@ def _python(facts: HostFacts) -> Iterable[Finding]:
         yield _ok("python", found)
 
 
+def _config(facts: HostFacts) -> Iterable[Finding]:
+    for trouble in facts.config_trouble:
+        yield _fail("config", trouble, "correct it; gpushare-agent --check, gpushare-scheduler --check")
+
+
 def _driver(facts: HostFacts) -> Iterable[Finding]:
     driver = facts.driver
     mend = {
@@ -324,6 +329,7 @@ def _major(version: str) -> int:
 
 _RULES: tuple[Callable[[HostFacts], Iterable[Finding]], ...] = (
     _python,
+    _config,
     _driver,
     _cards,
     _managed,

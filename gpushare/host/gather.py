@@ -19,11 +19,11 @@ import sys
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from gpushare.config import AgentConfig, load_agent_config, load_scheduler_config
+from gpushare.config import AgentConfig, SchedulerConfig, load_agent_config, load_scheduler_config
 from gpushare.errors import GpushareError
 from gpushare.host.facts import CardFacts, CgroupFacts, DiskFacts, DriverFacts, HostFacts, PortFacts, UnitFacts
 from gpushare.host.findings import GRPC_PORT, HTTP_PORT
-from gpushare.host.places import UNITS, below
+from gpushare.host.places import AGENT_CONFIG, SCHEDULER_CONFIG, UNITS, below
 from gpushare.host.systemd import Systemd, why_jobs_die
 
 NVML_LIMIT_S = 30.0
@@ -47,7 +47,7 @@ _LISTENING = "0A"
 
 def gather(users: Collection[str] = (), root: Path = Path("/")) -> HostFacts:
     """Everything but the scheduler. Takes some seconds at most, a hanging driver included."""
-    agent = _agent_config()
+    agent, scheduler, trouble = _configurations(root)
     programs = _programs(root)
     systemd = Systemd(root)
     path = os.environ.get("PATH", "") + ":/usr/bin:/usr/sbin"
@@ -55,6 +55,7 @@ def gather(users: Collection[str] = (), root: Path = Path("/")) -> HostFacts:
         root=os.geteuid() == 0,
         python=sys.version_info[:2],
         driver=_driver(),
+        config_trouble=tuple(trouble),
         managed_gpus=agent.managed_gpus if agent is not None else ("all",),
         params=_params(root),
         persistenced="nvidia-persiste" in programs,
@@ -69,7 +70,7 @@ def gather(users: Collection[str] = (), root: Path = Path("/")) -> HostFacts:
         units=tuple(_units(systemd)),
         ports=tuple(_ports(root)),
         hidepid=_hidepid(_text(below(root, "/proc/mounts"))),
-        disks=tuple(_disks(_directories(agent))),
+        disks=tuple(_disks(_directories(agent, scheduler))),
     )
 
 
@@ -80,18 +81,33 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _agent_config() -> AgentConfig | None:
+def _configurations(root: Path) -> tuple[AgentConfig | None, SchedulerConfig | None, list[str]]:
+    """What the daemons of this host are told, or this user's own; and what is wrong with it."""
+    agent, scheduler, trouble = None, None, []
+    file, uid = _of_host(root, AGENT_CONFIG)
     try:
-        return load_agent_config()
-    except (GpushareError, OSError):
-        return None
+        agent = load_agent_config(file, uid=uid)
+    except (GpushareError, OSError) as err:
+        trouble.append(str(err))
+    file, uid = _of_host(root, SCHEDULER_CONFIG)
+    try:
+        scheduler = load_scheduler_config(file, uid=uid)
+    except (GpushareError, OSError) as err:
+        trouble.append(str(err))
+    return agent, scheduler, trouble
+
+
+def _of_host(root: Path, path: str) -> tuple[Path | None, int | None]:
+    """The host's file is read as root would, whoever asks; without one it is the asking user's."""
+    file = below(root, path)
+    return (file, 0) if file.exists() else (None, None)
 
 
 # -- cards
 
 
 def _driver() -> DriverFacts:
-    command = [sys.executable, "-m", "gpushare_agent.gpus.nvml", str(os.getpid())]
+    command = [sys.executable, "-P", "-m", "gpushare_agent.gpus.nvml", str(os.getpid())]
     try:
         done = subprocess.run(command, input=b"\n", capture_output=True, timeout=NVML_LIMIT_S)
     except subprocess.TimeoutExpired:
@@ -222,11 +238,9 @@ def _owner(root: Path, inode: str) -> str:
 # -- disks
 
 
-def _directories(agent: AgentConfig | None) -> list[Path]:
+def _directories(agent: AgentConfig | None, scheduler: SchedulerConfig | None) -> list[Path]:
     found = [agent.state_dir, agent.log_dir] if agent is not None else []
-    with contextlib.suppress(GpushareError, OSError):
-        found.append(load_scheduler_config().state_dir)
-    return found
+    return found + ([scheduler.state_dir] if scheduler is not None else [])
 
 
 def _disks(directories: Iterable[Path]) -> Iterable[DiskFacts]:

@@ -15,12 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gpushare.config import is_gpu_uuid
 from gpushare.configfile import read_toml
 from gpushare.errors import FailedPreconditionError, PermissionDeniedError, invalid_field
 from gpushare.host import places, templates
 from gpushare.host.places import below
 from gpushare.host.systemd import Systemd
 from gpushare.join import decode_join
+from gpushare.names import shown
 from gpushare.reasons import Reason
 
 SCHEDULER_USER = "gpushare"
@@ -68,6 +70,9 @@ def agent_plan(root: Path, join: str, managed_gpus: Sequence[str], profile: bool
     config = below(root, places.AGENT_CONFIG)
     join_path = places.AGENT_JOIN
     notes: list[str] = []
+    wrong = [card for card in managed_gpus if not is_gpu_uuid(card)]
+    if wrong:
+        raise invalid_field("--managed-gpus", f"{shown(wrong[0])} is no UUID of a card (`nvidia-smi -L` shows them)")
     if config.exists():
         found = read_toml(config)
         if managed_gpus:

@@ -139,8 +139,16 @@ class Versions:
             path = self._free_path(match[1])
             self._say(f"installing {match[1]} in {path}")
             try:
-                _build([os.path.realpath(sys.executable), "-m", "venv", str(path)])
-                pip = [str(path / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+                _build([os.path.realpath(sys.executable), "-P", "-m", "venv", str(path)])
+                pip = [
+                    str(path / "bin" / "python"),
+                    "-P",
+                    "-m",
+                    "pip",
+                    "--disable-pip-version-check",
+                    "install",
+                    "--quiet",
+                ]
                 _build([*pip, *pip_arguments, f"{wheel}[all]"])
                 installed = Installed(path.name, match[1], time.time(), path)
                 mark = {"version": installed.version, "installed_s": installed.installed_s}
@@ -164,30 +172,30 @@ class Versions:
         said = _smoke([str(bin_dir / "gpushare"), "--version"], installed.name)
         if said.split()[-1:] != [installed.version]:
             raise _failed(f"version {installed.name} says that it is {said!r}", "Install it anew.")
-        _smoke([str(bin_dir / "python"), "-c", _IMPORTS], installed.name)
+        _smoke([str(bin_dir / "python"), "-P", "-c", _IMPORTS], installed.name)
         for unit, (program, config) in UNITS.items():
             if self._systemd.is_installed(unit):
                 _smoke([str(bin_dir / program), "--check", "--config", str(below(self._root, config))], installed.name)
 
     def _run(self, installed: Installed, restart: bool) -> None:
         """Switch to it and restart what runs; back where a daemon does not come up."""
-        before = self.current()
+        before, before_that = self.current(), self.previous()
         units = [unit for unit in UNITS if self._systemd.is_active(unit)]
         self._point("current", installed.name)
+        self._point("previous", before)
         self._say(f"current is {installed.name}" + (f", was {before}" if before else ""))
         if not restart or not units:
-            self._remember(before)
-            here = [unit for unit in UNITS if self._systemd.is_installed(unit)]
+            here = [UNITS[unit][0] for unit in UNITS if self._systemd.is_installed(unit)]
             if here:
-                self._say(f"next: systemctl restart {' '.join(unit.removesuffix('.service') for unit in here)}")
+                self._say(f"next: restart {' and '.join(here)}, e.g. systemctl restart {' '.join(here)}")
             return
         trouble = self._restart(units)
         if not trouble:
-            self._remember(before)
             return
         if not before:
             raise _failed(trouble, "Look at `journalctl -e -u UNIT`.")
         self._point("current", before)
+        self._point("previous", before_that)
         self._say(f"current is {before} again")
         still = self._restart(units)
         raise _failed(
@@ -204,11 +212,11 @@ class Versions:
                 return f"{unit} did not come up ({said or f'systemctl ended with {code}'})"
         return ""
 
-    def _remember(self, before: str) -> None:
-        if before and before != self.current():
-            self._point("previous", before)
-
     def _point(self, link: str, name: str) -> None:
+        """In one step; "" takes the link away."""
+        if not name:
+            (self._base / link).unlink(missing_ok=True)
+            return
         beside = self._base / f".{link}.new"
         beside.unlink(missing_ok=True)
         beside.symlink_to(f"versions/{name}")
@@ -236,7 +244,7 @@ def _wheel_of(source: str, pip_arguments: Sequence[str], scratch: Path) -> Path:
         wanted = f"{DISTRIBUTION}=={source}" if source else DISTRIBUTION
     else:
         raise invalid_field("source", f"{source} is neither a wheel, nor a directory, nor a version")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
+    pip = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
     _build([*pip, "--wheel-dir", str(scratch), *pip_arguments, wanted])
     return next(scratch.glob("*.whl"))
 

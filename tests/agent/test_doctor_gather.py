@@ -70,22 +70,28 @@ def test_what_files_say(tmp_path: Path) -> None:
         proc__net__tcp6=tcp.format(port="1D39", state="01"),
         dev__nvidia0="",
         dev__nvidiactl="",
-        etc__systemd__system__other="",
     )
     (tmp_path / "dev/nvidia0").chmod(0o600)
     (tmp_path / "dev/nvidiactl").chmod(0o666)
     (tmp_path / "proc/7/fd").mkdir()
     (tmp_path / "proc/7/fd/3").symlink_to("socket:[77]")
+    config = tmp_path / "etc/gpushare/agent.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(f'managed_gpus = ["{uuid_of(7)}"]\n')
     unit = tmp_path / "etc/systemd/system/gpushare-agent.service"
     unit.write_text("[Service]\nDelegate=yes\n")
     found = gather(["root", "no-such-user"], tmp_path)
     assert found.params["RegistryDwords"] == "RMDisableScrubOnFree=1"
+    assert (found.managed_gpus, found.config_trouble) == ((uuid_of(7),), ())
     assert found.hidepid
     assert found.foreign == ("slurmd",)
     assert found.persistenced
     assert found.device_modes == {"/dev/nvidia0": 0o600, "/dev/nvidiactl": 0o666}
     assert [(port.number, port.owner) for port in found.ports] == [(7480, "gpushare-scheduler")]
     assert found.users == {"root": "root", "no-such-user": "missing"}
+    config.write_text("managed = 1\n")
+    (trouble,) = gather(root=tmp_path).config_trouble
+    assert "agent.toml:1: managed" in trouble
     (agent,) = found.units
     assert (agent.active, len(agent.warnings)) == (False, 1)
 

@@ -18,6 +18,7 @@ from gpushare.host.systemd import Systemd, UnitSettings, own_unit_warnings, unit
 from gpushare.join import encode_join
 
 JOIN = encode_join("127.0.0.1:7480", "gpj_" + "a" * 43, "")
+UUID = "GPU-00000000-0000-0000-0000-000000000000"
 LOGIN = encode_join("127.0.0.1:7480", "gps_" + "a" * 43, "")
 
 
@@ -30,7 +31,7 @@ def agent(root: Path, *arguments: str, verb: str = "install") -> int:
 
 
 def test_an_agent_is_installed_once_and_then_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert agent(tmp_path, "--join", JOIN, "--managed-gpus", "GPU-" + "0" * 8 + "-0000-0000-0000-" + "0" * 12) == 0
+    assert agent(tmp_path, "--join", JOIN, "--managed-gpus", UUID) == 0
     said = capsys.readouterr().out
     assert "systemctl enable --now gpushare-agent" in said
     join = below(tmp_path, places.AGENT_JOIN)
@@ -39,7 +40,7 @@ def test_an_agent_is_installed_once_and_then_kept(tmp_path: Path, capsys: pytest
     assert stat.S_IMODE(below(tmp_path, places.AGENT_STATE).stat().st_mode) == 0o711
     environ = {"GPUSHARE_AGENT_JOIN_FILE": str(join)}
     config = load_agent_config(below(tmp_path, places.AGENT_CONFIG), environ=environ, uid=0)
-    assert config.managed_gpus == ("GPU-00000000-0000-0000-0000-000000000000",)
+    assert config.managed_gpus == (UUID,)
 
     before = tree(tmp_path)
     assert agent(tmp_path, "--join", JOIN) == 0
@@ -65,7 +66,8 @@ def test_a_configuration_that_is_there_is_never_overwritten(tmp_path: Path) -> N
         (("--join", "rubbish"), None, "no join string"),
         (("--join", " "), None, "empty"),
         (("--join", JOIN), "tiers = ['exclusive']\n", "add join_file"),
-        (("--join", JOIN, "--managed-gpus", "GPU-1"), "join_file = '/j'\n", "is kept"),
+        (("--join", JOIN, "--managed-gpus", UUID), "join_file = '/j'\n", "is kept"),
+        (("--join", JOIN, "--managed-gpus", "0,1"), None, "nvidia-smi -L"),
         (("--join", JOIN), "join_file =\n", "no TOML"),
         (("--join", JOIN, "--now"), None, "systemd is not the init"),
     ],

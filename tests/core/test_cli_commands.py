@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -324,6 +325,25 @@ def test_what_an_agent_finds_wrong_with_its_host_is_shown_with_the_node(gpushare
     assert gpushare("nodes").out.splitlines()[-1].endswith("2 warnings (-o wide)")
     assert "a.service has KillMode=control-group; another" in gpushare("nodes", "-o", "wide").out
     assert gpushare("nodes", "-o", "json").json["nodes"][0]["warnings"][1] == "another"
+
+
+def test_the_doctor_asks_the_scheduler_what_it_knows_of_this_host(
+    gpushare: Cli, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(check: str) -> list[tuple[str, str]]:
+        told = gpushare("doctor", "-o", "json").json["findings"]
+        return [(each["level"], each["found"]) for each in told if each["check"] == check]
+
+    monkeypatch.setattr(socket, "gethostname", lambda: "node-1.example.org")
+    node = cluster.nodes["node-1"]
+    node.clock_skew_ms = -90_000
+    node.warnings.append("a.service has KillMode=control-group")
+    assert found("scheduler") == [("OK", f"{cluster.address} answers and knows this host as node-1")]
+    assert ("WARN", "a.service has KillMode=control-group") in found("node")
+    assert ("WARN", "90 s behind the scheduler's") in found("clock")
+    monkeypatch.setenv("GPUSHARE_SERVER", "127.0.0.1:1")
+    ((level, what),) = found("scheduler")
+    assert (level, what.partition(": ")[0]) == ("FAIL", "127.0.0.1:1")
 
 
 # -- what a job is called
