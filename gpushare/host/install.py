@@ -65,36 +65,20 @@ class Plan(NamedTuple):
 
 def agent_plan(root: Path, join: str, managed_gpus: Sequence[str], profile: bool) -> Plan:
     """`join` is the line, "" where the host has one already; `managed_gpus` () where it was not said."""
-    if join:
-        _check_join(join)
-    config = below(root, places.AGENT_CONFIG)
-    join_path = places.AGENT_JOIN
-    notes: list[str] = []
     wrong = [card for card in managed_gpus if not is_gpu_uuid(card)]
     if wrong:
         raise invalid_field("--managed-gpus", f"{shown(wrong[0])} is no UUID of a card (`nvidia-smi -L` shows them)")
-    if config.exists():
-        found = read_toml(config)
-        if managed_gpus:
-            raise invalid_field("--managed-gpus", f"{config} is there already and is kept; set managed_gpus in it")
-        said = found["join_file"].value if "join_file" in found else ""
-        if join and not (isinstance(said, str) and said.startswith("/")):
-            raise FailedPreconditionError(
-                Reason.CONFIG_INVALID,
-                f"{config} is kept, and it names no join_file",
-                what_to_do=f'add join_file = "{join_path}" to it, and repeat',
-            )
-        join_path = str(said) if join else ""
-    elif not join and not below(root, join_path).exists():
-        raise invalid_field(
-            "--join", "this host needs one, once; an admin gets it from `gpushare node join-token NODE`"
-        )
+    config = below(root, places.AGENT_CONFIG)
+    if config.exists() and managed_gpus:
+        raise invalid_field("--managed-gpus", f"{config} is there already and is kept; set managed_gpus in it")
+    notes: list[str] = []
+    program = _program(root, "gpushare-agent", notes)
     files = [PlannedFile(places.AGENT_CONFIG, templates.agent_config(tuple(managed_gpus) or ("all",)), keep=True)]
     if join:
-        files.append(PlannedFile(join_path, join.strip() + "\n", 0o600, secret=True))
-    files.append(
-        PlannedFile(_unit_path(places.AGENT_UNIT), templates.agent_unit(_program(root, "gpushare-agent", notes)))
-    )
+        files.append(PlannedFile(_join_path(config, join), join.strip() + "\n", 0o600, secret=True))
+    elif not config.exists() and not below(root, places.AGENT_JOIN).exists():
+        raise invalid_field("--join", "this host needs one; an admin gets it from `gpushare node join-token NODE`")
+    files.append(PlannedFile(_unit_path(places.AGENT_UNIT), templates.agent_unit(program)))
     if profile:
         files.append(PlannedFile(places.PROFILE, templates.profile()))
     directories = (
@@ -104,6 +88,25 @@ def agent_plan(root: Path, join: str, managed_gpus: Sequence[str], profile: bool
         PlannedDir(places.AGENT_STATE, 0o711),
     )
     return Plan(places.AGENT_UNIT, directories, tuple(files), tuple(notes))
+
+
+def _join_path(config: Path, join: str) -> str:
+    """Where the agent will look for its join line: as a configuration that is there says, else the usual place."""
+    if not decode_join(join).is_for_agent:
+        raise invalid_field(
+            "--join", "this line is for `gpushare login`; an agent's comes from `gpushare node join-token NODE`"
+        )
+    if not config.exists():
+        return places.AGENT_JOIN
+    found = read_toml(config)
+    said = found["join_file"].value if "join_file" in found else ""
+    if isinstance(said, str) and said.startswith("/"):
+        return said
+    raise FailedPreconditionError(
+        Reason.CONFIG_INVALID,
+        f"{config} is kept, and it names no join_file",
+        what_to_do=f'add join_file = "{places.AGENT_JOIN}" to it, and repeat',
+    )
 
 
 def scheduler_plan(root: Path, listen: str, advertise: str, user: str) -> Plan:
@@ -135,13 +138,6 @@ def scheduler_plan(root: Path, listen: str, advertise: str, user: str) -> Plan:
         PlannedFile(_unit_path(places.SCHEDULER_UNIT), templates.scheduler_unit(program, user)),
     )
     return Plan(places.SCHEDULER_UNIT, directories, files, tuple(notes))
-
-
-def _check_join(join: str) -> None:
-    if not decode_join(join).is_for_agent:
-        raise invalid_field(
-            "--join", "this line is for `gpushare login`; an agent's comes from `gpushare node join-token NODE`"
-        )
 
 
 def _check_owner(root: Path, path: str, user: str) -> None:

@@ -38,6 +38,8 @@ _IMPORTS = "import gpushare.cli.main, gpushare.client.aio, gpushare.scheduler.se
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.!+-]*")
 _WHEEL = re.compile(r"gpushare_cluster-([^-]+)-.*\.whl")
 _TAIL_LINES = 4
+# -P: root may stand in a directory of somebody else, whose modules are not pip's.
+_PIP = ("-P", "-m", "pip", "--disable-pip-version-check")
 
 Say = Callable[[str], None]
 
@@ -140,15 +142,7 @@ class Versions:
             self._say(f"installing {match[1]} in {path}")
             try:
                 _build([os.path.realpath(sys.executable), "-P", "-m", "venv", str(path)])
-                pip = [
-                    str(path / "bin" / "python"),
-                    "-P",
-                    "-m",
-                    "pip",
-                    "--disable-pip-version-check",
-                    "install",
-                    "--quiet",
-                ]
+                pip = [str(path / "bin" / "python"), *_PIP, "install", "--quiet"]
                 _build([*pip, *pip_arguments, f"{wheel}[all]"])
                 installed = Installed(path.name, match[1], time.time(), path)
                 mark = {"version": installed.version, "installed_s": installed.installed_s}
@@ -244,7 +238,7 @@ def _wheel_of(source: str, pip_arguments: Sequence[str], scratch: Path) -> Path:
         wanted = f"{DISTRIBUTION}=={source}" if source else DISTRIBUTION
     else:
         raise invalid_field("source", f"{source} is neither a wheel, nor a directory, nor a version")
-    pip = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-deps"]
+    pip = [sys.executable, *_PIP, "wheel", "--quiet", "--no-deps"]
     _build([*pip, "--wheel-dir", str(scratch), *pip_arguments, wanted])
     return next(scratch.glob("*.whl"))
 

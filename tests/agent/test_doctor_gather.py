@@ -79,6 +79,7 @@ def test_what_files_say(tmp_path: Path) -> None:
     config.parent.mkdir(parents=True)
     config.write_text(f'managed_gpus = ["{uuid_of(7)}"]\n')
     unit = tmp_path / "etc/systemd/system/gpushare-agent.service"
+    unit.parent.mkdir(parents=True)
     unit.write_text("[Service]\nDelegate=yes\n")
     found = gather(["root", "no-such-user"], tmp_path)
     assert found.params["RegistryDwords"] == "RMDisableScrubOnFree=1"
