@@ -27,6 +27,8 @@ class Reason(StrEnum):
     BUSY = "BUSY"
     MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
     PRIORITY_ABOVE_ROLE = "PRIORITY_ABOVE_ROLE"
+    RUN_LIMIT = "RUN_LIMIT"
+    JOB_ENDED = "JOB_ENDED"
     NOT_FOUND = "NOT_FOUND"
     ALREADY_EXISTS = "ALREADY_EXISTS"
     TENANT_NOT_EMPTY = "TENANT_NOT_EMPTY"
@@ -110,6 +112,7 @@ class Reason(StrEnum):
     APP_FAULT = "APP_FAULT"
     COLLATERAL = "COLLATERAL"
     PREEMPTED = "PREEMPTED"
+    REQUEUED = "REQUEUED"
     DEPENDENCY_FAILED = "DEPENDENCY_FAILED"
     START_DEADLINE = "START_DEADLINE"
     STALE = "STALE"
@@ -165,6 +168,14 @@ SENTENCES: Final[Mapping[Reason, tuple[str, str]]] = MappingProxyType(
         Reason.PRIORITY_ABOVE_ROLE: (
             "The priority is above what the caller may ask for.",
             "Ask for a lower priority, or have an admin raise the tenant's highest priority.",
+        ),
+        Reason.RUN_LIMIT: (
+            "The time limit is longer than jobs of this tenant may have.",
+            "Ask for no more than the named cap, or ask an admin, who may pass it.",
+        ),
+        Reason.JOB_ENDED: (
+            "The job has ended, or is ending.",
+            "Submit it anew with `gpushare resubmit JOB`.",
         ),
         Reason.NOT_FOUND: (
             "There is nothing of that name that the caller may see.",
@@ -409,7 +420,7 @@ SENTENCES: Final[Mapping[Reason, tuple[str, str]]] = MappingProxyType(
         ),
         Reason.TIME_LIMIT: (
             "The job ran for as long as it may.",
-            "Submit it with a longer --time, or have it save its work and go on from there.",
+            "Submit it with a longer --time, extend it while it runs, or have it save its work and go on from there.",
         ),
         Reason.MEMORY_LIMIT: (
             "The job used more GPU memory than its slice has.",
@@ -483,6 +494,10 @@ SENTENCES: Final[Mapping[Reason, tuple[str, str]]] = MappingProxyType(
         Reason.PREEMPTED: (
             "The attempt gave way to another job.",
             "Nothing to do; it is queued again.",
+        ),
+        Reason.REQUEUED: (
+            "It was stopped to be queued again, as somebody asked.",
+            "Nothing to do; it keeps its place in the queue.",
         ),
         Reason.DEPENDENCY_FAILED: (
             "A job that it had to wait for did not end as asked, so it can never start.",

@@ -218,6 +218,10 @@ class Agent:
         """Let it go on, perhaps on other cards."""
         self._apply(self.core.resume(order))
 
+    def set_run_limit(self, attempt_id: str, term: int, run_limit_ms: int) -> None:
+        """It may run for so long from its start on."""
+        self._apply(self.core.set_run_limit(attempt_id, term, run_limit_ms))
+
     def seal(self, attempt_id: str, term: int) -> None:
         """It must never start, and what lives of it must end."""
         self._apply(self.core.seal(attempt_id, term))
@@ -361,6 +365,8 @@ class Agent:
                     self._in_turn(attempt_id, partial(self._suspend, attempt_id))
                 case decisions.Resume(attempt_id):
                     self._in_turn(attempt_id, partial(self._resume, attempt_id))
+                case decisions.SetLimit(attempt_id, run_limit_ms):
+                    self._in_turn(attempt_id, partial(self._set_run_limit, attempt_id, run_limit_ms))
                 case decisions.SealIt(attempt_id):
                     self._in_turn(attempt_id, partial(self._seal, attempt_id))
                 case decisions.Release(attempt_id):
@@ -489,6 +495,9 @@ class Agent:
 
     async def _suspend(self, attempt_id: str) -> None:
         self._executor.suspend(attempt_id, True)
+
+    async def _set_run_limit(self, attempt_id: str, run_limit_ms: int) -> None:
+        self._executor.set_run_limit(attempt_id, run_limit_ms)
 
     async def _resume(self, attempt_id: str) -> None:
         holding = self.core.holding(attempt_id)

@@ -2,9 +2,10 @@
 
 Imports the standard library, this package's vocabulary and its groups. Under the state directory:
 `attempts/<id>/` (records, 0700; on their way out in `forgotten/<id>`), `logs/<id>/` (0700, outlives the
-attempt and marks its id as used), `scripts/<id>/` (entered by the job's user, who alone may read the file)
-and `private/<id>/` (the job's user's own). Nothing a job can write to is ever opened, changed or removed by
-path: what is the user's lies below a directory that only the agent can write.
+attempt and marks its id as used), `scripts/<id>/` (entered by the job's user, who alone may read the file),
+`notices/<id>/` (the agent's own, too: what the task is told of its end) and `private/<id>/` (the job's user's
+own). Nothing a job can write to is ever opened, changed or removed by path: what is the user's lies below a
+directory that only the agent can write.
 """
 
 from __future__ import annotations
@@ -20,13 +21,22 @@ from pathlib import Path
 import msgspec
 
 from gpushare.reasons import Reason
-from gpushare_agent import cgroups, checkpoint, records, treeremoval
+from gpushare_agent import cgroups, checkpoint, records, stopnotice, treeremoval
 from gpushare_agent.checkpoint import Intent
 from gpushare_agent.failpoints import failpoint
 from gpushare_agent.launchspec import LaunchRefused, LaunchSpec, UnixUser
 
 SCRIPT_NAME_CHARACTERS = 100
-DIRECTORIES = {"attempts": 0o700, "forgotten": 0o700, "logs": 0o700, "scripts": 0o711, "private": 0o711}
+DIRECTORIES = {
+    "attempts": 0o700,
+    "forgotten": 0o700,
+    "logs": 0o700,
+    "scripts": 0o711,
+    "private": 0o711,
+    "notices": 0o711,
+}
+# What an attempt has beside its records and its logs.
+BESIDE = ("scripts", "private", "notices")
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,10 @@ class AttemptFiles:
     def private_dir(self, attempt_id: str) -> Path:
         """The directory that the job may write to."""
         return self.state_dir / "private" / attempt_id
+
+    def stop_notice(self, attempt_id: str) -> Path:
+        """Where the task finds that it will be stopped, once it will."""
+        return self.state_dir / "notices" / attempt_id / stopnotice.NAME
 
     def tag(self, attempt_id: str) -> str:
         """What the environment of every process of the attempt carries: unique on this host."""
@@ -99,6 +113,7 @@ class AttemptFiles:
                 os.close(dirfd)
             failpoint("agent.after_intent")
             self.log_dir(attempt_id).mkdir(mode=0o700)
+            _make_open(Path(intent.notice_dir))
             self._place_script(spec, intent)
             if spec.private_dir:
                 _make_owned(self.private_dir(attempt_id), spec.user)
@@ -115,7 +130,7 @@ class AttemptFiles:
         """Remove what an attempt that has no process has; repeatable. False if a control group is still in use:
         the records stay then, so that the next try finds it.
         """
-        for name in ("scripts", "private"):
+        for name in BESIDE:
             treeremoval.remove(self.state_dir / name / attempt_id)
         if self.layout is not None and not cgroups.remove(cgroups.describe(self.layout, attempt_id)):
             return False
@@ -145,7 +160,7 @@ class AttemptFiles:
     def sweep(self, known: set[str]) -> None:
         """Remove scripts and private directories that belong to no attempt any more, and what was forgotten."""
         self.delete_forgotten()
-        for name in ("scripts", "private"):
+        for name in BESIDE:
             for entry in os.listdir(self.state_dir / name):
                 if entry not in known:
                     treeremoval.remove(self.state_dir / name / entry)
@@ -163,14 +178,14 @@ class AttemptFiles:
             script=script,
             groups=groups,
             spec=msgspec.structs.replace(spec, script=None),
+            notice_dir=str(self.stop_notice(spec.attempt_id).parent),
         )
 
     def _place_script(self, spec: LaunchSpec, intent: Intent) -> None:
         if spec.script is None or intent.script is None:
             return
         path = Path(intent.script)
-        path.parent.mkdir(mode=0o711)
-        path.parent.chmod(0o711)
+        _make_open(path.parent)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o500)
         with os.fdopen(fd, "wb") as file:
             file.write(spec.script)
@@ -183,6 +198,12 @@ class AttemptFiles:
 def _script_name(argument: str) -> str:
     name = os.path.basename(argument)[:SCRIPT_NAME_CHARACTERS]
     return name if name not in ("", ".", "..") else "script"
+
+
+def _make_open(path: Path) -> None:
+    """Ours, and to be entered by everybody, whatever the umask is."""
+    path.mkdir(mode=0o711)
+    path.chmod(0o711)
 
 
 def _make_owned(path: Path, user: UnixUser | None) -> None:

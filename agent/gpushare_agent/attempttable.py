@@ -74,6 +74,9 @@ class Entry:
     suspend: bool | None = None
     suspends: bool = False
     tells: bool = False
+    # The time limit that it is to have, and that its shim has; nor can such a shim change it (False).
+    run_limit_ms: int | None = None
+    shim_limit_ms: int | bool | None = False
     stop: StopRecord | None = None
     stop_watch: asyncio.Task[None] | None = None
     first: asyncio.Future[Message] | None = None
@@ -131,6 +134,13 @@ class AttemptTable:
         if entry.status.state in ("LAUNCHING", "RUNNING", "SUSPENDED"):
             entry.link.send({"op": "suspend" if entry.suspend else "resume"})
 
+    def send_limit(self, entry: Entry) -> None:
+        """The same for its time limit."""
+        if entry.link is None or entry.shim_limit_ms is False or entry.run_limit_ms in (None, entry.shim_limit_ms):
+            return
+        if entry.status.state in ("LAUNCHING", "RUNNING", "SUSPENDED"):
+            entry.link.send({"op": "limit", "run_limit_ms": entry.run_limit_ms})
+
     def _hear(self, entry: Entry, message: Message) -> None:
         if message.get("event") == "refused" and entry.link is not None:
             entry.link.close()  # its death is no news: it never had the attempt
@@ -152,11 +162,13 @@ class AttemptTable:
         entry.task_pid = int(message.get("task_pid") or 0)
         entry.suspends = message.get("suspends") is True
         entry.tells = message.get("tells") is True
+        entry.shim_limit_ms = message.get("run_limit_ms", False)
         self.put(entry, status)
         if entry.stop is not None and status.state in ("LAUNCHING", "RUNNING", "SUSPENDED"):
             self.send_stop(entry, entry.stop)
         else:
             self.send_suspend(entry)
+            self.send_limit(entry)
         return True
 
     def _shim_died(self, entry: Entry) -> None:

@@ -26,7 +26,9 @@ ATTEMPT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
 
 
 class Intent(msgspec.Struct, frozen=True, kw_only=True):
-    """`intent`: what is to run, where, and by which marks it is found again. `script` is the stored script's path."""
+    """`intent`: what is to run, where, and by which marks it is found again. `script` is the stored script's path,
+    `notice_dir` where the task reads that it will be stopped.
+    """
 
     boot_id: str
     containment: Containment
@@ -35,6 +37,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True):
     script: str | None
     groups: Groups | None
     spec: LaunchSpec
+    notice_dir: str = ""
 
 
 class ExecRecord(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from gpushare.core.model import (
     PLACEABLE_GPU_STATES,
     WHOLE_CARD_MILLI,
     AttemptState,
+    EarlySignal,
     GpuState,
     OnDisconnect,
     VisibleDevices,
@@ -79,6 +80,7 @@ class StartOrder(msgspec.Struct, frozen=True, kw_only=True):
     output_path: str = ""
     error_path: str = ""
     visible_devices: VisibleDevices = VisibleDevices.UUID
+    early_signal: EarlySignal | None = None
 
 
 class ResumeOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,6 +187,13 @@ class Resume(Effect, frozen=True):
     """Note what it holds, fence its cards, then let its processes go on. Not done, it is ordered again."""
 
     attempt_id: str
+
+
+class SetLimit(Effect, frozen=True):
+    """From now on it may run for so long, counted from its start."""
+
+    attempt_id: str
+    run_limit_ms: int
 
 
 class SealIt(Effect, frozen=True):
@@ -385,6 +394,18 @@ class AgentCore:
             return [*effects, Refused(attempt_id, Reason.OCCUPIED, misfit)]
         entry.holding = _resumed(entry.holding, order)
         return [*effects, Resume(attempt_id)]
+
+    def set_run_limit(self, attempt_id: str, term: int, run_limit_ms: int) -> list[Effect]:
+        """Another time limit than it was started with; told again and again, it is the same one."""
+        if term < self.highest_term:
+            return [self._stale(attempt_id, term)]
+        effects = self._raise_term(term)
+        entry = self._entries.get(attempt_id)
+        if entry is None or entry.holding is None:
+            return [*effects, Refused(attempt_id, Reason.STALE_ATTEMPT, "there is nothing of it here to extend")]
+        if entry.report.is_final:
+            return [*effects, Tell(entry.report)]
+        return [*effects, SetLimit(attempt_id, run_limit_ms)]
 
     def seal(self, attempt_id: str, term: int) -> list[Effect]:
         """The scheduler does not want it (any more): it must never start, and what lives of it ends."""

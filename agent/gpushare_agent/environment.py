@@ -31,12 +31,13 @@ def job_environment(
     fence_env: Mapping[str, str],
     scratch: Path,
     sim_dir: Path | None,
+    stop_notice: Path,
 ) -> dict[str, str]:
     """The whole environment of one task attempt.
 
     `card_total_mib` is the whole memory of the card that it shares, 0 without one; `fence_env` is what the tier wants
     in place; `scratch` is a directory of its own; `sim_dir` is where the user of a simulated card declares what it
-    uses.
+    uses; in the file `stop_notice` the job finds that it will be stopped.
     """
     env = {"PATH": DEFAULT_PATH, **_hints(order, card_total_mib)}
     env.update((name, value) for name, value in order.env.items() if not _is_ours(name))
@@ -46,6 +47,7 @@ def job_environment(
         env.setdefault(name, value)
     env["CUDA_VISIBLE_DEVICES"] = ",".join(order.gpu_uuids)
     env["GPUSHARE_SCRATCH"] = str(scratch)
+    env["GPUSHARE_STOP_NOTICE"] = str(stop_notice)
     if sim_dir is not None:
         env["GPUSHARE_SIM_DIR"] = str(sim_dir)
     for name, value in fence_env.items():

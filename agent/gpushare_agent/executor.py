@@ -327,6 +327,17 @@ class Executor:
         if entry is not None and entry.link is not None and entry.tells and not entry.status.final:
             entry.link.send({"op": "tell", "text": text})
 
+    # -- the time limit
+
+    def set_run_limit(self, attempt_id: str, run_limit_ms: int) -> None:
+        """How long the task may run from its exec on, in place of what its spec says. It is its shim's to hold, and
+        lasts across any restart of ours. One that is over or unknown is left as it is.
+        """
+        entry = self._table.entries.get(attempt_id)
+        if entry is not None and not entry.status.final:
+            entry.run_limit_ms = run_limit_ms
+            self._table.send_limit(entry)
+
     # -- restart
 
     async def recover(self) -> list[AttemptStatus]:
@@ -426,6 +437,10 @@ class Executor:
     def private_dir(self, attempt_id: str) -> Path:
         """The directory that a spec with `private_dir` gets, owned by the job's user."""
         return self._files.private_dir(attempt_id)
+
+    def stop_notice(self, attempt_id: str) -> Path:
+        """The file in which the task finds that it will be stopped; there is none before."""
+        return self._files.stop_notice(attempt_id)
 
     # -- the end
 

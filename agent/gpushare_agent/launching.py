@@ -8,6 +8,7 @@ mapped user; a card that a stranger holds is not given away whole.
 from __future__ import annotations
 
 import os
+import signal
 import stat
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Protocol
 
 import msgspec
 
-from gpushare.core.model import OnDisconnect, VisibleDevices
+from gpushare.core.model import OnDisconnect, SignalTarget, VisibleDevices
 from gpushare.reasons import Reason
 from gpushare_agent import unixuser
 from gpushare_agent.cardindexes import IndexDoubt, card_indexes
@@ -169,7 +170,9 @@ class Launching:
             fence_env=fenced.env if fenced else {},
             scratch=self._scratch.path(order.attempt_id),
             sim_dir=sim_dir,
+            stop_notice=self._executor.stop_notice(order.attempt_id),
         )
+        early = order.early_signal
         return LaunchSpec(
             attempt_id=order.attempt_id,
             # The name of a stored script is the executor's to give.
@@ -184,6 +187,9 @@ class Launching:
             error_path=order.error_path,
             run_limit_ms=order.max_run_ms or None,
             grace_ms=order.grace_ms,
+            early_signal=None if early is None else signal.Signals[f"SIG{early.signal}"].value,
+            early_signal_ms=None if early is None else early.before_ms,
+            early_signal_to_all=early is not None and early.target is SignalTarget.ALL,
             on_disconnect="stop_and_requeue" if order.on_disconnect is OnDisconnect.STOP_AND_REQUEUE else "keep",
             host_memory_mib=order.memory_mib or None,
             cpu_milli=order.cpu_milli or None,

@@ -37,7 +37,8 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     `script`, when given, is stored beside the attempt and run instead of looking `argv[0]` up; the process
     sees the stored path as its argv[0]. `user` None means "as the agent's own user", which a root executor
     refuses unless it was told `run_as_self`. `run_limit_ms` counts from the exec, `grace_ms` from the
-    SIGTERM. `host_memory_mib`, `cpu_milli` and `pids_max` need cgroups and are not enforced under weak
+    SIGTERM. `early_signal` (a number) is sent `early_signal_ms` before the run limit, to the first process or to all.
+    `host_memory_mib`, `cpu_milli` and `pids_max` need cgroups and are not enforced under weak
     containment. `denied_devices` are (major, minor) pairs of character devices the job must not open; None
     means no filter. `output_path` and `error_path` name files that stdout and stderr are appended to, opened as the
     job's user from `cwd`; stderr follows stdout where only the first is given, and what has no file goes to the
@@ -55,6 +56,9 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     pty: bool = False
     run_limit_ms: int | None = None
     grace_ms: int = 10_000
+    early_signal: int | None = None
+    early_signal_ms: int | None = None
+    early_signal_to_all: bool = False
     on_disconnect: OnDisconnect = "keep"
     host_memory_mib: int | None = None
     cpu_milli: int | None = None

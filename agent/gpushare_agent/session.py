@@ -19,15 +19,16 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
-from gpushare.core.model import WHOLE_CARD_MILLI, GpuCondition, GpuInventory, OnDisconnect, VisibleDevices
+from gpushare.core.model import GpuCondition, GpuInventory
 from gpushare.errors import GpushareError, UnavailableError, from_rpc_error
 from gpushare.reasons import Reason
 from gpushare.rpc import aio_channel
 from gpushare.v1 import agent_pb2, agent_pb2_grpc, job_pb2, node_pb2
-from gpushare_agent.core import Gang, Refused, Report, ResumeOrder, StartOrder
+from gpushare_agent.core import Refused, Report, ResumeOrder, StartOrder
 from gpushare_agent.facts import HelloFacts, SyncFacts
 from gpushare_agent.gpus.port import GpuSample
 from gpushare_agent.logs import LogOrder, LogPiece, LogReads, Window
+from gpushare_agent.orders import resume_order, start_order
 from gpushare_agent.outbox import Outbox
 from gpushare_agent.ownaddress import own_address_towards
 from gpushare_agent.sharing.watchdog import JobUse
@@ -59,8 +60,6 @@ _ENFORCEMENT = {
     "SERVER": job_pb2.ENFORCEMENT_SERVER,
     "HARD": job_pb2.ENFORCEMENT_HARD,
 }
-_VISIBLE = {job_pb2.VISIBLE_DEVICES_INDEX: VisibleDevices.INDEX}
-_ON_DISCONNECT = {job_pb2.ON_DISCONNECT_STOP_AND_REQUEUE: OnDisconnect.STOP_AND_REQUEUE}
 
 
 class Node(Protocol):
@@ -83,6 +82,8 @@ class Node(Protocol):
     def suspend(self, attempt_id: str, term: int) -> None: ...
 
     def resume(self, order: ResumeOrder) -> None: ...
+
+    def set_run_limit(self, attempt_id: str, term: int, run_limit_ms: int) -> None: ...
 
     def seal(self, attempt_id: str, term: int) -> None: ...
 
@@ -326,14 +327,17 @@ class SessionLoop:
     def _obey(self, message: agent_pb2.SchedulerMessage, reads: _LogStreams) -> None:
         match message.WhichOneof("message"):
             case "start_attempt":
-                self._node.start(_start_order(message.start_attempt))
+                self._node.start(start_order(message.start_attempt))
             case "stop_attempt":
                 stop = message.stop_attempt
                 self._node.stop(stop.attempt_id, stop.term, stop.reason, stop.grace_ms, stop.detail)
             case "suspend_attempt":
                 self._node.suspend(message.suspend_attempt.attempt_id, message.suspend_attempt.term)
             case "resume_attempt":
-                self._node.resume(_resume_order(message.resume_attempt))
+                self._node.resume(resume_order(message.resume_attempt))
+            case "set_run_limit":
+                limit = message.set_run_limit
+                self._node.set_run_limit(limit.attempt_id, limit.term, limit.max_run_ms)
             case "seal_attempt":
                 self._node.seal(message.seal_attempt.attempt_id, message.seal_attempt.term)
             case "forget_attempt":
@@ -526,55 +530,6 @@ def _sample(sample: GpuSample) -> node_pb2.GpuSample:
 
 def _use(use: JobUse) -> agent_pb2.AttemptUse:
     return agent_pb2.AttemptUse(used_mib=use.used_mib, sm_percent=use.sm_percent)
-
-
-def _start_order(message: agent_pb2.StartAttempt) -> StartOrder:
-    return StartOrder(
-        attempt_id=message.attempt_id,
-        term=message.term,
-        job_id=message.job_id,
-        task_index=message.task_index,
-        task_count=message.task_count,
-        array_index=message.array_index if message.HasField("array_index") else None,
-        number=message.number,
-        unix_user=message.unix_user,
-        argv=tuple(message.argv),
-        script=message.script,
-        env=dict(message.env),
-        working_directory=message.working_directory,
-        pty=message.pty,
-        gpu_uuids=tuple(message.gpu_uuids),
-        whole=message.whole,
-        gpu_milli=message.gpu_milli,
-        gpu_memory_mib=message.gpu_memory_mib,
-        cpu_milli=message.cpu_milli,
-        memory_mib=message.memory_mib,
-        max_run_ms=message.max_run_ms,
-        grace_ms=message.grace_ms,
-        on_disconnect=_ON_DISCONNECT.get(message.on_disconnect, OnDisconnect.KEEP),
-        visible_devices=_VISIBLE.get(message.visible_devices, VisibleDevices.UUID),
-        tier=message.tier,
-        capacity_milli=message.capacity_milli or WHOLE_CARD_MILLI,
-        gang=_gang(message.gang) if message.HasField("gang") else None,
-        output_path=message.output_path,
-        error_path=message.error_path,
-    )
-
-
-def _gang(message: agent_pb2.Gang) -> Gang:
-    return Gang(**{field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields})
-
-
-def _resume_order(message: agent_pb2.ResumeAttempt) -> ResumeOrder:
-    return ResumeOrder(
-        attempt_id=message.attempt_id,
-        term=message.term,
-        gpu_uuids=tuple(message.gpu_uuids),
-        whole=message.whole,
-        gpu_milli=message.gpu_milli,
-        gpu_memory_mib=message.gpu_memory_mib,
-        capacity_milli=message.capacity_milli or WHOLE_CARD_MILLI,
-    )
 
 
 def _log_order(message: agent_pb2.ReadLogs) -> LogOrder:

@@ -3,9 +3,10 @@
 Runs in a fork of the launcher; imports nothing after its start, so an upgrade of the files under it is
 harmless. It alone decides how an attempt ended: it holds the run-time limit, the grace timer, the end of the
 lease and the streams, kills what is left when the main process is over, waits for the proof that all of it
-is gone, makes the exit record durable, and exits. It suspends the task and lets it go on, when an agent says so; its
-limits go on meanwhile, and a suspended task that is to end is let go first, so that it hears its SIGTERM. Agents come
-and go on its socket; every message to them is the whole status. Deadlines are nanoseconds of CLOCK_BOOTTIME.
+is gone, makes the exit record durable, and exits. In a file of its own the task reads that it will be stopped. It
+is suspended and let go on when an agent says so; its limits go on meanwhile, and a suspended task that is to end is
+let go first, so that it hears its SIGTERM. Agents come and go on its socket; every message to them is the whole
+status. Deadlines are nanoseconds of CLOCK_BOOTTIME.
 """
 
 from __future__ import annotations
@@ -15,7 +16,20 @@ import os
 import select
 import time
 
-from gpushare_agent import attemptend, cgroupfs, outputs, procscan, records, signals, syscalls, task, taskset, tinyjson
+from gpushare_agent import (
+    attemptend,
+    cgroupfs,
+    outputs,
+    procscan,
+    records,
+    signals,
+    stopnotice,
+    syscalls,
+    task,
+    taskset,
+    timelimit,
+    tinyjson,
+)
 from gpushare_agent.failpoints import failpoint
 
 TYPE_CHECKING = False
@@ -143,7 +157,9 @@ class Shim:
         self._error_text = b""
         self._events_fd = -1
         self._peers: set[int] = set()
-        self._run_deadline: int | None = None
+        self._limit = timelimit.TimeLimit(self.spec)
+        user = self.spec["user"]
+        self._notice = stopnotice.StopNotice(intent["notice_dir"], None if user is None else user["gid"])
         self._grace_deadline: int | None = None
         self._killed_at: int | None = None
         self._next_kill = 0
@@ -194,7 +210,8 @@ class Shim:
             waits.append(max(0, -(-(self._next_kill - now) // MS)))
         else:
             suspend_at = self._next_suspend if self._suspend_pending else None
-            deadlines = (self._run_deadline, self._grace_deadline, self._lease_deadline(), suspend_at)
+            limit_at = None if self._end.stopping else self._limit.next_ns()
+            deadlines = (limit_at, self._grace_deadline, self._lease_deadline(), suspend_at)
             waits += [max(0, -(-(deadline - now) // MS)) for deadline in deadlines if deadline is not None]
             if self.spec["on_disconnect"] == "stop_and_requeue":
                 waits.append(LEASE_CHECK_MS)
@@ -251,8 +268,7 @@ class Shim:
             self._end.launch_failed(self._error_text)
             return
         self._end.started()
-        if self.spec["run_limit_ms"] is not None:
-            self._run_deadline = boot_ns() + self.spec["run_limit_ms"] * MS
+        self._limit.begin(boot_ns())
         if self._end.stopping and self._killed_at is None:
             # the stop came while there was no program yet to hear it
             self._terminate()
@@ -328,9 +344,37 @@ class Shim:
         elif lease_over:
             detail = "the node had no word from the scheduler until the end of its lease"
             self._stop({"reason": "LEASE_EXPIRED", "final_state": "STOPPED", "detail": detail}, self.spec["grace_ms"])
-        elif self._run_deadline is not None and now >= self._run_deadline and not self._end.stopping:
-            detail = f"it ran into its time limit of {self.spec['run_limit_ms'] / 1000:g} s"
+        elif self._end.stopping:
+            return
+        elif self._limit.is_over(now):
+            detail = f"it ran into its time limit of {(self._limit.limit_ms or 0) / 1000:g} s"
             self._stop({"reason": "TIME_LIMIT", "final_state": "FAILED", "detail": detail}, self.spec["grace_ms"])
+        elif self._limit.is_early_due(now):
+            self._warn(now)
+
+    def _warn(self, now: int) -> None:
+        """The early signal: its time limit is near."""
+        self._limit.warned()
+        end = self._limit.end_ns()
+        if self._task is None or end is None:
+            return
+        number, left_ms = self.spec["early_signal"], max(0, end - now) // MS
+        detail = f"its time limit of {(self._limit.limit_ms or 0) / 1000:g} s is over in {left_ms / 1000:.0f} s"
+        grace_ms = self.spec["grace_ms"]
+        self._notice.tell("TIME_LIMIT", detail, signals.name_of(number), grace_ms, left_ms + grace_ms)
+        if self.spec["early_signal_to_all"]:
+            self._task.signal(number)
+        else:
+            # ours until we reap it
+            os.kill(self._task_pid, number)
+
+    def _set_limit(self, limit_ms: int) -> None:
+        """The task has longer. A warning that it got is for an end that is not the end any more."""
+        if limit_ms == self._limit.limit_ms:
+            return
+        self._limit.change(limit_ms, boot_ns())
+        self._notice.clear()
+        self._publish()
 
     def _stop(self, order: dict[str, Any], grace_ms: int) -> None:
         """Begin the end, or, if it began already, bring its SIGKILL forward. A task that is over by now keeps
@@ -347,6 +391,7 @@ class Shim:
             self._end.stop(stop)
             self._suspend(False)
             self._grace_deadline = deadline
+            self._tell_stop(stop, grace_ms)
             if grace_ms > 0 and self._error_pipe < 0:
                 self._terminate()
             self._publish()
@@ -354,6 +399,11 @@ class Shim:
             self._grace_deadline = min(self._grace_deadline, deadline)
         if now >= (self._grace_deadline or deadline):
             self._kill(now)
+
+    def _tell_stop(self, stop: tinyjson.Flat, grace_ms: int) -> None:
+        if grace_ms > 0:
+            sigterm = signals.name_of(signals.SIGTERM)
+            self._notice.tell(str(stop["reason"]), str(stop["detail"]), sigterm, grace_ms, grace_ms)
 
     @property
     def _suspend_pending(self) -> bool:
@@ -475,7 +525,11 @@ class Shim:
             elif order["op"] == "tell":
                 if not self._gone:
                     self._output.tell(str(order["text"]))
-            elif not self._end.stopping:
+            elif self._end.stopping:
+                return
+            elif order["op"] == "limit":
+                self._set_limit(int(order["run_limit_ms"]))
+            else:
                 self._suspend(order["op"] == "suspend")
         except (ValueError, KeyError, TypeError):
             self._drop_peer(fd)
@@ -488,7 +542,7 @@ class Shim:
     def _message(self) -> bytes:
         status = self._end.final() if self._recorded else self._end.current()
         facts: tinyjson.Flat = {"event": "status", "task_pid": self._task_pid, "suspends": True, "tells": True}
-        return tinyjson.dumps({**facts, **self.identity, **status})
+        return tinyjson.dumps({**facts, "run_limit_ms": self._limit.limit_ms, **self.identity, **status})
 
     def _publish(self) -> None:
         message = self._message()

@@ -26,10 +26,14 @@ class GroupedTask:
         """The processes of the group and of all groups below it."""
         return cgroupfs.processes(self.directory)
 
+    def signal(self, number: int) -> None:
+        """To each."""
+        procscan.signal_all(self.pids, number)
+
     def terminate(self) -> None:
         """SIGTERM to each, and SIGCONT so that a stopped one hears it."""
-        procscan.signal_all(self.pids, signals.SIGTERM)
-        procscan.signal_all(self.pids, signals.SIGCONT)
+        self.signal(signals.SIGTERM)
+        self.signal(signals.SIGCONT)
 
     def suspend_step(self) -> bool:
         """Stop them; True once the kernel says that all have stopped."""
@@ -65,10 +69,14 @@ class ScannedTask:
         """What one scan of /proc finds."""
         return procscan.members(self.scope)
 
+    def signal(self, number: int) -> None:
+        """To each."""
+        procscan.signal_all(self.pids, number)
+
     def terminate(self) -> None:
         """SIGTERM to each, and SIGCONT so that a stopped one hears it."""
-        procscan.signal_all(self.pids, signals.SIGTERM)
-        procscan.signal_all(self.pids, signals.SIGCONT)
+        self.signal(signals.SIGTERM)
+        self.signal(signals.SIGCONT)
 
     def suspend_step(self) -> bool:
         """SIGSTOP to each; True once one scan finds them all stopped. What has stopped forks no more."""

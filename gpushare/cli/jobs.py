@@ -255,9 +255,11 @@ def _print_job(job: Job, own_tenant: str, *, wide: bool) -> None:
             ("ended", o.time_text(job, "end_time")),
             ("ran", o.elapsed_text(job, "start_time", "end_time")),
             ("expected start", o.time_text(job, "expected_start_time")),
+            ("time limit", _limit_text(job)),
             ("ends by", o.time_text(job, "expected_end_time")),
             ("made way", _preemption_text(job)),
             ("retries", f"{job.retries} own, {job.infra_retries} free" if job.retries or job.infra_retries else ""),
+            ("queued again", _requeues_text(job)),
             ("card-seconds", o.charge_seconds(job.charge_milli_seconds)),
             *(_wide_fields(job) if wide else []),
         ]
@@ -265,6 +267,24 @@ def _print_job(job: Job, own_tenant: str, *, wide: bool) -> None:
     if job.tasks:
         print()
         print_table(_TASK_COLUMNS, [row for task in job.tasks for row in _task_rows(task)])
+
+
+def _limit_text(job: Job) -> str:
+    """ "8h (2h when submitted)"."""
+    from gpushare.quantity import format_duration_ms
+
+    if not job.spec.HasField("max_run_duration"):
+        return ""
+    limit = format_duration_ms(job.spec.max_run_duration.ToMilliseconds())
+    if not job.HasField("submitted_run_duration"):
+        return limit
+    return f"{limit} ({format_duration_ms(job.submitted_run_duration.ToMilliseconds())} when submitted)"
+
+
+def _requeues_text(job: Job) -> str:
+    if not job.requeues:
+        return ""
+    return "once" if job.requeues == 1 else f"{job.requeues} times"
 
 
 def _preemption_text(job: Job) -> str:
@@ -304,10 +324,25 @@ def _wide_fields(job: Job) -> list[tuple[str, object]]:
         ("when a task fails", word(OnTaskFailure, spec.on_task_failure).lower() if spec.tasks > 1 else ""),
         ("topology", word(Topology, spec.topology).lower() if spec.tasks > 1 else ""),
         ("at once", spec.array_max_running or ""),
+        ("early signal", _early_signal_text(job)),
+        ("queued again on", " ".join(map(str, spec.requeue_exit_codes))),
         ("start within", start_within),
         ("variables", " ".join(environment)),
         ("containment", " ".join(sorted({task.containment for task in job.tasks if task.containment}))),
     ]
+
+
+def _early_signal_text(job: Job) -> str:
+    """ "USR1@10m:all", as it was asked for."""
+    from gpushare.cli.output import word
+    from gpushare.client.messages import SignalTarget
+    from gpushare.quantity import format_duration_ms
+
+    if not job.spec.HasField("early_signal"):
+        return ""
+    asked = job.spec.early_signal
+    before = format_duration_ms(asked.before.ToMilliseconds())
+    return f"{asked.signal}@{before}:{word(SignalTarget, asked.target).lower()}"
 
 
 def _command_text(job: Job) -> str:

@@ -53,7 +53,12 @@ _JOB_OPTIONS = (
     ),
     click.option("--cpus", metavar="N", help="CPUs a task, e.g. 4 or 0.5 (the card's share of the node)."),
     click.option("--host-memory", metavar="SIZE", help="Host memory a task, e.g. 16G (the card's share of the node)."),
-    click.option("--time", metavar="TIME", help="Longest run time, e.g. 2h or 1h30m."),
+    click.option("--time", metavar="TIME", help="Longest run time, e.g. 2h or 1h30m (the tenant's default)."),
+    click.option(
+        "--signal",
+        metavar="SIG@TIME[:leader|all]",
+        help="Send it so long before its time limit, e.g. USR1@10m: to the task's first process (leader), or to all.",
+    ),
     click.option("--start-within", metavar="TIME", help="Give up when it has not started so long after its submit."),
     click.option("--priority", metavar="N", help="Higher goes first within the tenant."),
     click.option(
@@ -109,6 +114,12 @@ _JOB_OPTIONS = (
         help="How CUDA_VISIBLE_DEVICES names the cards (uuid); index is for programs that cannot take UUIDs.",
     ),
     click.option("--max-retries", metavar="N", help="Start it again so often when it fails by itself (0)."),
+    click.option(
+        "--requeue-exit-code",
+        multiple=True,
+        metavar="N[,N]",
+        help="When it ends with this code, queue it again with its id and its place, free of retries; repeatable.",
+    ),
     click.option("--grace", metavar="TIME", help="Between SIGTERM and SIGKILL (10s)."),
 )
 
@@ -286,6 +297,8 @@ def _spec_of(options: dict[str, Any], script: bytes, argv: list[str], *, pty: bo
         on_task_failure=options["on_task_failure"],
         topology=options["topology"],
         start_within=options["start_within"],
+        early_signal=options["signal"],
+        requeue_exit_codes=options["requeue_exit_code"],
         output=options["output"],
         error=options["error"],
         visible_devices=options["visible_devices"],
@@ -316,11 +329,16 @@ def _print_notices(answer: CreateJobResponse, asked: _Asked) -> None:
     from gpushare.cli.hints import card_hint
     from gpushare.cli.inert import inert
     from gpushare.cli.output import request_sentence
+    from gpushare.quantity import format_duration_ms
 
     for note in asked.directives.notes():
         _note(inert(note))
+    spec = answer.jobs[0].spec
+    if asked.options["time"] is None and spec.HasField("max_run_duration"):
+        limit = format_duration_ms(spec.max_run_duration.ToMilliseconds())
+        _note(f"no --time was given, so it runs for {limit} at most, as its tenant has it")
     if answer.default_request_used:
-        request = request_sentence(answer.jobs[0].spec.resources)
+        request = request_sentence(spec.resources)
         _note(f"no --gpus was given, so it asks for {request}; to share a card: --gpus 0.25, for none: --gpus 0")
     if answer.dropped_env:
         _note(f"left out of the captured environment, because only gpushare sets them: {' '.join(answer.dropped_env)}")

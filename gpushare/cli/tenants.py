@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-_COLUMNS = ("TENANT", "LIMIT", "IN USE", "RUNNING", "QUEUED", "MAX QUEUED", "MAX PRIORITY", "DEFAULT REQUEST")
+_COLUMNS = (
+    "TENANT", "LIMIT", "IN USE", "RUNNING", "QUEUED", "MAX QUEUED", "MAX PRIORITY", "TIME", "DEFAULT REQUEST",
+)  # fmt: skip
 _WIDE_COLUMNS = (
     "TENANT", "USED", "GUARANTEED", "LIMIT", "BORROWED", "WEIGHT", "AVERAGE", "MODELS", "RUNNING", "QUEUED", "CAPS",
-    "MIN RUN", "MAX QUEUED", "MAX PRIORITY", "DEFAULT REQUEST", "TAKES", "DISPLAY NAME", "CREATED",
+    "MIN RUN", "MAX QUEUED", "MAX PRIORITY", "TIME", "DEFAULT REQUEST", "TAKES", "DISPLAY NAME", "CREATED",
 )  # fmt: skip
 _NO_LIMIT = "none"
 
@@ -46,6 +48,10 @@ _SETTINGS_OPTIONS = (
     click.option("--memory-limit", metavar="SIZE|none", help="Host memory that may be in use at once, e.g. 512G."),
     click.option(
         "--min-run", metavar="TIME|none", help="How long its borrowing jobs run at least; none: as the cluster has it."
+    ),
+    click.option("--default-time", metavar="TIME|none", help="The time limit of a job that gives no --time."),
+    click.option(
+        "--max-time", metavar="TIME|none", help="The longest time limit that its jobs, and those below it, may have."
     ),
     click.option("--max-queued", metavar="N", help="Jobs that may be queued at once."),
     click.option("--max-priority", metavar="N", help="The highest priority that its users may ask for."),
@@ -189,6 +195,7 @@ def _row(each: Tenant) -> tuple[object, ...]:
         each.queued_jobs,
         each.max_queued_jobs,
         each.max_priority,
+        _time_text(each),
         o.request_sentence(each.default_request),
     )
 
@@ -212,6 +219,7 @@ def _wide_row(each: Tenant, depth: int) -> tuple[object, ...]:
         format_duration_ms(each.min_run.ToMilliseconds()) if each.HasField("min_run") else "",
         each.max_queued_jobs,
         each.max_priority,
+        _time_text(each),
         o.request_sentence(each.default_request),
         _takes_text(each),
         each.display_name,
@@ -223,6 +231,16 @@ def _limit_text(message: Tenant | ModelQuota, field: str) -> str:
     from gpushare.cli.output import milli_text
 
     return milli_text(getattr(message, field)) if message.HasField(field) else _NO_LIMIT
+
+
+def _time_text(each: Tenant) -> str:
+    """ "1h, at most 8h": the limit of a job that gives none, and the cap."""
+    from gpushare.quantity import format_duration_ms
+
+    told = [format_duration_ms(each.default_run.ToMilliseconds())] if each.HasField("default_run") else []
+    if each.HasField("max_run"):
+        told.append(f"at most {format_duration_ms(each.max_run.ToMilliseconds())}")
+    return ", ".join(told)
 
 
 def _models_text(each: Tenant) -> str:

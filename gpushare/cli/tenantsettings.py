@@ -36,6 +36,8 @@ _NUMBERS: dict[str, tuple[str, Callable[[str, str], int]]] = {
     "max_queued": ("max_queued_jobs", parse_int),
     "max_priority": ("max_priority", lambda text, field: parse_int(text, field, **_INT64)),
 }
+# Settings of one duration: option -> (field, the least in ms); "none" takes each away.
+_DURATIONS = {"min_run": ("min_run", 0), "default_time": ("default_run", 1), "max_time": ("max_run", 1)}
 _UNSET = frozenset({"max_running", "max_running_per_user", "cpu_limit", "memory_limit"})
 
 
@@ -59,15 +61,17 @@ def settings_of(options: Mapping[str, Any]) -> TenantSettings:
 
 
 def _add_others(settings: TenantSettings, options: Mapping[str, Any]) -> None:
-    parent, min_run = options.get("parent"), options.get("min_run")
+    parent = options.get("parent")
     if parent is not None:
         settings.parent = "" if parent == NONE else f"tenants/{parent.removeprefix('tenants/')}"
-    if min_run == NONE:
-        settings.unset.append("min_run")
-    elif min_run is not None:
-        settings.min_run.FromMilliseconds(parse_duration_ms(min_run, "min_run", minimum=0))
     if options.get("isolated") is not None:
         settings.isolated = options["isolated"] == "on"
+    for option, (field, least_ms) in _DURATIONS.items():
+        text = options.get(option)
+        if text == NONE:
+            settings.unset.append(field)
+        elif text is not None:
+            getattr(settings, field).FromMilliseconds(parse_duration_ms(text, option, minimum=least_ms))
     if options.get("display_name") is not None:
         settings.display_name = options["display_name"]
     if options.get("default_gpus") is not None or options.get("default_gpu_memory") is not None:

@@ -116,6 +116,27 @@ class AsyncClient:
         request = m.CancelJobRequest(name=name, request_id=request_id)
         return await self._call(self._jobs.CancelJob, request, m.Job)
 
+    async def extend_job(
+        self, name: str, *, longer_by_ms: int | None = None, max_run_ms: int | None = None, request_id: str = ""
+    ) -> m.Job:
+        """A longer time limit: by so much, or so much in all; give one of the two."""
+        request = m.ExtendJobRequest(name=name, request_id=request_id)
+        if longer_by_ms is not None:
+            request.longer_by.FromMilliseconds(longer_by_ms)
+        if max_run_ms is not None:
+            request.max_run_duration.FromMilliseconds(max_run_ms)
+        return await self._call(self._jobs.ExtendJob, request, m.Job)
+
+    async def requeue_job(self, name: str, *, request_id: str = "") -> m.Job:
+        """Stops it and queues it again, with its id and its place; refused for a job that has ended."""
+        request = m.RequeueJobRequest(name=name, request_id=request_id)
+        return await self._call(self._jobs.RequeueJob, request, m.Job)
+
+    async def resubmit_job(self, name: str, *, request_id: str = "") -> m.Job:
+        """A new job that asks for the same; the old one may have ended long ago."""
+        request = m.ResubmitJobRequest(name=name, request_id=request_id)
+        return await self._call(self._jobs.ResubmitJob, request, m.Job)
+
     async def explain_job(self, name: str) -> m.JobExplanation:
         return await self._call(self._jobs.ExplainJob, m.ExplainJobRequest(name=name), m.JobExplanation)
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 from gpushare.client.messages import (
     Dependency,
     DependencyKind,
+    EarlySignal,
     Enforcement,
     JobSpec,
     OnDisconnect,
@@ -20,6 +21,7 @@ from gpushare.client.messages import (
     Preemption,
     Qos,
     Resources,
+    SignalTarget,
     Topology,
     VisibleDevices,
 )
@@ -69,6 +71,10 @@ VISIBLE_DEVICES: dict[str, VisibleDevices] = {
     "uuid": VisibleDevices.VISIBLE_DEVICES_UUID,
     "index": VisibleDevices.VISIBLE_DEVICES_INDEX,
 }
+SIGNAL_TARGETS: dict[str, SignalTarget] = {
+    "leader": SignalTarget.SIGNAL_TARGET_LEADER,
+    "all": SignalTarget.SIGNAL_TARGET_ALL,
+}
 AFTER: dict[str, DependencyKind] = {
     "after": DependencyKind.DEPENDENCY_KIND_AFTER,
     "afterany": DependencyKind.DEPENDENCY_KIND_AFTERANY,
@@ -110,14 +116,17 @@ def job_spec(
     output: str | None = None,
     error: str | None = None,
     visible_devices: str | None = None,
+    early_signal: str | None = None,
+    requeue_exit_codes: Sequence[str] = (),
 ) -> JobSpec:
     """A JobSpec for `AsyncClient.create_job`.
 
     Quantities are the texts of the command line: `gpus` "0.25", "25%" or 2; `gpu_memory` and `host_memory` "12GiB";
     `cpus` "4" or "500m"; `time`, `grace` and `start_within` "2h"; `array` "0-99", or "0-99%8" for at most 8 at once;
-    `model` one card model or several ("A100,H100"). `after` holds pairs of a kind ("after", "afterany", "afterok") and
-    a job's resource name. `output` and `error` are files on the node, "logs/%j.out". `argv` holds the arguments alone
-    where there is a `script`. Raises TextError with `field`.
+    `model` one card model or several ("A100,H100"); `early_signal` "USR1@10m" or "USR1@10m:all"; `requeue_exit_codes`
+    codes as texts ("85", "85,86"). `after` holds pairs of a kind ("after", "afterany", "afterok") and a job's resource
+    name. `output` and `error` are files on the node, "logs/%j.out". `argv` holds the arguments alone where there is a
+    `script`. Raises TextError with `field`.
     """
     spec = JobSpec(
         argv=[_utf8(argument, f"argv[{index}]") for index, argument in enumerate(argv)],
@@ -143,6 +152,9 @@ def job_spec(
         visible_devices=_choice(visible_devices, "visible_devices", VISIBLE_DEVICES),
         after=[Dependency(job=_utf8(job, "after"), kind=_choice(kind, "after", AFTER)) for kind, job in after],
     )
+    spec.requeue_exit_codes.extend(_codes(requeue_exit_codes))
+    if early_signal is not None:
+        spec.early_signal.CopyFrom(_early_signal(early_signal))
     spec.resources.node_labels.update(_checked_pairs(node_labels, "node_label"))
     _set_array(spec, array)
     for text, field, duration in (
@@ -169,6 +181,25 @@ def _set_array(spec: JobSpec, array: str | None) -> None:
         indexes, percent, at_once = array.partition("%")
         spec.array_indexes.extend(parse_array(indexes, MAX_ARRAY_INDEXES))
         spec.array_max_running = parse_int(at_once, "array", minimum=1) if percent else 0
+
+
+def _early_signal(text: str) -> EarlySignal:
+    """ "USR1@10m", "SIGUSR1@10m:all"."""
+    field, accepted = "signal", 'a signal, the time before the limit and who hears it ("USR1@10m", "USR1@10m:all")'
+    signal, at, rest = _utf8(text, field).partition("@")
+    before, colon, target = rest.partition(":")
+    if not at or not signal:
+        raise TextError(field, text, "does not say which signal comes when", accepted)
+    if colon and target not in SIGNAL_TARGETS:
+        raise TextError(field, text, "is for nobody that there is", ", ".join(SIGNAL_TARGETS))
+    made = EarlySignal(signal=signal, target=SIGNAL_TARGETS[target or "leader"])
+    made.before.FromMilliseconds(parse_duration_ms(before, field))
+    return made
+
+
+def _codes(texts: Sequence[str]) -> list[int]:
+    field = "requeue_exit_code"
+    return [parse_int(code, field, minimum=1, maximum=255) for text in texts for code in text.split(",")]
 
 
 def request_of(gpus: str | int | None, gpu_memory: str | None, model: str = "") -> Resources:

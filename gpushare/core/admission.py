@@ -27,6 +27,7 @@ from gpushare.core.model import (
     Topology,
     VisibleDevices,
 )
+from gpushare.core.run_limits import RunLimits, above_cap, check_early_signal, check_requeue_codes, run_limits
 from gpushare.core.state import ClusterState
 from gpushare.outputpath import check_output_path
 from gpushare.reasons import Reason
@@ -61,7 +62,8 @@ def check_jobs(
             Reason.INVALID_FIELD, f"a batch holds 1 to {settings.batch_max} jobs, not {len(command.jobs)}", field="jobs"
         )
     try:
-        specs = [check_job(raw, tenant, who, settings) for raw in command.jobs]
+        limits = run_limits(state.tenants, tenant.name)
+        specs = [check_job(raw, tenant, limits, who, settings) for raw in command.jobs]
         if not command.validate_only:
             _check_queue(tenant, command.jobs)
         for dependency in dict.fromkeys(d for s in specs for d in s.after):
@@ -114,8 +116,8 @@ def _check_dependency(state: ClusterState, tenant: Tenant, dependency: Dependenc
         )
 
 
-def check_job(raw: RawJob, tenant: Tenant, who: Principal, settings: CoreSettings) -> JobSpec:
-    """One job's shape. Raises Refused or TextError."""
+def check_job(raw: RawJob, tenant: Tenant, limits: RunLimits, who: Principal, settings: CoreSettings) -> JobSpec:
+    """One job's shape; `limits` are those of `tenant`. Raises Refused or TextError."""
     if raw.name is not None:
         names.check_name(raw.name, "name")
     if raw.display_name:
@@ -133,6 +135,7 @@ def check_job(raw: RawJob, tenant: Tenant, who: Principal, settings: CoreSetting
             f"stop_and_requeue needs a grace at least 1 s below the lease of {settings.lease_ttl_ms // 1000} s, so "
             "that the job is dead when it ends and has time to hear of its renewals",
         )
+    max_run_ms = _check_run_limit(raw.max_run_ms, limits, who, settings)
     return JobSpec(
         argv=raw.argv,
         script=raw.script,
@@ -143,7 +146,7 @@ def check_job(raw: RawJob, tenant: Tenant, who: Principal, settings: CoreSetting
         env=env,
         captured_env=captured,
         tasks=tasks,
-        max_run_ms=_check_run_limit(raw.max_run_ms, settings),
+        max_run_ms=max_run_ms,
         priority=_check_priority(raw.priority, tenant, who, settings),
         max_retries=_in_range("max_retries", raw.max_retries, 0, settings.retries_max),
         on_disconnect=on_disconnect,
@@ -162,6 +165,8 @@ def check_job(raw: RawJob, tenant: Tenant, who: Principal, settings: CoreSetting
         output_path=_check_output_path(raw.output_path, "output_path", raw),
         error_path=_check_output_path(raw.error_path, "error_path", raw),
         visible_devices=raw.visible_devices or VisibleDevices.UUID,
+        early_signal=check_early_signal(raw.early_signal, max_run_ms),
+        requeue_exit_codes=check_requeue_codes(raw.requeue_exit_codes),
     )
 
 
@@ -273,10 +278,15 @@ def _check_directory(path: str) -> str:
     return path
 
 
-def _check_run_limit(max_run_ms: int | None, settings: CoreSettings) -> int:
+def _check_run_limit(max_run_ms: int | None, limits: RunLimits, who: Principal, settings: CoreSettings) -> int:
     if max_run_ms is None:
-        return 0
-    return _in_range("max_run_duration", max_run_ms, 1, settings.max_run_ms_max, " ms")
+        return limits.unasked_ms
+    field = "max_run_duration"
+    _in_range(field, max_run_ms, 1, settings.max_run_ms_max, " ms")
+    why = above_cap(max_run_ms, limits, who)
+    if why:
+        raise _refuse(field, why, Reason.RUN_LIMIT)
+    return max_run_ms
 
 
 def _check_priority(priority: int | None, tenant: Tenant, who: Principal, settings: CoreSettings) -> int:

@@ -11,6 +11,7 @@ import msgspec
 from gpushare.core.model import (
     AttemptState,
     Dependency,
+    EarlySignal,
     GpuCondition,
     GpuInventory,
     OnDisconnect,
@@ -84,6 +85,8 @@ class RawJob(msgspec.Struct, frozen=True):
     output_path: str = ""
     error_path: str = ""
     visible_devices: VisibleDevices | None = None
+    early_signal: EarlySignal | None = None
+    requeue_exit_codes: tuple[int, ...] = ()
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -100,6 +103,20 @@ class SubmitJobs(Command, frozen=True):
 
 class CancelJob(Command, frozen=True):
     """`job` is a job key, "vision/42"."""
+
+    job: str
+
+
+class ExtendJob(Command, frozen=True):
+    """A longer time limit: by `longer_by_ms`, or `max_run_ms` in all; exactly one of the two."""
+
+    job: str
+    longer_by_ms: int | None = None
+    max_run_ms: int | None = None
+
+
+class RequeueJob(Command, frozen=True):
+    """Stop it and queue it again at its place."""
 
     job: str
 
@@ -335,6 +352,8 @@ class CoreSettings(msgspec.Struct, frozen=True):
     max_run_ms_max: int = 366 * 24 * 3600 * 1000
     grace_ms_max: int = 24 * 3600 * 1000
     retries_max: int = 100
+    # How often a job may be queued again by its exit code.
+    requeues_max: int = 100
     priority_max: int = 10_000
     lease_ttl_ms: int = 15_000
     infra_retries: int = 5

@@ -15,6 +15,7 @@ import msgspec
 from gpushare import names
 from gpushare.core import (
     decide_attempts,
+    decide_ends,
     decide_logins,
     decide_nodes,
     decide_people,
@@ -39,6 +40,7 @@ from gpushare.core.commands import (
     DeleteTenant,
     EndAttempt,
     EnrollNode,
+    ExtendJob,
     Housekeep,
     IssueLoginToken,
     NodeLeaseExpired,
@@ -50,6 +52,7 @@ from gpushare.core.commands import (
     ReportConditions,
     ReportPower,
     ReportRebooted,
+    RequeueJob,
     RevokeToken,
     SetNode,
     SubmitJobs,
@@ -227,6 +230,8 @@ class _NeededArrays:
 _HANDLERS: dict[type[Command], Callable[[ClusterState, Any, Call, int, CoreSettings], Decision]] = {
     SubmitJobs: _submit,
     CancelJob: _cancel,
+    ExtendJob: decide_ends.extend,
+    RequeueJob: decide_ends.requeue,
     Housekeep: _housekeep,
     CreateTenant: decide_people.create_tenant,
     UpdateTenant: decide_people.update_tenant,

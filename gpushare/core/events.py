@@ -213,6 +213,13 @@ class JobCancelRequested(Event, frozen=True):
     job: str
 
 
+class JobExtended(Event, frozen=True):
+    """Its tasks may run for `max_run_ms` from their start on."""
+
+    job: str
+    max_run_ms: int
+
+
 class AttemptsAllocated(Event, frozen=True):
     """A gang was placed, or grew (`grow`): capacity is held from here on. A hold of the job ends with it."""
 
@@ -283,7 +290,7 @@ class AttemptEnded(Event, frozen=True):
 
 class JobRequeued(Event, frozen=True):
     """The next round may start at `not_before_ms`. `infra`: free of the job's own budget; `preempted_for`: it made way
-    for that job, which counts as neither kind of retry."""
+    for that job; `asked`: its exit code or a person asked for it. Neither of the last two counts as a retry."""
 
     job: str
     infra: bool
@@ -291,6 +298,7 @@ class JobRequeued(Event, frozen=True):
     not_before_ms: int
     detail: str = ""
     preempted_for: str = ""
+    asked: bool = False
 
 
 class JobEnded(Event, frozen=True):
@@ -335,6 +343,7 @@ AnyEvent = (
     | RequestCompleted
     | RequestsForgotten
     | JobCancelRequested
+    | JobExtended
     | AttemptsAllocated
     | CapacityHeld
     | HoldReleased

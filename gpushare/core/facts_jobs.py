@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from gpushare.core import ledger
 from gpushare.core.events import (
     AttemptChanged,
@@ -21,6 +23,7 @@ from gpushare.core.events import (
     HoldReleased,
     JobCancelRequested,
     JobEnded,
+    JobExtended,
     JobRequeued,
     JobsArchived,
     JobsCreated,
@@ -67,6 +70,15 @@ def _job_cancel_requested(state: ClusterState, event: JobCancelRequested, entry:
     job.cancelled_by = entry.principal
     state.holds.pop(job.key, None)
     state.set_job_state(job, JobState.CANCELLING)
+
+
+def _job_extended(state: ClusterState, event: JobExtended, entry: Entry) -> None:
+    job = state.jobs[event.job]
+    if job.submitted_run_ms is None:
+        job.submitted_run_ms = job.spec.max_run_ms
+    state.set_spec(job, msgspec.structs.replace(job.spec, max_run_ms=event.max_run_ms))
+    # When it surely ends is known anew.
+    state.touched.update(a.slice.node for a in job.live())
 
 
 def _attempts_allocated(state: ClusterState, event: AttemptsAllocated, entry: Entry) -> None:
@@ -200,7 +212,9 @@ def _job_requeued(state: ClusterState, event: JobRequeued, entry: Entry) -> None
     job = state.jobs[event.job]
     if job.live():
         raise BrokenInvariant(f"job {job.key} is requeued while an attempt lives")
-    if event.preempted_for:
+    if event.asked:
+        job.requeues += 1
+    elif event.preempted_for:
         job.preemptions += 1
         job.preempted_for = event.preempted_for
     elif event.infra:
@@ -240,6 +254,7 @@ def _jobs_archived(state: ClusterState, event: JobsArchived, entry: Entry) -> No
 HANDLERS: dict[type[Any], Callable[[ClusterState, Any, Entry], None]] = {
     JobsCreated: _jobs_created,
     JobCancelRequested: _job_cancel_requested,
+    JobExtended: _job_extended,
     AttemptsAllocated: _attempts_allocated,
     CapacityHeld: _capacity_held,
     HoldReleased: _hold_released,

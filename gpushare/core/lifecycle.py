@@ -65,6 +65,9 @@ RETRYABLE_REASONS = frozenset(
     }
 )
 
+# Told for these, a job gives up its place on a node and not its place in the queue.
+MAKES_WAY = frozenset({Reason.PREEMPTED, Reason.REQUEUED})
+
 OWN_FAILURE_CODE = 125
 TIME_LIMIT_CODE = 124
 SIGTERM = 15
@@ -110,7 +113,7 @@ def _goes_on(job: Job, ended: AttemptEnded, others: list[Attempt]) -> bool:
     """Whether the gang may do without the task that has just ended."""
     if ended.state is AttemptState.SUCCEEDED:
         return True
-    if job.spec.on_task_failure is OnTaskFailure.STOP:
+    if job.spec.on_task_failure is OnTaskFailure.STOP or _asks_for_requeue(job, ended):
         return False
     staying = sum(not a.desired_stop for a in others)
     done = sum(a.state is AttemptState.SUCCEEDED for a in job.current())
@@ -128,21 +131,23 @@ def _outcome(job: Job, ended: AttemptEnded, now_ms: int, settings: CoreSettings)
     if not bad:
         return JobEnded(job=job.key, state=JobState.SUCCEEDED, reason=Reason.COMPLETED, exit_code=0)
     culprit, end = min(bad, key=lambda each: (_weight(*each), _ended_ms(each[0], each[1], now_ms), each[0].task))
-    if _weight(culprit, end) == _PREEMPTION:
+    if _weight(culprit, end) == _MADE_WAY:
+        if culprit.stop_reason is Reason.REQUEUED:
+            return _queued_again(job, Reason.REQUEUED, end.detail, now_ms)
         return _after_preemption(job, culprit, end, now_ms)
     return _after_failure(job, end, _retries_used(job, ended), now_ms, settings)
 
 
-_OWN_FAILURE, _PREEMPTION, _LOSS = range(3)
+_OWN_FAILURE, _MADE_WAY, _LOSS = range(3)
 
 
 def _weight(attempt: Attempt, end: AttemptEnded) -> int:
     """What one task's bad end is for the whole job; the smallest decides."""
-    if end.reason not in INFRA_REASONS and end.reason is not Reason.PREEMPTED:
+    if end.reason not in INFRA_REASONS and end.reason not in MAKES_WAY:
         return _OWN_FAILURE
     # Lost while it was making way: it was to end anyway.
-    making_way = attempt.desired_stop and attempt.stop_reason is Reason.PREEMPTED
-    return _PREEMPTION if making_way or end.reason is Reason.PREEMPTED else _LOSS
+    making_way = attempt.desired_stop and attempt.stop_reason in MAKES_WAY
+    return _MADE_WAY if making_way or end.reason in MAKES_WAY else _LOSS
 
 
 def _ended_ms(attempt: Attempt, end: AttemptEnded, now_ms: int) -> int:
@@ -203,7 +208,24 @@ def _after_preemption(job: Job, attempt: Attempt, end: AttemptEnded, now_ms: int
     )
 
 
+def _asks_for_requeue(job: Job, end: AttemptEnded) -> bool:
+    """The task's code says so, also where it was given in the grace after its time limit."""
+    own_end = end.state is AttemptState.FAILED and end.reason in (Reason.EXIT_CODE, Reason.TIME_LIMIT)
+    return own_end and end.exit_code in job.spec.requeue_exit_codes
+
+
+def _queued_again(job: Job, reason: Reason, detail: str, not_before_ms: int) -> JobRequeued:
+    return JobRequeued(job=job.key, infra=False, reason=reason, detail=detail, not_before_ms=not_before_ms, asked=True)
+
+
 def _after_failure(job: Job, end: AttemptEnded, retries_used: int, now_ms: int, settings: CoreSettings) -> Event:
+    if _asks_for_requeue(job, end):
+        if job.requeues < settings.requeues_max:
+            # At once: a pause would give its place to those behind it.
+            return _queued_again(job, end.reason, end.detail, now_ms)
+        return _failed(
+            job, end, f"queued again {job.requeues} times, which is all that a job may be; last: {end.detail}"
+        )
     if end.reason in INFRA_REASONS:
         if job.infra_retries < settings.infra_retries:
             wait_ms = min(settings.infra_backoff_ms << job.infra_retries, settings.infra_backoff_max_ms)
@@ -235,7 +257,12 @@ def _retries_used(job: Job, ended: AttemptEnded) -> int:
 
 def own_failures(job: Job) -> list[Attempt]:
     """Its ended attempts that failed by themselves in a way that another try can mend, first end first."""
-    failed = [a for a in job.attempts if a.state is AttemptState.FAILED and a.reason in RETRYABLE_REASONS]
+    codes = job.spec.requeue_exit_codes
+    failed = [
+        a
+        for a in job.attempts
+        if a.state is AttemptState.FAILED and a.reason in RETRYABLE_REASONS and a.exit_code not in codes
+    ]
     return sorted(failed, key=lambda a: (a.ended_ms or 0, a.number, a.task))
 
 

@@ -120,6 +120,13 @@ class DependencyKind(StrEnum):
     AFTEROK = "afterok"
 
 
+class SignalTarget(StrEnum):
+    """Which processes of a task hear its early signal: the first one, or each."""
+
+    LEADER = "leader"
+    ALL = "all"
+
+
 class Power(StrEnum):
     """What the admin's power hook was last asked for. DOWN: the node sleeps; WAKING: it was asked to come back."""
 
@@ -200,6 +207,14 @@ class Dependency(msgspec.Struct, frozen=True):
     kind: DependencyKind
 
 
+class EarlySignal(msgspec.Struct, frozen=True):
+    """`signal` ("USR1") goes to each task `before_ms` before its time limit ends it."""
+
+    signal: str
+    before_ms: int
+    target: SignalTarget = SignalTarget.LEADER
+
+
 class JobSpec(msgspec.Struct, frozen=True):
     """What was submitted, after checks and defaults. `env` holds the explicit names, `captured_env` the others."""
 
@@ -235,6 +250,9 @@ class JobSpec(msgspec.Struct, frozen=True):
     output_path: str = ""
     error_path: str = ""
     visible_devices: VisibleDevices = VisibleDevices.UUID
+    early_signal: EarlySignal | None = None
+    # A task that ends with one of them has the job queued again, at its place and free of `max_retries`; sorted.
+    requeue_exit_codes: tuple[int, ...] = ()
 
     @property
     def least_tasks(self) -> int:
@@ -310,7 +328,7 @@ class Attempt(msgspec.Struct):
 class Job(msgspec.Struct):
     """A job and all its attempts. `round` numbers the launches: attempts that were placed together share one. A gang
     began with `base_round` and may have grown, or replaced a task, in later ones. Within a tenant's user the order is
-    priority, then `submit_seq`."""
+    priority, then `submit_seq`. An extension is in `spec`, like what was submitted."""
 
     tenant: str
     id: str
@@ -330,6 +348,10 @@ class Job(msgspec.Struct):
     preemptions: int = 0
     # Whose claim preempted it last: a job's key.
     preempted_for: str = ""
+    # How often it was queued again by its exit code or on a person's word: no retry of either kind.
+    requeues: int = 0
+    # The time limit that it was submitted with, where it was extended since.
+    submitted_run_ms: int | None = None
     # TCP port at the first task's node where the tasks of the present gang meet.
     master_port: int = 0
     not_before_ms: int = 0
@@ -531,6 +553,9 @@ class TenantSettings(msgspec.Struct, frozen=True):
     unix_users: tuple[str, ...] = ()
     # Nobody outside sees its jobs, and its people see no others'; also of all tenants below it.
     isolated: bool = False
+    # The time limit of a job that names none, and the longest that one may have; the smallest cap up the tree counts.
+    default_run_ms: int | None = None
+    max_run_ms: int | None = None
 
     def model_quota(self, model: str) -> ModelQuota:
         return next((q for q in self.model_quotas if q.model == model), ModelQuota(model))

@@ -18,6 +18,7 @@ from gpushare.core.events import (
     AttemptStopRequested,
     AttemptSuspendRequested,
     Entry,
+    JobExtended,
 )
 from gpushare.core.gangs import GangPlace, peers_of, place_of
 from gpushare.core.model import ENDED_ATTEMPT_STATES, WHOLE_CARD_MILLI, Attempt, AttemptState, Job, Node, Slice
@@ -61,6 +62,14 @@ class ResumeOrder(msgspec.Struct, frozen=True):
     capacity_milli: int = WHOLE_CARD_MILLI
 
 
+class LimitOrder(msgspec.Struct, frozen=True):
+    """It may run for `max_run_ms` from its start on, whatever it was told before."""
+
+    node: str
+    attempt_id: str
+    max_run_ms: int
+
+
 class SealOrder(msgspec.Struct, frozen=True):
     """Make sure it can never start, or end what is left of it, and report what was found."""
 
@@ -75,7 +84,7 @@ class ForgetOrder(msgspec.Struct, frozen=True):
     attempt_id: str
 
 
-Order = StartOrder | StopOrder | SuspendOrder | ResumeOrder | SealOrder | ForgetOrder
+Order = StartOrder | StopOrder | SuspendOrder | ResumeOrder | LimitOrder | SealOrder | ForgetOrder
 
 
 def orders_for(entry: Entry, state: ClusterState) -> list[Order]:
@@ -89,6 +98,8 @@ def orders_for(entry: Entry, state: ClusterState) -> list[Order]:
         attempt = state.must_attempt(event.attempt)
         order = _wish(state, attempt, None) if attempt.is_live else None
         return [order] if order else []
+    if isinstance(event, JobExtended):
+        return [_limit(state, a) for a in state.jobs[event.job].live()]
     if isinstance(event, AttemptEnded):
         attempt = state.must_attempt(event.attempt)
         return [ForgetOrder(attempt.slice.node, attempt.id)]
@@ -105,13 +116,22 @@ def orders_after_sync(state: ClusterState, node: Node, reports: Iterable[Attempt
                 orders.append(SealOrder(node.name, attempt.id))
             else:
                 orders.append(_start(state, attempt))
-        elif (order := _wish(state, attempt, told[attempt.id].state)) is not None:
-            orders.append(order)
+        else:
+            orders += _level(state, attempt, told[attempt.id].state)
     for attempt_id, report in told.items():
         known = state.attempt(attempt_id)
         if known is None or not known.is_live:
             orders.append(stale_order(node.name, attempt_id, ended=report.state in ENDED_ATTEMPT_STATES))
     return orders
+
+
+def _level(state: ClusterState, attempt: Attempt, told: AttemptState) -> list[Order]:
+    """What an agent that was away may have missed of an attempt that it `told` of."""
+    wish = _wish(state, attempt, told)
+    missed: list[Order] = [wish] if wish is not None else []
+    if state.jobs[attempt.job_key].submitted_run_ms is not None:
+        missed.append(_limit(state, attempt))
+    return missed
 
 
 def stale_order(node: str, attempt_id: str, *, ended: bool) -> Order:
@@ -150,6 +170,10 @@ def _wish(state: ClusterState, attempt: Attempt, told: AttemptState | None) -> O
     if attempt.desired_suspend:
         return None if suspended else SuspendOrder(attempt.slice.node, attempt.id)
     return _resume(state, attempt) if suspended or told is None else None
+
+
+def _limit(state: ClusterState, attempt: Attempt) -> LimitOrder:
+    return LimitOrder(attempt.slice.node, attempt.id, state.jobs[attempt.job_key].spec.max_run_ms)
 
 
 def _stop(state: ClusterState, attempt: Attempt) -> StopOrder:

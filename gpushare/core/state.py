@@ -17,6 +17,7 @@ from gpushare.core.lifecycle import BrokenInvariant, check_job_move
 from gpushare.core.model import (
     Attempt,
     Job,
+    JobSpec,
     JobState,
     JoinToken,
     Node,
@@ -165,6 +166,15 @@ class ClusterState:
         self._index_state(job)
         if job.is_ended:
             self._unindex_dependencies(job)
+
+    def set_spec(self, job: Job, spec: JobSpec) -> None:
+        """What it asks for has changed, and with it perhaps the line that it waits in."""
+        waits = job.state in WAITING_STATES
+        if waits:
+            self.lines.remove(job)
+        job.spec = spec
+        if waits:
+            self.lines.add(job)
 
     def add_job(self, job: Job) -> None:
         job.shared_path = path_around(job.spec.working_directory, self.published_paths)

@@ -45,6 +45,8 @@ def bad_values(has: TenantSettings, caps: CoreSettings) -> Rejection | None:
             return _bad(field, f"is {value}; accepted: {low} to {high}")
     if has.limit_milli is not None and has.guaranteed_milli > has.limit_milli:
         return _bad("guaranteed_milli", f"is {has.guaranteed_milli}, above the limit of {has.limit_milli}")
+    if has.max_run_ms is not None and (has.default_run_ms or 0) > has.max_run_ms:
+        return _bad("default_run", f"is {has.default_run_ms} ms, above max_run, which is {has.max_run_ms} ms")
     try:
         _check_people(has)
         if has.display_name:
@@ -81,6 +83,8 @@ def _bounds(has: TenantSettings, caps: CoreSettings) -> tuple[tuple[str, int | N
         ("cpu_limit_milli", has.cpu_limit_milli, 0, _HOST_MAX),
         ("memory_limit_mib", has.memory_limit_mib, 0, _HOST_MAX),
         ("min_run", has.min_run_ms, 0, _MIN_RUN_MAX_MS),
+        ("default_run", has.default_run_ms, 1, caps.max_run_ms_max),
+        ("max_run", has.max_run_ms, 1, caps.max_run_ms_max),
     )
 
 
@@ -219,6 +223,7 @@ def _above_own(top: TenantSettings, has: TenantSettings, caps: CoreSettings, had
         ("max_running_jobs", has.max_running_jobs, top.max_running_jobs),
         ("cpu_limit_milli", has.cpu_limit_milli, top.cpu_limit_milli),
         ("memory_limit_mib", has.memory_limit_mib, top.memory_limit_mib),
+        ("max_run", has.max_run_ms, top.max_run_ms),
         # A longer one would keep from others for longer what is theirs.
         ("min_run", has.min_run_ms, cluster_ms if top.min_run_ms is None else top.min_run_ms),
     ]

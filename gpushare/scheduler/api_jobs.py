@@ -15,9 +15,10 @@ from typing import NamedTuple
 import msgspec
 
 from gpushare.core.admission import check_job
-from gpushare.core.commands import CancelJob, Outcome, RawJob, SubmitJobs
+from gpushare.core.commands import Call, CancelJob, Command, ExtendJob, Outcome, RawJob, RequeueJob, SubmitJobs
 from gpushare.core.explain import Explanation
 from gpushare.core.model import Attempt, AttemptState, Job, JobState
+from gpushare.core.run_limits import run_limits
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of, invalid_field
 from gpushare.reasons import Reason
@@ -93,7 +94,8 @@ class JobApi:
             default_request_used="default_request_used" in outcome.notices,
         )
         if not outcome.names:
-            spec = check_job(raw, state.tenants[tenant], caller.principal, self._engine.settings)
+            limits = run_limits(state.tenants, tenant)
+            spec = check_job(raw, state.tenants[tenant], limits, caller.principal, self._engine.settings)
             answer.jobs.add(tenant=tenant, spec=convert.job_spec(spec, JobView.FULL))
             return answer, []
         view = JobView.FULL if len(outcome.names) == 1 else JobView.BASIC
@@ -212,22 +214,55 @@ class JobApi:
     # -- changing
 
     async def cancel_job(self, request: job_pb2.CancelJobRequest, caller: Caller) -> job_pb2.Job:
-        key = _visible_key(request.name, caller)
         call = call_of(caller, request)
-        job = self._engine.state.jobs.get(key)
-        if job is None:
-            # It ended long ago and keeps its end, or never was.
-            job = job_from_history(await self._history_row(key))
-        if not caller.may_touch(job):
-            raise _not_yours(job, "cancel it")
+        job = await self._touchable(request.name, caller, "cancel it")
         if job.key not in self._engine.state.jobs:
-            return await self._archived(key, caller, None)
+            # It ended long ago and keeps its end.
+            return await self._archived(job.key, caller, None)
+        return await self._change(CancelJob(job.key), call, job.key, caller)
 
+    async def extend_job(self, request: job_pb2.ExtendJobRequest, caller: Caller) -> job_pb2.Job:
+        call = call_of(caller, request)
+        longer_ms, limit_ms = (
+            convert.duration_ms(getattr(request, field), field) if request.HasField(field) else None
+            for field in ("longer_by", "max_run_duration")
+        )
+        job = self._in_memory(await self._touchable(request.name, caller, "extend it"))
+        return await self._change(ExtendJob(job.key, longer_ms, limit_ms), call, job.key, caller)
+
+    async def requeue_job(self, request: job_pb2.RequeueJobRequest, caller: Caller) -> job_pb2.Job:
+        call = call_of(caller, request)
+        job = self._in_memory(await self._touchable(request.name, caller, "have it queued again"))
+        return await self._change(RequeueJob(job.key), call, job.key, caller)
+
+    async def resubmit_job(self, request: job_pb2.ResubmitJobRequest, caller: Caller) -> job_pb2.Job:
+        call = call_of(caller, request)
+        job = await self._touchable(request.name, caller, "submit it anew")
+
+        def view(state: ClusterState, outcome: Outcome) -> tuple[str, job_pb2.Job | None]:
+            return outcome.names[0], self._look(state, outcome.names[0], caller)
+
+        key, found = await commit(self._engine, SubmitJobs(job.tenant, (_same_again(job),)), call, view)
+        return found or await self._archived(key, caller, None)
+
+    async def _touchable(self, name: str, caller: Caller, act: str) -> Job:
+        """The job of that name, wherever it is kept, for a caller who may change it."""
+        key = _visible_key(name, caller)
+        job = self._engine.state.jobs.get(key) or job_from_history(await self._history_row(key))
+        if not caller.may_touch(job):
+            raise _not_yours(job, act)
+        return job
+
+    def _in_memory(self, job: Job) -> Job:
+        if job.key not in self._engine.state.jobs:
+            raise error_of(Reason.JOB_ENDED, f"Job {job.id} has ended ({job.state}) and was put away.")
+        return job
+
+    async def _change(self, command: Command, call: Call, key: str, caller: Caller) -> job_pb2.Job:
         def view(state: ClusterState, outcome: Outcome) -> job_pb2.Job | None:
             return self._look(state, key, caller)
 
-        found = await commit(self._engine, CancelJob(key), call, view)
-        return found or await self._archived(key, caller, None)
+        return await commit(self._engine, command, call, view) or await self._archived(key, caller, None)
 
     # -- output
 
@@ -317,6 +352,14 @@ def _history_cursor(cursor: Cursor | None) -> HistoryCursor | None:
     if cursor is None or cursor[0] != "history":
         return None
     return HistoryCursor(int(cursor[1]), str(cursor[2]), str(cursor[3]))
+
+
+def _same_again(job: Job) -> RawJob:
+    """What was asked for at first. Whom it waited for is over by now; a child of an array keeps its index."""
+    raw = convert.raw_job(convert.job_spec(job.spec, JobView.FULL))
+    first_ms = raw.max_run_ms if job.submitted_run_ms is None else job.submitted_run_ms
+    indexes = () if job.array_index is None else (job.array_index,)
+    return msgspec.structs.replace(raw, max_run_ms=first_ms, after=(), array_indexes=indexes)
 
 
 def _submit_tenant(parent: str, caller: Caller) -> str:

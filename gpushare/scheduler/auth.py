@@ -69,6 +69,7 @@ _READERS: Final = {
 # Capacity is no secret: whoever may submit or look may see the nodes.
 _NODE_READERS: Final = _READERS
 _SUBMITTERS: Final = {Role.ADMIN: Reach.ALL, Role.USER: Reach.TENANT}
+_JOB_KEEPERS: Final = {**_OPERATORS, Role.TENANT_ADMIN: Reach.SUBTREE, Role.USER: Reach.OWN_JOBS}
 _AGENT: Final = {Role.AGENT: Reach.NODE}
 _OWN_TOKEN: Final = dict.fromkeys(_READERS, Reach.OWN_TOKEN)
 
@@ -78,11 +79,12 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "/gpushare.v1.JobService/BatchCreateJobs": _SUBMITTERS,
         "/gpushare.v1.JobService/GetJob": _READERS,
         "/gpushare.v1.JobService/ListJobs": _READERS,
-        "/gpushare.v1.JobService/CancelJob": {
-            **_OPERATORS,
-            Role.TENANT_ADMIN: Reach.SUBTREE,
-            Role.USER: Reach.OWN_JOBS,
-        },
+        "/gpushare.v1.JobService/CancelJob": _JOB_KEEPERS,
+        # How far a limit may be extended, the core decides.
+        "/gpushare.v1.JobService/ExtendJob": _JOB_KEEPERS,
+        "/gpushare.v1.JobService/RequeueJob": _JOB_KEEPERS,
+        # The new job runs as its submitter, whoever had the old one.
+        "/gpushare.v1.JobService/ResubmitJob": {Role.ADMIN: Reach.ALL, Role.USER: Reach.OWN_JOBS},
         "/gpushare.v1.JobService/ExplainJob": _READERS,
         "/gpushare.v1.JobService/WatchJobs": _READERS,
         # What a job prints is its user's; an operator sees that it runs, not what it says.

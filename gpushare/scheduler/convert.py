@@ -25,6 +25,7 @@ from gpushare.core.model import (
     AttemptState,
     Dependency,
     DependencyKind,
+    EarlySignal,
     Enforcement,
     Job,
     JobSpec,
@@ -35,6 +36,7 @@ from gpushare.core.model import (
     Principal,
     Qos,
     Role,
+    SignalTarget,
     TaskRequest,
     Token,
     Topology,
@@ -76,6 +78,8 @@ TOPOLOGIES: Final = {choice: f"TOPOLOGY_{choice.name}" for choice in Topology}
 _TOPOLOGIES_IN: Final = {job_pb2.Topology.Value(name): choice for choice, name in TOPOLOGIES.items()}
 VISIBLE_DEVICES: Final = {choice: f"VISIBLE_DEVICES_{choice.name}" for choice in VisibleDevices}
 _VISIBLE_DEVICES_IN: Final = {job_pb2.VisibleDevices.Value(name): choice for choice, name in VISIBLE_DEVICES.items()}
+SIGNAL_TARGETS: Final = {target: f"SIGNAL_TARGET_{target.name}" for target in SignalTarget}
+_SIGNAL_TARGETS_IN: Final = {job_pb2.SignalTarget.Value(name): target for target, name in SIGNAL_TARGETS.items()}
 DEPENDENCY_KINDS: Final = {kind: f"DEPENDENCY_KIND_{kind.name}" for kind in DependencyKind}
 _DEPENDENCY_KINDS_IN: Final = {job_pb2.DependencyKind.Value(name): kind for kind, name in DEPENDENCY_KINDS.items()}
 ENFORCEMENTS: Final = {level: f"ENFORCEMENT_{level.name if level else 'UNSPECIFIED'}" for level in Enforcement}
@@ -246,7 +250,15 @@ def raw_job(spec: job_pb2.JobSpec) -> RawJob:
         output_path=spec.output_path,
         error_path=spec.error_path,
         visible_devices=_choice_in(spec.visible_devices, "visible_devices", _VISIBLE_DEVICES_IN),
+        early_signal=_early_signal_in(spec.early_signal) if spec.HasField("early_signal") else None,
+        requeue_exit_codes=tuple(spec.requeue_exit_codes),
     )
+
+
+def _early_signal_in(asked: job_pb2.EarlySignal) -> EarlySignal:
+    target = _choice_in(asked.target, "early_signal.target", _SIGNAL_TARGETS_IN)
+    before_ms = duration_ms(asked.before, "early_signal.before")
+    return EarlySignal(asked.signal, before_ms, target or SignalTarget.LEADER)
 
 
 def _dependency_in(asked: job_pb2.Dependency) -> Dependency:
@@ -322,6 +334,8 @@ def job(found: Job, view: JobView, now_ms: int, wait: Wait | None = None, sees: 
         preemptions=found.preemptions,
         preempted_for=claimant(found.preempted_for, sees),
         expected_end_time=timestamp(_expected_end_ms(found)),
+        requeues=found.requeues,
+        submitted_run_duration=None if found.submitted_run_ms is None else duration(found.submitted_run_ms),
         array_id=found.array_id,
         redacted=hidden,
         charge_milli_seconds=charge_milli_ms(found.attempts, now_ms) // 1000,
@@ -369,6 +383,8 @@ def job_spec(spec: JobSpec, view: JobView) -> job_pb2.JobSpec:
         output_path="" if hidden else spec.output_path,
         error_path="" if hidden else spec.error_path,
         visible_devices=VISIBLE_DEVICES[spec.visible_devices],
+        early_signal=None if spec.early_signal is None else early_signal(spec.early_signal),
+        requeue_exit_codes=spec.requeue_exit_codes,
     )
     if spec.name:
         made.name = spec.name
@@ -377,6 +393,11 @@ def job_spec(spec: JobSpec, view: JobView) -> job_pb2.JobSpec:
     if spec.start_within_ms:
         made.start_within.CopyFrom(duration(spec.start_within_ms))
     return made
+
+
+def early_signal(asked: EarlySignal) -> job_pb2.EarlySignal:
+    before = duration(asked.before_ms)
+    return job_pb2.EarlySignal(signal=asked.signal, before=before, target=SIGNAL_TARGETS[asked.target])
 
 
 def claimant(job_key: str, sees: Sees) -> str:

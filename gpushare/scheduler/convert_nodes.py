@@ -25,7 +25,16 @@ from gpushare.core.model import (
     Stranger,
     TierOffer,
 )
-from gpushare.core.orders import ForgetOrder, Order, ResumeOrder, SealOrder, StartOrder, StopOrder, SuspendOrder
+from gpushare.core.orders import (
+    ForgetOrder,
+    LimitOrder,
+    Order,
+    ResumeOrder,
+    SealOrder,
+    StartOrder,
+    StopOrder,
+    SuspendOrder,
+)
 from gpushare.core.repack import RepackPlan
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of
@@ -163,6 +172,9 @@ def order_message(order: Order, term: int) -> agent_pb2.SchedulerMessage:
         return agent_pb2.SchedulerMessage(suspend_attempt=suspend)
     if isinstance(order, ResumeOrder):
         return agent_pb2.SchedulerMessage(resume_attempt=_resume(order, term))
+    if isinstance(order, LimitOrder):
+        limit = agent_pb2.SetRunLimit(attempt_id=order.attempt_id, term=term, max_run_ms=order.max_run_ms)
+        return agent_pb2.SchedulerMessage(set_run_limit=limit)
     if isinstance(order, SealOrder):
         return agent_pb2.SchedulerMessage(seal_attempt=agent_pb2.SealAttempt(attempt_id=order.attempt_id, term=term))
     assert isinstance(order, ForgetOrder)
@@ -217,6 +229,7 @@ def _start(order: StartOrder, term: int) -> agent_pb2.StartAttempt:
         capacity_milli=order.capacity_milli,
         output_path=_output_path(spec.output_path, order),
         error_path=_output_path(spec.error_path, order),
+        early_signal=None if spec.early_signal is None else convert.early_signal(spec.early_signal),
     )
 
 

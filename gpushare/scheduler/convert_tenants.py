@@ -40,8 +40,12 @@ _UNSETTABLE: Final = {
     "cpu_limit_milli": "cpu_limit_milli",
     "memory_limit_mib": "memory_limit_mib",
     "min_run": "min_run_ms",
+    "default_run": "default_run_ms",
+    "max_run": "max_run_ms",
 }
 _LISTS: Final = ("unix_groups", "unix_users")
+# Settings that are durations.
+_DURATIONS: Final = {"min_run": "min_run_ms", "default_run": "default_run_ms", "max_run": "max_run_ms"}
 
 
 def settings(
@@ -54,8 +58,9 @@ def settings(
     changed: dict[str, object] = {field: getattr(new, field) for field in _PLAIN if new.HasField(field)}
     if new.no_limit:
         changed["limit_milli"] = None
-    if new.HasField("min_run"):
-        changed["min_run_ms"] = convert.duration_ms(new.min_run, "settings.min_run")
+    for field, setting in _DURATIONS.items():
+        if new.HasField(field):
+            changed[setting] = convert.duration_ms(getattr(new, field), f"settings.{field}")
     if new.HasField("parent"):
         changed["parent"] = convert.parse_parent(new.parent) if new.parent else ""
     for field in new.unset:
@@ -155,4 +160,6 @@ def _settled(found: Tenant) -> tenant_pb2.Tenant:
         unix_groups=has.unix_groups,
         unix_users=has.unix_users,
         isolated=has.isolated,
+        default_run=None if has.default_run_ms is None else convert.duration(has.default_run_ms),
+        max_run=None if has.max_run_ms is None else convert.duration(has.max_run_ms),
     )

@@ -88,6 +88,12 @@ class VisibleDevices(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VISIBLE_DEVICES_UUID: _ClassVar[VisibleDevices]
     VISIBLE_DEVICES_INDEX: _ClassVar[VisibleDevices]
 
+class SignalTarget(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SIGNAL_TARGET_UNSPECIFIED: _ClassVar[SignalTarget]
+    SIGNAL_TARGET_LEADER: _ClassVar[SignalTarget]
+    SIGNAL_TARGET_ALL: _ClassVar[SignalTarget]
+
 class OutputStream(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     OUTPUT_STREAM_UNSPECIFIED: _ClassVar[OutputStream]
@@ -140,6 +146,9 @@ DEPENDENCY_KIND_AFTEROK: DependencyKind
 VISIBLE_DEVICES_UNSPECIFIED: VisibleDevices
 VISIBLE_DEVICES_UUID: VisibleDevices
 VISIBLE_DEVICES_INDEX: VisibleDevices
+SIGNAL_TARGET_UNSPECIFIED: SignalTarget
+SIGNAL_TARGET_LEADER: SignalTarget
+SIGNAL_TARGET_ALL: SignalTarget
 OUTPUT_STREAM_UNSPECIFIED: OutputStream
 OUTPUT_STREAM_STDOUT: OutputStream
 OUTPUT_STREAM_STDERR: OutputStream
@@ -181,8 +190,18 @@ class Dependency(_message.Message):
     kind: DependencyKind
     def __init__(self, job: _Optional[str] = ..., kind: _Optional[_Union[DependencyKind, str]] = ...) -> None: ...
 
+class EarlySignal(_message.Message):
+    __slots__ = ("signal", "before", "target")
+    SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    signal: str
+    before: _duration_pb2.Duration
+    target: SignalTarget
+    def __init__(self, signal: _Optional[str] = ..., before: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., target: _Optional[_Union[SignalTarget, str]] = ...) -> None: ...
+
 class JobSpec(_message.Message):
-    __slots__ = ("name", "display_name", "argv", "script", "env", "captured_env", "working_directory", "resources", "tasks", "array_indexes", "max_run_duration", "priority", "max_retries", "on_disconnect", "grace_duration", "labels", "pty", "min_tasks", "qos", "preemption", "on_task_failure", "topology", "after", "array_max_running", "start_within", "output_path", "error_path", "visible_devices")
+    __slots__ = ("name", "display_name", "argv", "script", "env", "captured_env", "working_directory", "resources", "tasks", "array_indexes", "max_run_duration", "priority", "max_retries", "on_disconnect", "grace_duration", "labels", "pty", "min_tasks", "qos", "preemption", "on_task_failure", "topology", "after", "array_max_running", "start_within", "output_path", "error_path", "visible_devices", "early_signal", "requeue_exit_codes")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -232,6 +251,8 @@ class JobSpec(_message.Message):
     OUTPUT_PATH_FIELD_NUMBER: _ClassVar[int]
     ERROR_PATH_FIELD_NUMBER: _ClassVar[int]
     VISIBLE_DEVICES_FIELD_NUMBER: _ClassVar[int]
+    EARLY_SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    REQUEUE_EXIT_CODES_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
     argv: _containers.RepeatedScalarFieldContainer[str]
@@ -260,7 +281,9 @@ class JobSpec(_message.Message):
     output_path: str
     error_path: str
     visible_devices: VisibleDevices
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., script: _Optional[bytes] = ..., env: _Optional[_Mapping[str, str]] = ..., captured_env: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., resources: _Optional[_Union[Resources, _Mapping]] = ..., tasks: _Optional[int] = ..., array_indexes: _Optional[_Iterable[int]] = ..., max_run_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., max_retries: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ..., grace_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., pty: _Optional[bool] = ..., min_tasks: _Optional[int] = ..., qos: _Optional[_Union[Qos, str]] = ..., preemption: _Optional[_Union[Preemption, str]] = ..., on_task_failure: _Optional[_Union[OnTaskFailure, str]] = ..., topology: _Optional[_Union[Topology, str]] = ..., after: _Optional[_Iterable[_Union[Dependency, _Mapping]]] = ..., array_max_running: _Optional[int] = ..., start_within: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., output_path: _Optional[str] = ..., error_path: _Optional[str] = ..., visible_devices: _Optional[_Union[VisibleDevices, str]] = ...) -> None: ...
+    early_signal: EarlySignal
+    requeue_exit_codes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., script: _Optional[bytes] = ..., env: _Optional[_Mapping[str, str]] = ..., captured_env: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., resources: _Optional[_Union[Resources, _Mapping]] = ..., tasks: _Optional[int] = ..., array_indexes: _Optional[_Iterable[int]] = ..., max_run_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., max_retries: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ..., grace_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., pty: _Optional[bool] = ..., min_tasks: _Optional[int] = ..., qos: _Optional[_Union[Qos, str]] = ..., preemption: _Optional[_Union[Preemption, str]] = ..., on_task_failure: _Optional[_Union[OnTaskFailure, str]] = ..., topology: _Optional[_Union[Topology, str]] = ..., after: _Optional[_Iterable[_Union[Dependency, _Mapping]]] = ..., array_max_running: _Optional[int] = ..., start_within: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., output_path: _Optional[str] = ..., error_path: _Optional[str] = ..., visible_devices: _Optional[_Union[VisibleDevices, str]] = ..., early_signal: _Optional[_Union[EarlySignal, _Mapping]] = ..., requeue_exit_codes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Principal(_message.Message):
     __slots__ = ("user", "role", "tenant")
@@ -335,7 +358,7 @@ class TaskAttempt(_message.Message):
     def __init__(self, attempt_id: _Optional[str] = ..., task_index: _Optional[int] = ..., number: _Optional[int] = ..., state: _Optional[_Union[AttemptState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., node: _Optional[str] = ..., gpu_uuids: _Optional[_Iterable[str]] = ..., gpu_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., charge_milli: _Optional[int] = ..., tier: _Optional[str] = ..., enforcement: _Optional[_Union[Enforcement, str]] = ..., containment: _Optional[str] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., allocate_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., used_mib: _Optional[int] = ..., sm_percent: _Optional[int] = ..., suspend_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., claimant: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("name", "tenant", "id", "spec", "state", "reason", "detail", "wait", "exit_code", "signal", "created_by", "cancelled_by", "create_time", "start_time", "end_time", "tasks", "infra_retries", "retries", "array_id", "array_index", "redacted", "charge_milli_seconds", "preemptions", "preempted_for", "expected_start_time", "expected_end_time", "foreign")
+    __slots__ = ("name", "tenant", "id", "spec", "state", "reason", "detail", "wait", "exit_code", "signal", "created_by", "cancelled_by", "create_time", "start_time", "end_time", "tasks", "infra_retries", "retries", "array_id", "array_index", "redacted", "charge_milli_seconds", "preemptions", "preempted_for", "expected_start_time", "expected_end_time", "foreign", "requeues", "submitted_run_duration")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
@@ -363,6 +386,8 @@ class Job(_message.Message):
     EXPECTED_START_TIME_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_END_TIME_FIELD_NUMBER: _ClassVar[int]
     FOREIGN_FIELD_NUMBER: _ClassVar[int]
+    REQUEUES_FIELD_NUMBER: _ClassVar[int]
+    SUBMITTED_RUN_DURATION_FIELD_NUMBER: _ClassVar[int]
     name: str
     tenant: str
     id: str
@@ -390,7 +415,9 @@ class Job(_message.Message):
     expected_start_time: _timestamp_pb2.Timestamp
     expected_end_time: _timestamp_pb2.Timestamp
     foreign: bool
-    def __init__(self, name: _Optional[str] = ..., tenant: _Optional[str] = ..., id: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., created_by: _Optional[_Union[Principal, _Mapping]] = ..., cancelled_by: _Optional[_Union[Principal, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tasks: _Optional[_Iterable[_Union[TaskAttempt, _Mapping]]] = ..., infra_retries: _Optional[int] = ..., retries: _Optional[int] = ..., array_id: _Optional[str] = ..., array_index: _Optional[int] = ..., redacted: _Optional[bool] = ..., charge_milli_seconds: _Optional[int] = ..., preemptions: _Optional[int] = ..., preempted_for: _Optional[str] = ..., expected_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expected_end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., foreign: _Optional[bool] = ...) -> None: ...
+    requeues: int
+    submitted_run_duration: _duration_pb2.Duration
+    def __init__(self, name: _Optional[str] = ..., tenant: _Optional[str] = ..., id: _Optional[str] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., state: _Optional[_Union[JobState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., created_by: _Optional[_Union[Principal, _Mapping]] = ..., cancelled_by: _Optional[_Union[Principal, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., tasks: _Optional[_Iterable[_Union[TaskAttempt, _Mapping]]] = ..., infra_retries: _Optional[int] = ..., retries: _Optional[int] = ..., array_id: _Optional[str] = ..., array_index: _Optional[int] = ..., redacted: _Optional[bool] = ..., charge_milli_seconds: _Optional[int] = ..., preemptions: _Optional[int] = ..., preempted_for: _Optional[str] = ..., expected_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expected_end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., foreign: _Optional[bool] = ..., requeues: _Optional[int] = ..., submitted_run_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class CreateJobRequest(_message.Message):
     __slots__ = ("parent", "job", "request_id", "validate_only")
@@ -465,6 +492,34 @@ class ListJobsResponse(_message.Message):
     def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class CancelJobRequest(_message.Message):
+    __slots__ = ("name", "request_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    request_id: str
+    def __init__(self, name: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class ExtendJobRequest(_message.Message):
+    __slots__ = ("name", "longer_by", "max_run_duration", "request_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LONGER_BY_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUN_DURATION_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    longer_by: _duration_pb2.Duration
+    max_run_duration: _duration_pb2.Duration
+    request_id: str
+    def __init__(self, name: _Optional[str] = ..., longer_by: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_run_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class RequeueJobRequest(_message.Message):
+    __slots__ = ("name", "request_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    request_id: str
+    def __init__(self, name: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class ResubmitJobRequest(_message.Message):
     __slots__ = ("name", "request_id")
     NAME_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]

@@ -59,6 +59,21 @@ class JobServiceStub:
                 request_serializer=gpushare_dot_v1_dot_job__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=gpushare_dot_v1_dot_job__pb2.Job.FromString,
                 _registered_method=True)
+        self.ExtendJob = channel.unary_unary(
+                '/gpushare.v1.JobService/ExtendJob',
+                request_serializer=gpushare_dot_v1_dot_job__pb2.ExtendJobRequest.SerializeToString,
+                response_deserializer=gpushare_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
+        self.RequeueJob = channel.unary_unary(
+                '/gpushare.v1.JobService/RequeueJob',
+                request_serializer=gpushare_dot_v1_dot_job__pb2.RequeueJobRequest.SerializeToString,
+                response_deserializer=gpushare_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
+        self.ResubmitJob = channel.unary_unary(
+                '/gpushare.v1.JobService/ResubmitJob',
+                request_serializer=gpushare_dot_v1_dot_job__pb2.ResubmitJobRequest.SerializeToString,
+                response_deserializer=gpushare_dot_v1_dot_job__pb2.Job.FromString,
+                _registered_method=True)
         self.ExplainJob = channel.unary_unary(
                 '/gpushare.v1.JobService/ExplainJob',
                 request_serializer=gpushare_dot_v1_dot_job__pb2.ExplainJobRequest.SerializeToString,
@@ -113,6 +128,28 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExtendJob(self, request, context):
+        """Gives a job a longer time limit, up to its tenant's cap, which an admin alone may pass. A job that runs has it once
+        its nodes have heard of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RequeueJob(self, request, context):
+        """Stops a job and queues it again, with its id and its place kept. One that is queued stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResubmitJob(self, request, context):
+        """A new job of the caller that asks for the same, script and environment included; the old one may have ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExplainJob(self, request, context):
         """Why a queued job waits, what it waits for, and what would start it.
         """
@@ -160,6 +197,21 @@ def add_JobServiceServicer_to_server(servicer, server):
             'CancelJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelJob,
                     request_deserializer=gpushare_dot_v1_dot_job__pb2.CancelJobRequest.FromString,
+                    response_serializer=gpushare_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'ExtendJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExtendJob,
+                    request_deserializer=gpushare_dot_v1_dot_job__pb2.ExtendJobRequest.FromString,
+                    response_serializer=gpushare_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'RequeueJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequeueJob,
+                    request_deserializer=gpushare_dot_v1_dot_job__pb2.RequeueJobRequest.FromString,
+                    response_serializer=gpushare_dot_v1_dot_job__pb2.Job.SerializeToString,
+            ),
+            'ResubmitJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResubmitJob,
+                    request_deserializer=gpushare_dot_v1_dot_job__pb2.ResubmitJobRequest.FromString,
                     response_serializer=gpushare_dot_v1_dot_job__pb2.Job.SerializeToString,
             ),
             'ExplainJob': grpc.unary_unary_rpc_method_handler(
@@ -312,6 +364,87 @@ class JobService:
             target,
             '/gpushare.v1.JobService/CancelJob',
             gpushare_dot_v1_dot_job__pb2.CancelJobRequest.SerializeToString,
+            gpushare_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExtendJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpushare.v1.JobService/ExtendJob',
+            gpushare_dot_v1_dot_job__pb2.ExtendJobRequest.SerializeToString,
+            gpushare_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequeueJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpushare.v1.JobService/RequeueJob',
+            gpushare_dot_v1_dot_job__pb2.RequeueJobRequest.SerializeToString,
+            gpushare_dot_v1_dot_job__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResubmitJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpushare.v1.JobService/ResubmitJob',
+            gpushare_dot_v1_dot_job__pb2.ResubmitJobRequest.SerializeToString,
             gpushare_dot_v1_dot_job__pb2.Job.FromString,
             options,
             channel_credentials,

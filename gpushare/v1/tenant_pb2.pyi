@@ -59,7 +59,7 @@ class ModelUse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., charge_milli: _Optional[int] = ...) -> None: ...
 
 class Tenant(_message.Message):
-    __slots__ = ("name", "display_name", "limit_milli", "max_queued_jobs", "default_request", "max_priority", "create_time", "running_charge_milli", "queued_jobs", "running_jobs", "parent", "guaranteed_milli", "weight", "model_quotas", "max_running_jobs", "max_running_per_user", "cpu_limit_milli", "memory_limit_mib", "min_run", "used_charge_milli", "guaranteed_charge_milli", "borrowed_charge_milli", "average_charge_milli", "model_use", "allocated_cpu_milli", "allocated_memory_mib", "unix_groups", "unix_users", "isolated")
+    __slots__ = ("name", "display_name", "limit_milli", "max_queued_jobs", "default_request", "max_priority", "create_time", "running_charge_milli", "queued_jobs", "running_jobs", "parent", "guaranteed_milli", "weight", "model_quotas", "max_running_jobs", "max_running_per_user", "cpu_limit_milli", "memory_limit_mib", "min_run", "used_charge_milli", "guaranteed_charge_milli", "borrowed_charge_milli", "average_charge_milli", "model_use", "allocated_cpu_milli", "allocated_memory_mib", "unix_groups", "unix_users", "isolated", "default_run", "max_run")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     LIMIT_MILLI_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,8 @@ class Tenant(_message.Message):
     UNIX_GROUPS_FIELD_NUMBER: _ClassVar[int]
     UNIX_USERS_FIELD_NUMBER: _ClassVar[int]
     ISOLATED_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_RUN_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUN_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
     limit_milli: int
@@ -118,10 +120,12 @@ class Tenant(_message.Message):
     unix_groups: _containers.RepeatedScalarFieldContainer[str]
     unix_users: _containers.RepeatedScalarFieldContainer[str]
     isolated: bool
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., limit_milli: _Optional[int] = ..., max_queued_jobs: _Optional[int] = ..., default_request: _Optional[_Union[_job_pb2.Resources, _Mapping]] = ..., max_priority: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., running_charge_milli: _Optional[int] = ..., queued_jobs: _Optional[int] = ..., running_jobs: _Optional[int] = ..., parent: _Optional[str] = ..., guaranteed_milli: _Optional[int] = ..., weight: _Optional[int] = ..., model_quotas: _Optional[_Iterable[_Union[ModelQuota, _Mapping]]] = ..., max_running_jobs: _Optional[int] = ..., max_running_per_user: _Optional[int] = ..., cpu_limit_milli: _Optional[int] = ..., memory_limit_mib: _Optional[int] = ..., min_run: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., used_charge_milli: _Optional[int] = ..., guaranteed_charge_milli: _Optional[int] = ..., borrowed_charge_milli: _Optional[int] = ..., average_charge_milli: _Optional[int] = ..., model_use: _Optional[_Iterable[_Union[ModelUse, _Mapping]]] = ..., allocated_cpu_milli: _Optional[int] = ..., allocated_memory_mib: _Optional[int] = ..., unix_groups: _Optional[_Iterable[str]] = ..., unix_users: _Optional[_Iterable[str]] = ..., isolated: _Optional[bool] = ...) -> None: ...
+    default_run: _duration_pb2.Duration
+    max_run: _duration_pb2.Duration
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., limit_milli: _Optional[int] = ..., max_queued_jobs: _Optional[int] = ..., default_request: _Optional[_Union[_job_pb2.Resources, _Mapping]] = ..., max_priority: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., running_charge_milli: _Optional[int] = ..., queued_jobs: _Optional[int] = ..., running_jobs: _Optional[int] = ..., parent: _Optional[str] = ..., guaranteed_milli: _Optional[int] = ..., weight: _Optional[int] = ..., model_quotas: _Optional[_Iterable[_Union[ModelQuota, _Mapping]]] = ..., max_running_jobs: _Optional[int] = ..., max_running_per_user: _Optional[int] = ..., cpu_limit_milli: _Optional[int] = ..., memory_limit_mib: _Optional[int] = ..., min_run: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., used_charge_milli: _Optional[int] = ..., guaranteed_charge_milli: _Optional[int] = ..., borrowed_charge_milli: _Optional[int] = ..., average_charge_milli: _Optional[int] = ..., model_use: _Optional[_Iterable[_Union[ModelUse, _Mapping]]] = ..., allocated_cpu_milli: _Optional[int] = ..., allocated_memory_mib: _Optional[int] = ..., unix_groups: _Optional[_Iterable[str]] = ..., unix_users: _Optional[_Iterable[str]] = ..., isolated: _Optional[bool] = ..., default_run: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_run: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class TenantSettings(_message.Message):
-    __slots__ = ("display_name", "limit_milli", "no_limit", "max_queued_jobs", "default_request", "max_priority", "parent", "guaranteed_milli", "weight", "model_quotas", "no_model_quotas", "max_running_jobs", "max_running_per_user", "cpu_limit_milli", "memory_limit_mib", "min_run", "unset", "unix_groups", "unix_users", "isolated")
+    __slots__ = ("display_name", "limit_milli", "no_limit", "max_queued_jobs", "default_request", "max_priority", "parent", "guaranteed_milli", "weight", "model_quotas", "no_model_quotas", "max_running_jobs", "max_running_per_user", "cpu_limit_milli", "memory_limit_mib", "min_run", "unset", "default_run", "max_run", "unix_groups", "unix_users", "isolated")
     DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
     LIMIT_MILLI_FIELD_NUMBER: _ClassVar[int]
     NO_LIMIT_FIELD_NUMBER: _ClassVar[int]
@@ -139,6 +143,8 @@ class TenantSettings(_message.Message):
     MEMORY_LIMIT_MIB_FIELD_NUMBER: _ClassVar[int]
     MIN_RUN_FIELD_NUMBER: _ClassVar[int]
     UNSET_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_RUN_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUN_FIELD_NUMBER: _ClassVar[int]
     UNIX_GROUPS_FIELD_NUMBER: _ClassVar[int]
     UNIX_USERS_FIELD_NUMBER: _ClassVar[int]
     ISOLATED_FIELD_NUMBER: _ClassVar[int]
@@ -159,10 +165,12 @@ class TenantSettings(_message.Message):
     memory_limit_mib: int
     min_run: _duration_pb2.Duration
     unset: _containers.RepeatedScalarFieldContainer[str]
+    default_run: _duration_pb2.Duration
+    max_run: _duration_pb2.Duration
     unix_groups: _containers.RepeatedScalarFieldContainer[str]
     unix_users: _containers.RepeatedScalarFieldContainer[str]
     isolated: bool
-    def __init__(self, display_name: _Optional[str] = ..., limit_milli: _Optional[int] = ..., no_limit: _Optional[bool] = ..., max_queued_jobs: _Optional[int] = ..., default_request: _Optional[_Union[_job_pb2.Resources, _Mapping]] = ..., max_priority: _Optional[int] = ..., parent: _Optional[str] = ..., guaranteed_milli: _Optional[int] = ..., weight: _Optional[int] = ..., model_quotas: _Optional[_Iterable[_Union[ModelQuota, _Mapping]]] = ..., no_model_quotas: _Optional[_Iterable[str]] = ..., max_running_jobs: _Optional[int] = ..., max_running_per_user: _Optional[int] = ..., cpu_limit_milli: _Optional[int] = ..., memory_limit_mib: _Optional[int] = ..., min_run: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., unset: _Optional[_Iterable[str]] = ..., unix_groups: _Optional[_Iterable[str]] = ..., unix_users: _Optional[_Iterable[str]] = ..., isolated: _Optional[bool] = ...) -> None: ...
+    def __init__(self, display_name: _Optional[str] = ..., limit_milli: _Optional[int] = ..., no_limit: _Optional[bool] = ..., max_queued_jobs: _Optional[int] = ..., default_request: _Optional[_Union[_job_pb2.Resources, _Mapping]] = ..., max_priority: _Optional[int] = ..., parent: _Optional[str] = ..., guaranteed_milli: _Optional[int] = ..., weight: _Optional[int] = ..., model_quotas: _Optional[_Iterable[_Union[ModelQuota, _Mapping]]] = ..., no_model_quotas: _Optional[_Iterable[str]] = ..., max_running_jobs: _Optional[int] = ..., max_running_per_user: _Optional[int] = ..., cpu_limit_milli: _Optional[int] = ..., memory_limit_mib: _Optional[int] = ..., min_run: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., unset: _Optional[_Iterable[str]] = ..., default_run: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_run: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., unix_groups: _Optional[_Iterable[str]] = ..., unix_users: _Optional[_Iterable[str]] = ..., isolated: _Optional[bool] = ...) -> None: ...
 
 class CreateTenantRequest(_message.Message):
     __slots__ = ("tenant_id", "settings", "request_id")

@@ -38,8 +38,15 @@ def order(**fields: Any) -> StartOrder:
 
 
 def environment(wanted: StartOrder, **more: Any) -> dict[str, str]:
-    settings: dict[str, Any] = {"node": "n1", "user": ANN, "card_total_mib": 81559, "fence_env": {}, "sim_dir": None}
-    settings["scratch"] = Path("/scratch/a")
+    settings: dict[str, Any] = {
+        "node": "n1",
+        "user": ANN,
+        "card_total_mib": 81559,
+        "fence_env": {},
+        "sim_dir": None,
+        "scratch": Path("/scratch/a"),
+        "stop_notice": Path("/notices/vision.42.1.3/notice"),
+    }
     return job_environment(wanted, **{**settings, **more})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -13,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gpushare.core.model import VisibleDevices
+from gpushare.core.model import EarlySignal, SignalTarget, VisibleDevices
 from gpushare.reasons import Reason
 from gpushare_agent.core import StartOrder
 from gpushare_agent.gpus.port import DriverState, GpuInfo, GpuSnapshot
@@ -123,6 +124,9 @@ class Executor:
     def private_dir(self, attempt_id: str) -> Path:
         return Path("/private") / attempt_id
 
+    def stop_notice(self, attempt_id: str) -> Path:
+        return Path("/notices") / attempt_id / "notice"
+
 
 class Scratch:
     """Notes what it was asked to make."""
@@ -204,6 +208,14 @@ class TestLaunch:
         assert spec.env["GPUSHARE_SCRATCH"] == "/scratch/v.1.0.1"
         assert node.scratch.made == [("v.1.0.1", ANN)]
         assert node.fence.asked[0].demanded is Enforcement.SOFT
+
+    def test_an_early_signal_goes_by_this_hosts_number(self) -> None:
+        node = Node()
+        asyncio.run(node.launch(order(early_signal=EarlySignal("USR2", 1000, SignalTarget.ALL))))
+        (spec,) = node.executor.launched
+        early = (spec.early_signal, spec.early_signal_ms, spec.early_signal_to_all)
+        assert early == (signal.SIGUSR2, 1000, True)
+        assert spec.env["GPUSHARE_STOP_NOTICE"] == "/notices/v.1.0.1/notice"
 
     def test_the_fence_is_read_back_once_the_intent_is_durable(self) -> None:
         node = Node()

@@ -60,6 +60,7 @@ class FakeCluster(
         self.previewed: list[t.PreviewedJob] = []
         self.drop_stream_after = 0  # messages of a stream, then UNAVAILABLE; once
         self.run_jobs = True
+        self.default_run_s = 0
         self.exit_code = 0
         self.address = ""
         self.open_streams = 0
@@ -154,6 +155,8 @@ class FakeCluster(
         )
         if answer.default_request_used:
             request.job.resources.gpus = 1
+        if self.default_run_s and not request.job.HasField("max_run_duration"):
+            request.job.max_run_duration.FromSeconds(self.default_run_s)
         number = 1 + max((int(job.id.split("_")[0]) for job in self.jobs.values()), default=0)
         ids = [f"{number}_{index}" for index in request.job.array_indexes] or [str(number)]
         for job_id in ids:
@@ -203,6 +206,27 @@ class FakeCluster(
         if job.state not in ENDED:
             self.end(job, j.JOB_STATE_CANCELLED, 143, "CANCELLED")
         return job
+
+    def ExtendJob(self, request: j.ExtendJobRequest, context: grpc.ServicerContext) -> j.Job:
+        self._enter("ExtendJob", request, context)
+        job = self._job(request.name, context)
+        limit = job.spec.max_run_duration
+        job.submitted_run_duration.CopyFrom(limit)
+        whole = request.HasField("max_run_duration")
+        longer = request.max_run_duration if whole else request.longer_by
+        limit.FromMilliseconds(longer.ToMilliseconds() + (0 if whole else limit.ToMilliseconds()))
+        return job
+
+    def RequeueJob(self, request: j.RequeueJobRequest, context: grpc.ServicerContext) -> j.Job:
+        self._enter("RequeueJob", request, context)
+        job = self._job(request.name, context)
+        job.state, job.reason = j.JOB_STATE_QUEUED, "REQUEUED"
+        return job
+
+    def ResubmitJob(self, request: j.ResubmitJobRequest, context: grpc.ServicerContext) -> j.Job:
+        self._enter("ResubmitJob", request, context)
+        old = self._job(request.name, context)
+        return self.add("9", j.JOB_STATE_QUEUED, spec=old.spec)
 
     def ExplainJob(self, request: j.ExplainJobRequest, context: grpc.ServicerContext) -> j.JobExplanation:
         self._enter("ExplainJob", request, context)

@@ -6,11 +6,14 @@ One statement a line, `#` starts a comment. A name stands for a job; `a` with co
                                                       [shared=PATH,...]
     set T SETTING...                    SETTING: parent=T guaranteed=MILLI limit=MILLI|none weight=N max_running=N
                                         per_user=N cpu_limit=MILLI memory_limit=MIB min_run=MS quota=MODEL:MILLI[:MILLI]
+                                        default_run=MS max_run=MS
     submit T NAME [count=K] [milli=M] [mib=M] [gpus=N] [tasks=N] [priority=P] [retries=R] [limit_ms=N] [cpu=M]
            [memory=M] [dir=PATH] [min_tasks=N] [qos=Q] [preemption=P] [on_failure=F] [topology=T] [model=A|B]
            [start_within=MS] [user=U] [after=NAME[:KIND],...] [array=K[%N]]   of an array: name0 ... are the children
+           [codes=N,N]
     reserve NAME T|maintenance START END [gpus=N] [milli=M] [mib=M] [node=N,...] [repeat=MS] [users=U,...] (ms from now)
     overcommit N MILLI
+    extend NAME +MS|TO:MS [role=R]     requeue NAME     refuses REASON (what the last of these was answered)
     cycle      run NAME      exit NAME CODE [task=I]      lose NAME REASON [task=I]      cancel NAME
     stopped NAME   cordon N   uncordon N    silent N    back N    disconnect N    wait MS    on NAME NODE
     settings FIELD=N...   obey (all agents, every order to stop or to suspend)
@@ -28,8 +31,11 @@ from gpushare.core.commands import (
     CordonNode,
     CreateReservation,
     CreateTenant,
+    ExtendJob,
     NodeSessionClosed,
     RawResources,
+    Rejection,
+    RequeueJob,
     SetNode,
     UncordonNode,
     UpdateTenant,
@@ -44,6 +50,7 @@ from gpushare.core.model import (
     OnTaskFailure,
     PreemptionMode,
     Qos,
+    Role,
     TenantSettings,
     TierOffer,
     Topology,
@@ -62,6 +69,8 @@ _NUMBERS = {
     "cpu_limit": "cpu_limit_milli",
     "memory_limit": "memory_limit_mib",
     "min_run": "min_run_ms",
+    "default_run": "default_run_ms",
+    "max_run": "max_run_ms",
 }
 
 
@@ -71,6 +80,8 @@ class Scenario:
         self.jobs: dict[str, str] = {}
         self.arrays: dict[str, str] = {}
         self.inventory: dict[str, dict[str, object]] = {}
+        # To the last extend or requeue; a refusal that nobody expected fails.
+        self.answer: object = None
 
     def run(self, text: str) -> Scenario:
         for number, line in enumerate(text.strip().splitlines(), 1):
@@ -89,6 +100,8 @@ class Scenario:
     def _statement(self, words: list[str]) -> None:
         plain = [w for w in words[1:] if "=" not in w]
         options = dict(w.split("=", 1) for w in words[1:] if "=" in w)
+        refused = isinstance(self.answer, Rejection) and words[0] != "refuses"
+        assert not refused, f"the statement before was refused: {self.answer}"
         getattr(self, f"_{words[0]}")(*plain, **options)
 
     # -- statements
@@ -172,6 +185,7 @@ class Scenario:
             priority=_int(options.get("priority")),
             max_retries=int(options.get("retries", "0")),
             max_run_ms=_int(options.get("limit_ms")),
+            requeue_exit_codes=tuple(int(code) for code in _words(options.get("codes"))),
         )
         if children:
             self.arrays[name] = jobs[0].array_key
@@ -181,6 +195,21 @@ class Scenario:
     def _dependency(self, text: str) -> Dependency:
         name, _, kind = text.partition(":")
         return Dependency(self.arrays.get(name) or self.jobs[name], DependencyKind(kind or "afterok"))
+
+    def _extend(self, name: str, text: str, role: str = "user") -> None:
+        job = self.job(name)
+        longer, to = (int(text), None) if text.startswith("+") else (None, int(text.removeprefix("TO:")))
+        who = msgspec.structs.replace(user_of(job.tenant), role=Role(role))
+        self.answer = self.cluster.do(ExtendJob(job.key, longer_by_ms=longer, max_run_ms=to), who)
+
+    def _requeue(self, name: str) -> None:
+        job = self.job(name)
+        self.answer = self.cluster.do(RequeueJob(job.key), user_of(job.tenant))
+
+    def _refuses(self, reason: str) -> None:
+        assert isinstance(self.answer, Rejection), f"it was done: {self.answer}"
+        assert self.answer.reason == reason, self.answer
+        self.answer = None
 
     def _cycle(self) -> None:
         self.cluster.cycle()

@@ -60,6 +60,16 @@ def submit(*options: str) -> tuple[str, ...]:
     return ("submit", *share, "--export", "none", *options, "--", "/bin/true")
 
 
+EARLY = m.EarlySignal(signal="USR1", before=Duration(seconds=60))
+
+
+def early(signal: str, before_s: int, target: int = 0) -> m.CreateJobRequest:
+    """A job of an hour that wants a signal before its end."""
+    made = m.EarlySignal(signal=signal, before=Duration(seconds=before_s))
+    made.target = target  # type: ignore[assignment]
+    return job(max_run_duration=Duration(seconds=3600), early_signal=made)
+
+
 def raw(field: int, data: bytes) -> bytes:
     """One length-delimited field below 128 bytes, whatever it holds."""
     assert len(data) < 128
@@ -228,6 +238,59 @@ TIMES = [
     *(
         Row(16, f"--time={text}", words=submit(f"--time={text}"), says="--time")
         for text in ("-1s", "0s", "1000000000000000000s", "1e18s", "60", "nan")
+    ),
+    *(
+        Row(16, f"early signal {signal} {before} s before", early(signal, before), field="early_signal")
+        for signal, before in (("KILL", 60), ("USR1", 0), ("USR1", 3600), ("usr1", 60), ("", 60), ("USR1\0", 60))
+    ),
+    Row(16, "an early signal without a limit", job(early_signal=EARLY), field="early_signal"),
+    Row(
+        16,
+        "an early signal for nobody",
+        early("USR1", 60, target=7),
+        field="early_signal.target",
+    ),
+    *(
+        Row(16, f"--signal={text}", words=submit("--time", "1h", f"--signal={text}"), says="--signal")
+        for text in ("USR1", "@10m", "USR1@", "USR1@10", "USR1@10m:me", "USR1@10m:", "USR1@-1s")
+    ),
+    Row(
+        16,
+        "--signal with a signal that is none",
+        words=submit("--time", "1h", "--signal", "KILL@10m"),
+        code=REFUSED,
+        says="USR1, USR2",
+    ),
+    *(
+        Row(16, f"requeue exit codes {codes}", job(requeue_exit_codes=codes), field="requeue_exit_codes")
+        for codes in ([0], [256], [-1], [85, 85], list(range(1, 18)))
+    ),
+    *(
+        Row(16, f"--requeue-exit-code={text}", words=submit(f"--requeue-exit-code={text}"), says="--requeue-exit-code")
+        for text in ("0", "256", "x", "85,", "8_5")
+    ),
+    *(
+        Row(
+            16,
+            f"extend {text}",
+            words=("extend", "1", text),
+            says="TIME",
+        )
+        for text in ("6h", "+", "=", "+0s", "+6", "+-1h", "+1e3h")
+    ),
+    Row(
+        16,
+        "a default time above the cap",
+        m.UpdateTenantRequest(
+            name="tenants/nlp",
+            settings=m.TenantSettings(default_run=Duration(seconds=2), max_run=Duration(seconds=1)),
+        ),
+        "TenantService/UpdateTenant",
+        field="default_run",
+        words=("tenant", "set", "--default-time", "2s", "--max-time", "1s", "nlp"),
+        code=REFUSED,
+        says="default_run",
+        who="root",
     ),
     *(Row(17, f"priority {value}", job(priority=value), field="priority") for value in (INT64_MAX, INT64_MIN)),
     Row(17, "--priority 2^63", words=submit("--priority", str(2**63)), says="--priority"),

@@ -27,6 +27,9 @@ BatchCreateJobs  admin user
 GetJob           admin operator user viewer tenant-admin
 ListJobs         admin operator user viewer tenant-admin
 CancelJob        admin operator user tenant-admin
+ExtendJob        admin operator user tenant-admin
+RequeueJob       admin operator user tenant-admin
+ResubmitJob      admin user
 ExplainJob       admin operator user viewer tenant-admin
 WatchJobs        admin operator user viewer tenant-admin
 StreamLogs       admin user

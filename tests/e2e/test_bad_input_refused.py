@@ -102,12 +102,21 @@ def test_an_array_of_ten_million_is_refused_by_its_size(world: World) -> None:
     assert world.change_since(before) == []
 
 
-@pytest.mark.parametrize("rpc", ["JobService/CreateJob", "JobService/BatchCreateJobs", "JobService/CancelJob"])
+CHANGING = (
+    *("JobService/CreateJob", "JobService/BatchCreateJobs", "JobService/CancelJob"),
+    *("JobService/ExtendJob", "JobService/RequeueJob", "JobService/ResubmitJob"),
+)
+
+
+@pytest.mark.parametrize("rpc", CHANGING)
 def test_a_call_that_changes_something_needs_a_request_id(world: World, rpc: str) -> None:
     request = {
         "JobService/CreateJob": job(),
         "JobService/BatchCreateJobs": m.BatchCreateJobsRequest(parent="tenants/team", jobs=[job().job]),
         "JobService/CancelJob": m.CancelJobRequest(name="tenants/team/jobs/1"),
+        "JobService/ExtendJob": m.ExtendJobRequest(name="tenants/team/jobs/1"),
+        "JobService/RequeueJob": m.RequeueJobRequest(name="tenants/team/jobs/1"),
+        "JobService/ResubmitJob": m.ResubmitJobRequest(name="tenants/team/jobs/1"),
     }[rpc]
     before = world.mark()
     with pytest.raises(GpushareError) as refused:
