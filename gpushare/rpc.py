@@ -39,6 +39,8 @@ RECONNECT_MAX_MS = 800
 CONNECT_TIMEOUT_MS = 5_000
 
 Options = list[tuple[str, int]]
+#: Gives the token as it is now, since one may be renewed while its channel is open.
+TokenSource = Callable[[], str]
 #: Gives (private key, certificate chain), both PEM, as they are now; called at each handshake, so it must be quick.
 LeafSource = Callable[[], tuple[bytes, bytes]]
 
@@ -77,14 +79,14 @@ class _WithToken:
     grpc.aio takes an interceptor for the first kind of call that it is an instance of, hence one class for each kind.
     """
 
-    def __init__(self, token: str) -> None:
-        self._header = ("authorization", f"Bearer {token}")
+    def __init__(self, token: TokenSource) -> None:
+        self._token = token
 
     def details(self, given: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
         return grpc.aio.ClientCallDetails(
             method=given.method,
             timeout=given.timeout,
-            metadata=grpc.aio.Metadata(*(given.metadata or ()), self._header),
+            metadata=grpc.aio.Metadata(*(given.metadata or ()), ("authorization", f"Bearer {self._token()}")),
             credentials=given.credentials,
             wait_for_ready=given.wait_for_ready,
         )
@@ -110,15 +112,16 @@ class _StreamStream(_WithToken, grpc.aio.StreamStreamClientInterceptor):
         return await continuation(self.details(client_call_details), request_iterator)
 
 
-def aio_channel(address: str, *, ca_pem: str = "", token: str = "") -> grpc.aio.Channel:
-    """A channel to a scheduler; connects at the first call.
+def aio_channel(address: str, *, ca_pem: str = "", token: str | TokenSource = "") -> grpc.aio.Channel:
+    """A channel to a scheduler; connects at the first call. `token` may be what gives it for each call.
 
     With `ca_pem` it speaks TLS and trusts that CA alone. Without, the address must be on this machine, else
     FailedPreconditionError: a token never crosses a network in clear.
     """
     target = parse_address(address)
     kinds = (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream) if token else ()
-    interceptors = [kind(token) for kind in kinds]
+    source = token if callable(token) else lambda: token
+    interceptors = [kind(source) for kind in kinds]
     options = list(_CLIENT_OPTIONS)
     if is_loopback(target.host):
         options.append(("grpc.enable_http_proxy", 0))

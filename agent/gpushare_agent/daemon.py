@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Awaitable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ from gpushare.config import AgentConfig
 from gpushare.errors import GpushareError
 from gpushare.host import notify, places
 from gpushare.join import JoinString
-from gpushare_agent import logs
+from gpushare_agent import logs, unixuser
 from gpushare_agent.agent import Agent, NodeFacts, StatusRelay
 from gpushare_agent.executor import Executor
 from gpushare_agent.gpus.catalogue import SimulatedNode, parse_node
@@ -31,6 +32,8 @@ from gpushare_agent.identity import Credentials, Identity, IdentityError, StateD
 from gpushare_agent.inpassing import in_passing
 from gpushare_agent.inventory import CardBook, HostSize, Inventory, fence_lines, host_size, inventory_of
 from gpushare_agent.launching import Launching, LaunchSettings
+from gpushare_agent.loginrpc import issuing
+from gpushare_agent.logins import LoginServer
 from gpushare_agent.monitor import Monitor, MonitorSettings
 from gpushare_agent.scratch import ScratchSpace
 from gpushare_agent.session import Backoff, SessionLoop, enroll
@@ -43,6 +46,8 @@ FIRST_LOOK_RESTARTED_S = 0.5
 FIRST_LOOK_FRESH_S = 120.0
 CLOSE_TIMEOUT_S = 1.2
 SWEEP_EVERY_S = 600.0
+# A host full of people who all come at nine.
+LOGIN_LOOKUPS_MAX = 64
 SWEEP_AGAIN_S = 5.0
 
 
@@ -71,6 +76,7 @@ class Daemon:
         self._shape: SimulatedNode | None = parse_node(config.simulate) if config.simulate else None
         self._library: GpuLibrary | None = None
         self._session: SessionLoop | None = None
+        self._logins: LoginServer | None = None
         self._fences_recovered = False
 
     async def run(self) -> int:
@@ -134,7 +140,7 @@ class Daemon:
             self._launch_settings(credentials.node),
             self._executor,
             fence,
-            UserLookup(),
+            UserLookup(unixuser.resolve),
             scratch,
             lambda uuid: agent.inventory.info(uuid),
             monitor,
@@ -143,10 +149,24 @@ class Daemon:
             agent, credentials.node, self._config.server or credentials.address, credentials.ca_pem, credentials.token,
             self._log, self._config.advertise_address,
         )  # fmt: skip
+        self._logins = self._login_server(credentials)
         await self._run_parts(agent, monitor, launching, fence)
 
+    def _login_server(self, credentials: Credentials) -> LoginServer | None:
+        """Where people of this host get their tokens; None where the configuration wants none."""
+        if not self._config.login_socket:
+            return None
+        address = self._config.server or credentials.address
+        return LoginServer(
+            Path(self._config.login_socket),
+            UserLookup(unixuser.person, lookups_max=LOGIN_LOOKUPS_MAX).find,
+            issuing(address, credentials.ca_pem, credentials.token),
+            self._log,
+            min_uid=self._config.login_min_uid,
+        )
+
     async def _run_parts(self, agent: Agent, monitor: Monitor, launching: Launching, fence: CardFences) -> None:
-        """The session, the monitor and the sweeping of old output, until one of them ends."""
+        """The session, the monitor, the logins and the sweeping of old output, until one of them ends."""
         agent.use(launching, monitor.nudge)
         restarted = bool(agent.core.live()) or bool(agent.inventory.gpus)
 
@@ -166,6 +186,8 @@ class Daemon:
             asyncio.create_task(converse(), name="session"),
             asyncio.create_task(self._sweep(agent), name="sweep"),
         }
+        if self._logins is not None:
+            parts.add(asyncio.create_task(self._logins.run(), name="logins"))
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in done:

@@ -77,7 +77,7 @@ class Launching:
         settings: LaunchSettings,
         executor: Executor,
         fence: Fence,
-        users: UserLookup,
+        users: UserLookup[UnixUser],
         scratch: ScratchSpace,
         info: Callable[[str], GpuInfo | None],
         cards: Cards,

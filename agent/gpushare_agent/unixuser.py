@@ -6,8 +6,10 @@ it in a thread.
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
+from typing import NamedTuple
 
 from gpushare.reasons import Reason
 from gpushare_agent.launchspec import LaunchRefused, UnixUser
@@ -28,6 +30,40 @@ def resolve(name: str) -> UnixUser:
     if entry.pw_uid == 0:
         raise LaunchRefused(Reason.UNIX_USER_UNMAPPED, f"Unix user '{name}' is root here; no job runs as root")
     return _user(entry)
+
+
+class Person(NamedTuple):
+    """An account of this host with the names of all its groups."""
+
+    uid: int
+    name: str
+    groups: tuple[str, ...]
+
+
+def person(uid: str) -> Person:
+    """Who the account `uid` is; LaunchRefused(UNIX_USER_UNMAPPED) if there is none.
+
+    An account whose name leads to another one is nobody: a local file may hide the directory's, and jobs run by name.
+    """
+    try:
+        entry = pwd.getpwuid(int(uid))
+        if pwd.getpwnam(entry.pw_name).pw_uid != entry.pw_uid:
+            text = f"the name {entry.pw_name!r} of account {uid} is another account's, too"
+            raise LaunchRefused(Reason.UNIX_USER_UNMAPPED, text)
+        gids = os.getgrouplist(entry.pw_name, entry.pw_gid)
+    except (KeyError, ValueError):
+        raise LaunchRefused(Reason.UNIX_USER_UNMAPPED, f"this host knows no account {uid}") from None
+    except OSError as error:
+        text = f"the name service could not look up account {uid}: {error}"
+        raise LaunchRefused(Reason.UNIX_USER_UNMAPPED, text) from None
+    return Person(entry.pw_uid, entry.pw_name, tuple(sorted(filter(None, map(_group_name, gids)))))
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return ""
 
 
 def current() -> UnixUser:

@@ -1,4 +1,5 @@
-"""Unix users of jobs through the host's name service, without ever letting it hold up the agent.
+"""Unix users through the host's name service, without ever letting it hold up the agent: those of jobs by name, people
+who log in by number.
 
 Imports asyncio, threading and `unixuser`. A directory server that hangs holds a bounded number of daemon threads and
 the launches that need it, nothing else; what was found is remembered for a minute, so that a burst of one user's jobs
@@ -11,10 +12,10 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from gpushare.reasons import Reason
-from gpushare_agent import unixuser
-from gpushare_agent.launchspec import LaunchRefused, UnixUser
+from gpushare_agent.launchspec import LaunchRefused
 
 REMEMBER_S = 60.0
 PATIENCE_S = 10.0
@@ -22,16 +23,22 @@ LOOKUPS_MAX = 4
 USERS_MAX = 4096
 
 
-class UserLookup:
-    """Names -> users, each asked by a thread of its own."""
+_User = TypeVar("_User")
 
-    def __init__(self, resolve: Callable[[str], UnixUser] = unixuser.resolve, patience_s: float = PATIENCE_S) -> None:
+
+class UserLookup(Generic[_User]):
+    """Names -> users as `resolve` finds them, each asked by a thread of its own."""
+
+    def __init__(
+        self, resolve: Callable[[str], _User], patience_s: float = PATIENCE_S, lookups_max: int = LOOKUPS_MAX
+    ) -> None:
         self._resolve = resolve
+        self._lookups_max = lookups_max
         self._patience_s = patience_s
-        self._known: dict[str, tuple[float, UnixUser]] = {}
-        self._under_way: dict[str, asyncio.Future[UnixUser]] = {}
+        self._known: dict[str, tuple[float, _User]] = {}
+        self._under_way: dict[str, asyncio.Future[_User]] = {}
 
-    async def find(self, name: str) -> UnixUser:
+    async def find(self, name: str) -> _User:
         """The user, or LaunchRefused(UNIX_USER_UNMAPPED); a silent name service is LaunchRefused(NOT_STARTED)."""
         if not name:
             detail = "the job names no Unix user; give the user's token one"
@@ -41,7 +48,7 @@ class UserLookup:
             return found[1]
         future = self._under_way.get(name)
         if future is None:
-            if len(self._under_way) >= LOOKUPS_MAX:
+            if len(self._under_way) >= self._lookups_max:
                 raise LaunchRefused(Reason.NOT_STARTED, "this node's name service does not answer")
             future = self._begin(name)
         try:
@@ -50,12 +57,12 @@ class UserLookup:
             detail = f"this node's name service did not answer for user {name!r} within {self._patience_s:g} s"
             raise LaunchRefused(Reason.NOT_STARTED, detail) from None
 
-    def _begin(self, name: str) -> asyncio.Future[UnixUser]:
+    def _begin(self, name: str) -> asyncio.Future[_User]:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[UnixUser] = loop.create_future()
+        future: asyncio.Future[_User] = loop.create_future()
         self._under_way[name] = future
 
-        def settle(user: UnixUser | None, refused: LaunchRefused | None) -> None:
+        def settle(user: _User | None, refused: LaunchRefused | None) -> None:
             self._under_way.pop(name, None)
             if user is not None:
                 if len(self._known) >= USERS_MAX:

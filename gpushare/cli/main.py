@@ -30,7 +30,9 @@ JOB_CODE_COMMANDS = frozenset({"run", "wait"})
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "up": ("gpushare.cli.up", "up", "Scheduler and agents on this machine, in the foreground."),
     "demo": ("gpushare.cli.demo", "demo", "Two tenants share one simulated card, end to end."),
-    "login": ("gpushare.cli.tokens", "login", "Connect to a cluster with the line an admin gave you."),
+    "login": ("gpushare.cli.logins", "login", "Connect to a cluster: by an admin's line, or by this host's word."),
+    "logout": ("gpushare.cli.logins", "logout", "Revoke your token and forget the connection."),
+    "whoami": ("gpushare.cli.logins", "whoami", "Who you are, where, and until when."),
     "submit": ("gpushare.cli.submit", "submit", "Queue a job and return at once."),
     "run": ("gpushare.cli.submit", "run", "Run a job here: follow its output, return its code."),
     "jobs": ("gpushare.cli.jobs", "jobs", "List jobs, newest first."),

@@ -28,12 +28,15 @@ def root_flags() -> dict[str, str | None]:
     return flags
 
 
-def settings_of_flags() -> ConnectionSettings:
-    """Flags, then environment, then context file. Raises GpushareError where no scheduler is known."""
+def settings_of_flags(tenant: str = "") -> ConnectionSettings:
+    """Flags, then environment, then context file, then this host's agent, which is told for which `tenant` where one is
+    named. Raises GpushareError where no scheduler is known."""
     from gpushare.client.settings import load_settings
 
     flags = root_flags()
-    return load_settings(server=flags["server"], token=flags["token"], ca_file=flags["ca"], context=flags["context"])
+    return load_settings(
+        server=flags["server"], token=flags["token"], ca_file=flags["ca"], context=flags["context"], tenant=tenant
+    )
 
 
 def timeout_s_of_flags() -> float:
@@ -49,15 +52,16 @@ def quiet_grpc() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
-def run_with_client(work: Callable[[AsyncClient], Coroutine[Any, Any, int | None]]) -> int | None:
-    """Runs `work` to its end with a client of the scheduler that the flags, the environment or the context name."""
+def run_with_client(work: Callable[[AsyncClient], Coroutine[Any, Any, int | None]], tenant: str = "") -> int | None:
+    """Runs `work` to its end with a client of the scheduler that the flags, the environment or the context name, or
+    that this host's agent knows; `tenant` is for whom, where that is named."""
     import asyncio
 
     quiet_grpc()
     from gpushare.client.aio import AsyncClient
 
     async def connected() -> int | None:
-        async with AsyncClient(settings_of_flags(), timeout_s=timeout_s_of_flags()) as client:
+        async with AsyncClient(settings_of_flags(tenant), timeout_s=timeout_s_of_flags()) as client:
             return await work(client)
 
     return asyncio.run(connected())

@@ -170,7 +170,7 @@ def submit(dry_run: bool, parsable: bool, **options: Any) -> int | None:
         else:
             print(f"submitted job {reference}")
 
-    return run_with_client(work)
+    return run_with_client(work, asked.options["tenant"])
 
 
 @click.command(cls=JobCommand, context_settings=_COMMAND_SETTINGS, epilog=_EPILOG)
@@ -206,7 +206,7 @@ def run(dry_run: bool, parsable: bool, pty: bool, **options: Any) -> int | None:
                 _note("the job gets a terminal but no input: what is typed here does not reach it")
             return await run_to_end(client, answer.jobs, reference, interrupts)
 
-    return run_with_client(work)
+    return run_with_client(work, asked.options["tenant"])
 
 
 async def _unless_left(

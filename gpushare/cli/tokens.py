@@ -1,7 +1,6 @@
-"""`gpushare login` and `gpushare token ...`: who calls.
+"""`gpushare token ...`: who may call.
 
-Imports click; the client only when a command runs. Invariants: a secret is printed once, on stdout, when it is made;
-a login is kept only after the scheduler has accepted it.
+Imports click; the client only when a command runs. Invariant: a secret is printed once, on stdout, when it is made.
 """
 
 from __future__ import annotations
@@ -12,54 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from gpushare.cli.options import JSON, WIDE, output_option, tenant_option
-from gpushare.cli.session import quiet_grpc, timeout_s_of_flags, with_client
+from gpushare.cli.session import with_client
 
 if TYPE_CHECKING:
     from gpushare.client.aio import AsyncClient
-    from gpushare.client.settings import ConnectionSettings
 
 _ROLES = ("admin", "operator", "tenant-admin", "user", "viewer")
 _COLUMNS = ("TOKEN", "USER", "ROLE", "TENANT", "UNIX USER", "EXPIRES", "REVOKED")
 _WIDE_COLUMNS = (*_COLUMNS, "NODE", "CREATED")
-
-
-@click.command()
-@click.option("--name", default="", metavar="NAME", help="What to call the context (the scheduler's host).")
-@click.option("--tenant", default="", metavar="T", help="The tenant to submit for, where it is not your own.")
-@click.argument("join", metavar="JOIN")
-def login(name: str, tenant: str, join: str) -> None:
-    """Connect to a cluster with the line an admin gave you; JOIN - reads it from standard input."""
-    import asyncio
-
-    quiet_grpc()
-    from gpushare.client.settings import context_path, save_context, settings_of_join
-    from gpushare.errors import invalid_field
-    from gpushare.join import decode_join
-
-    parts = decode_join(sys.stdin.readline() if join == "-" else join)
-    if parts.is_for_agent:
-        raise invalid_field("join", "this line enrols an agent; ask for one that `gpushare token create` printed")
-    settings = asyncio.run(_accepted(settings_of_join(parts, tenant=tenant), timeout_s_of_flags()))
-    name = name or parts.address.rpartition(":")[0].strip("[]").replace(":", "-")
-    path = context_path()
-    save_context(path, name, settings)
-    print(f"logged in to {settings.server} as {settings.user}" + (f" of {settings.tenant}" if settings.tenant else ""))
-    print(f"context {name!r} is now the current one in {path}")
-    if not settings.tenant:
-        print("your own tenant is not known: give --tenant with each submit, or log in with --tenant")
-
-
-async def _accepted(settings: ConnectionSettings, timeout_s: float) -> ConnectionSettings:
-    """The settings with who the caller is, by the scheduler's word; raises where it refuses them."""
-    from dataclasses import replace
-
-    from gpushare.client.aio import AsyncClient
-
-    async with AsyncClient(settings, timeout_s=timeout_s) as client:
-        who = await client.who_am_i()
-        if settings.tenant:
-            await client.get_tenant(f"tenants/{settings.tenant}")
-    return replace(settings, user=who.user, tenant=settings.tenant or who.tenant)
 
 
 @click.group()

@@ -8,8 +8,12 @@ again, with jittered waits inside the caller's time limit; everything that fails
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
@@ -20,7 +24,7 @@ from gpushare import rpc
 from gpushare.client import messages as m
 from gpushare.client.retry import Backoff, may_pass
 from gpushare.client.settings import ConnectionSettings
-from gpushare.client.streams import RECONNECT_LIMIT_S, OnReconnect, read_log, watch
+from gpushare.client.streams import RECONNECT_LIMIT_S, RENEW_AGAIN_S, OnReconnect, read_log, watch
 from gpushare.client.waiting import wait_jobs
 from gpushare.errors import InvalidArgumentError, from_rpc_error
 from gpushare.reasons import Reason
@@ -49,6 +53,8 @@ class AsyncClient:
     def __init__(self, settings: ConnectionSettings, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self.settings = settings
         self.timeout_s = timeout_s
+        self._renewing = asyncio.Lock()
+        self._renewed_s = -math.inf
         self._open_channel: grpc.aio.Channel | None = None
         self._stubs: dict[type[Any], Any] = {}
 
@@ -164,6 +170,7 @@ class AsyncClient:
             resume_token=resume_token,
             limit_s=limit_s,
             on_reconnect=on_reconnect,
+            renew=self._renew,
         )
 
     async def wait_jobs(
@@ -202,6 +209,7 @@ class AsyncClient:
             follow=follow,
             limit_s=limit_s if limit_s is not None else (RECONNECT_LIMIT_S if follow else self.timeout_s),
             on_reconnect=on_reconnect,
+            renew=self._renew,
         )
 
     # -- nodes
@@ -386,13 +394,30 @@ class AsyncClient:
         if "request_id" in request.DESCRIPTOR.fields_by_name and not request.request_id:
             request.request_id = str(uuid.uuid4())
         backoff = Backoff(self.timeout_s)
+        renewed = False
         while True:
+            token = self.settings.token
             try:
                 return cast(_Answer, await method(request, timeout=max(backoff.remaining_s, 0.001)))
             except grpc.aio.AioRpcError as err:
                 error = from_rpc_error(err, self.settings.server)
-            if not may_pass(error) or not await backoff.wait():
+            if error.reason == Reason.UNAUTHENTICATED and not renewed and await self._renew(token):
+                renewed = True
+            elif not may_pass(error) or not await backoff.wait():
                 raise error
+
+    async def _renew(self, refused: str = "") -> bool:
+        """Another token in place of the one that was `refused`, where somebody gives one; streams that are open go on.
+        Calls and streams whose token ended together ask once."""
+        if self.settings.renew is None:
+            return False
+        async with self._renewing:
+            is_old = time.monotonic() - self._renewed_s > RENEW_AGAIN_S
+            if is_old and refused in ("", self.settings.token):
+                fresh = await asyncio.to_thread(self.settings.renew)
+                self.settings = replace(self.settings, token=fresh.token)
+                self._renewed_s = time.monotonic()
+        return True
 
     async def _pages(
         self,
@@ -414,7 +439,7 @@ class AsyncClient:
         """Made at the first call, because a channel belongs to the event loop that runs then."""
         if self._open_channel is None:
             self._open_channel = rpc.aio_channel(
-                self.settings.server, ca_pem=self.settings.ca_pem, token=self.settings.token
+                self.settings.server, ca_pem=self.settings.ca_pem, token=lambda: self.settings.token
             )
         if kind not in self._stubs:
             self._stubs[kind] = kind(self._open_channel)

@@ -1,4 +1,5 @@
-"""Where the scheduler is and who calls: flags, then environment, then the context file with its named contexts.
+"""Where the scheduler is and who calls: flags, then environment, then the context file with its named contexts, then
+the word of this host's agent.
 
 Imports the standard library, `gpushare.address`, `errors` and `join`. Invariants: the file holds tokens, so it is
 written with mode 0600, whole or not at all; an unknown key in it is an error; no error shows a token.
@@ -11,7 +12,7 @@ import os
 import re
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ SERVER_ENV = "GPUSHARE_SERVER"
 TOKEN_ENV = "GPUSHARE_TOKEN"
 CA_ENV = "GPUSHARE_CA"
 CONFIG_ENV = "GPUSHARE_CONFIG"
+TENANT_ENV = "GPUSHARE_TENANT"
 
 _CONTEXT_NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,62}")
 
@@ -34,7 +36,8 @@ class ConnectionSettings:
     """What it takes to call one scheduler. `ca_pem` "" is for a scheduler without TLS on this machine.
 
     `tenant` and `user` are the caller's own where they are known, else "": they only complete what a person leaves out,
-    the scheduler goes by the token.
+    the scheduler goes by the token. `socket` is that of the agent on whose word the token was given, "" for a token
+    that came otherwise; `renew` then gets another one, and may take seconds.
     """
 
     server: str
@@ -42,6 +45,8 @@ class ConnectionSettings:
     ca_pem: str = field(default="", repr=False)
     tenant: str = ""
     user: str = ""
+    socket: str = ""
+    renew: Callable[[], ConnectionSettings] | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +71,28 @@ def load_settings(
     token: str | None = None,
     ca_file: str | None = None,
     context: str | None = None,
+    tenant: str = "",
     environ: Mapping[str, str] = os.environ,
 ) -> ConnectionSettings:
-    """The connection to use; each of the arguments beats the environment, which beats the context file.
+    """The connection to use; each of the arguments beats the environment, which beats the context file. Where none of
+    them names a scheduler, this host's agent is asked; `tenant` is for whom, where a person belongs to several.
 
-    Raises FailedPreconditionError(CONFIG_INVALID) that names the file and key, or says how to log in.
+    Raises FailedPreconditionError(CONFIG_INVALID) that names the file and key, or says how to log in; and what the
+    agent refuses with.
     """
     path = context_path(environ)
-    contexts = read_contexts(path)
-    chosen = _chosen(contexts, context, path)
+    tenant = tenant or environ.get(TENANT_ENV, "")
+    has_both = bool((server or environ.get(SERVER_ENV)) and (token or environ.get(TOKEN_ENV)))
+    chosen = _chosen(read_contexts(path), context, path)
+    if not has_both and (chosen is None or chosen.socket):
+        chosen = _of_host(chosen, server or environ.get(SERVER_ENV, ""), tenant, environ)
     server = server or environ.get(SERVER_ENV) or (chosen.server if chosen else "")
     token = token or environ.get(TOKEN_ENV) or (chosen.token if chosen else "")
     if not server:
         raise _refused(
             "No scheduler is known.",
-            "Run `gpushare login JOIN` with a line from the admin, or `gpushare up` for a scheduler of your own.",
+            "Run `gpushare login JOIN` with a line from the admin, or `gpushare up` for a scheduler of your own; on a "
+            "host of a cluster its agent can log you in, once an admin trusts that host.",
         )
     if not token:
         raise _refused(
@@ -97,9 +109,24 @@ def load_settings(
         server=server,
         token=token,
         ca_pem=ca_pem,
-        tenant=base.tenant if base is not None and same_caller else "",
+        tenant=tenant or (base.tenant if base is not None and same_caller else ""),
         user=base.user if base is not None and same_caller else "",
+        socket=base.socket if base is not None and same_caller else "",
+        renew=base.renew if base is not None and same_caller else None,
     )
+
+
+def _of_host(
+    chosen: ConnectionSettings | None, server: str, tenant: str, environ: Mapping[str, str]
+) -> ConnectionSettings | None:
+    """The connection that this host's agent gives: to a person without any context, or whose context says so. A token
+    for one scheduler is nothing for another that was named."""
+    from gpushare.client import hostlogin
+
+    socket = chosen.socket if chosen is not None else hostlogin.find_socket(environ)
+    if not socket or (server and (chosen is None or chosen.server != server)):
+        return None
+    return hostlogin.log_in(socket, tenant or (chosen.tenant if chosen is not None else ""), environ=environ)
 
 
 def settings_of_join(join: JoinString, *, tenant: str = "", user: str = "") -> ConnectionSettings:
@@ -132,23 +159,36 @@ def _context_of(name: str, table: object, path: Path) -> ConnectionSettings:
     where = f"{path}, context {name!r}"
     if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
         raise _refused(f"{where}: every value is a text.", "Correct it, or log in again.")
-    unknown = set(table) - {"server", "token", "ca", "tenant", "user"}
+    unknown = set(table) - {"server", "token", "ca", "tenant", "user", "socket"}
     if unknown:
         raise _refused(f"{where} has the unknown key {min(unknown)!r}.", "Take it out.")
-    if "server" not in table or "token" not in table:
-        raise _refused(f"{where} needs `server` and `token`.", "Log in again.")
+    if "server" not in table or ("token" not in table and "socket" not in table):
+        raise _refused(f"{where} needs `server`, and `token` or `socket`.", "Log in again.")
     _check_address(table["server"], f"{where}: `server`")
     return ConnectionSettings(
-        table["server"], table["token"], table.get("ca", ""), table.get("tenant", ""), table.get("user", "")
+        server=table["server"],
+        token=table.get("token", ""),
+        ca_pem=table.get("ca", ""),
+        tenant=table.get("tenant", ""),
+        user=table.get("user", ""),
+        socket=table.get("socket", ""),
     )
 
 
 def save_context(path: Path, name: str, settings: ConnectionSettings) -> None:
-    """Adds or replaces one context and makes it the current one; the others stay as they are."""
+    """Adds or replaces one context and makes it the current one; the others stay as they are. Of a login by this host's
+    agent the token is not written here: it is renewed elsewhere."""
     if _CONTEXT_NAME.fullmatch(name) is None:
         raise _refused(f"{name!r} is no name for a context.", "Use up to 63 letters, digits, '-', '_' and '.'.")
     known = read_contexts(path)
     _write(path, replace(known, current=name, contexts={**known.contexts, name: settings}))
+
+
+def forget_context(path: Path, name: str) -> None:
+    """Takes one context out; if it was the current one, none is."""
+    known = read_contexts(path)
+    left = {each: settings for each, settings in known.contexts.items() if each != name}
+    _write(path, ContextFile("" if known.current == name else known.current, left))
 
 
 def _write(path: Path, file: ContextFile) -> None:
@@ -157,7 +197,8 @@ def _write(path: Path, file: ContextFile) -> None:
         lines += ["", f"[contexts.{_toml_text(name)}]"]
         values = {
             "server": settings.server,
-            "token": settings.token,
+            "token": "" if settings.socket else settings.token,
+            "socket": settings.socket,
             "ca": settings.ca_pem,
             "tenant": settings.tenant,
             "user": settings.user,

@@ -7,7 +7,9 @@ something came through; a stream that the caller leaves is cancelled at the sche
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+import math
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -20,10 +22,33 @@ from gpushare.reasons import Reason
 
 # Long enough for a scheduler to be upgraded under a waiting caller.
 RECONNECT_LIMIT_S = 600.0
+RENEW_AGAIN_S = 1.0
 
 # grpc.aio's stream calls have no public type that is both iterable and cancellable.
 StreamCall = Any
 OnReconnect = Callable[[GpushareError], None]
+#: Gets another token in place of one that has ended; False where nobody gives one.
+Renew = Callable[[], Awaitable[bool]]
+
+
+async def _no_renewal() -> bool:
+    return False
+
+
+class _Renewal:
+    """Another token, as often as a stream's token ends; never again at once, since then it is not for its age that it
+    is refused."""
+
+    def __init__(self, renew: Renew) -> None:
+        self._renew = renew
+        self._at_s = -math.inf
+
+    async def helps(self, error: GpushareError) -> bool:
+        now_s = time.monotonic()
+        if error.reason != Reason.UNAUTHENTICATED or now_s - self._at_s < RENEW_AGAIN_S:
+            return False
+        self._at_s = now_s
+        return await self._renew()
 
 
 async def watch(
@@ -33,6 +58,7 @@ async def watch(
     resume_token: bytes = b"",
     limit_s: float = RECONNECT_LIMIT_S,
     on_reconnect: OnReconnect | None = None,
+    renew: Renew = _no_renewal,
 ) -> AsyncGenerator[WatchJobsResponse, None]:
     """Every change from `resume_token` on, over as many connections as it takes.
 
@@ -41,6 +67,7 @@ async def watch(
     refused.
     """
     backoff = Backoff(limit_s)
+    renewal = _Renewal(renew)
     token = resume_token
     while True:
         call = start(token)
@@ -54,6 +81,8 @@ async def watch(
             error = from_rpc_error(err, address)
         finally:
             call.cancel()
+        if await renewal.helps(error):
+            continue
         if error.reason == Reason.RESUME_TOKEN_INVALID and token:
             token = b""
         elif error.reason != Reason.WATCH_TOO_SLOW and not may_pass(error):
@@ -69,6 +98,7 @@ async def read_log(
     follow: bool = False,
     limit_s: float = RECONNECT_LIMIT_S,
     on_reconnect: OnReconnect | None = None,
+    renew: Renew = _no_renewal,
 ) -> AsyncGenerator[StreamLogsResponse, None]:
     """The bytes of one output stream from `offset` to its end, each once.
 
@@ -76,6 +106,7 @@ async def read_log(
     GpushareError when an outage lasts longer than `limit_s`, or the call is refused.
     """
     backoff = Backoff(limit_s)
+    renewal = _Renewal(renew)
     while True:
         call = start(offset)
         try:
@@ -90,6 +121,8 @@ async def read_log(
             error = from_rpc_error(err, address)
         finally:
             call.cancel()
+        if await renewal.helps(error):
+            continue
         waits_for_node = follow and error.reason == Reason.NODE_UNREACHABLE
         if not waits_for_node and error.reason != Reason.LOG_READER_STALLED and not may_pass(error):
             raise error
