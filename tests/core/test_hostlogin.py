@@ -40,7 +40,7 @@ class Guarded(FakeCluster):
     def __init__(self) -> None:
         super().__init__()
         self.valid: set[str] = set()
-        self.role = t.ROLE_USER
+        self.own_role = t.ROLE_USER
         self.tenants["nlp"] = t.Tenant(name="tenants/nlp")
 
     def _enter(self, method: str, request: Any, context: grpc.ServicerContext) -> None:
@@ -51,7 +51,7 @@ class Guarded(FakeCluster):
 
     def GetOwnToken(self, request: t.GetOwnTokenRequest, context: grpc.ServicerContext) -> t.Token:
         self._enter("GetOwnToken", request, context)
-        own = t.Token(name="tokens/k7", user="ada", role=self.role, tenant="vision", unix_user="ada")
+        own = t.Token(name="tokens/k7", user="ada", role=self.own_role, tenant="vision", unix_user="ada")
         own.expire_time.FromSeconds(2_000_000_000)
         return own
 
@@ -431,7 +431,7 @@ def test_logout_of_what_cannot_be_ended_forgets_nothing_unless_told_to(
     path = two_contexts(agent, cluster)
     before = path.read_bytes()
     assert gpushare("--context", "b", "--timeout", "500ms", "logout").code == 3
-    cluster.role = t.ROLE_ADMIN
+    cluster.own_role = t.ROLE_ADMIN
     done = gpushare("logout")
     assert (done.code, "logout --local" in done.err) == (1, True)
     assert path.read_bytes() == before
