@@ -14,12 +14,17 @@ _PROGRAM = "gpushare"
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the completion script of SHELL.
+    """Print the completion script of SHELL: commands, options, and the names of jobs, nodes, tenants and files.
 
     \b
-    bash:  source <(gpushare completion bash)
-    zsh:   source <(gpushare completion zsh)
-    fish:  gpushare completion fish | source
+    for this shell, or from its start-up file:
+      bash:  source <(gpushare completion bash)
+      zsh:   source <(gpushare completion zsh)
+      fish:  gpushare completion fish | source
+    once and for all:
+      bash:  gpushare completion bash > ~/.local/share/bash-completion/completions/gpushare
+      zsh:   gpushare completion zsh > DIR/_gpushare, with DIR in $fpath
+      fish:  gpushare completion fish > ~/.config/fish/completions/gpushare.fish
     """
     kind = get_completion_class(shell)
     if kind is None:

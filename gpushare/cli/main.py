@@ -25,6 +25,8 @@ from gpushare.cli.exits import (
 
 # Commands that return the job's code, so that a code of their own must be told apart.
 JOB_CODE_COMMANDS = frozenset({"run", "wait"})
+# Set by the scripts of `gpushare completion`.
+COMPLETE_ENV = "_GPUSHARE_COMPLETE"
 
 # name -> (module, attribute, short help)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -61,6 +63,15 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
+def _taught(command: click.Command) -> click.Command:
+    """With what a shell may complete, where it is a shell that asks."""
+    if COMPLETE_ENV not in os.environ:
+        return command
+    from gpushare.cli.completing import teach
+
+    return teach(command)
+
+
 class RootGroup(click.Group):
     """Knows every command by name and imports a command's module only to run it."""
 
@@ -76,7 +87,7 @@ class RootGroup(click.Group):
             return None
         self.chosen = cmd_name
         command: click.Command = getattr(importlib.import_module(entry[0]), entry[1])
-        return command
+        return _taught(command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -112,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> int:
     try:
-        outcome = root.main(args=arguments, prog_name="gpushare", standalone_mode=False)
+        outcome = _taught(root).main(args=arguments, prog_name="gpushare", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as err:
         print(err.format_message(), file=sys.stderr)
