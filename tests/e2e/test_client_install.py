@@ -52,6 +52,7 @@ def run(tool: Path, *words: str, world: World | None = None) -> subprocess.Compl
 
 
 @pytest.mark.prove
+@pytest.mark.timeout(900)
 def test_a_plain_install_is_a_whole_client(tool: Path, world: World) -> None:
     helped = run(tool, "gpushare", "--help")
     assert (helped.returncode, "whoami" in helped.stdout) == (0, True)
@@ -65,6 +66,7 @@ def test_a_plain_install_is_a_whole_client(tool: Path, world: World) -> None:
 
 
 @pytest.mark.prove
+@pytest.mark.timeout(900)
 def test_nothing_of_the_daemons_is_there_and_whoever_wants_one_is_told(tool: Path, tmp_path: Path) -> None:
     listed = run(tool, "python", "-m", "pip", "list", "--format", "json")
     names = {each["name"].lower() for each in json.loads(listed.stdout)}
