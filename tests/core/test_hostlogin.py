@@ -465,3 +465,28 @@ def test_no_job_is_lost_sight_of(agent: Agent, cluster: Guarded) -> None:
             assert (await waiting)[name].state == j.JOB_STATE_SUCCEEDED
 
     asyncio.run(asyncio.wait_for(follow(), 30))
+
+
+# -- the admin's side
+
+
+def test_an_admin_says_which_hosts_count_and_whose_people_a_tenant_takes(
+    gpushare: Cli, agent: Agent, cluster: Guarded
+) -> None:
+    assert gpushare("node", "set", "node-1", "--trust-logins", "on").code == 0
+    assert gpushare("node", "set", "node-1", "--trust-logins", "off").code == 0
+    on, off = cluster.seen("UpdateNode")
+    assert (on.trust_logins, off.trust_logins, off.HasField("trust_logins")) == (True, False, True)
+    assert not on.HasField("compute_overcommit_milli")
+    assert gpushare("tenant", "set", "vision", "--unix-user", "ada", "--unix-user", "bob.l").code == 0
+    assert gpushare("tenant", "set", "vision", "--unix-group", "domain users", "--unix-user", "none").code == 0
+    first, second = (request.settings for request in cluster.seen("UpdateTenant"))
+    assert (list(first.unix_users), list(first.unix_groups), list(first.unset)) == (["ada", "bob.l"], [], [])
+    assert (list(second.unix_users), list(second.unix_groups)) == ([], ["domain users"])
+    assert list(second.unset) == ["unix_users"]
+    for words in (
+        ("node", "set", "node-1"),
+        ("tenant", "set", "vision"),
+        ("node", "set", "node-1", "--trust-logins", "x"),
+    ):
+        assert gpushare(*words).code == 2
