@@ -136,16 +136,18 @@ class Card:
             return None
 
     def info(self, now_s: float) -> Json:
-        """The card's identity, with the settings that others may change read again now and then."""
-        if self.last_info and now_s - self._identified_at < IDENTIFY_EVERY_S:
-            return self.last_info
+        """The card's identity: its index as of now, and the settings that others may change read again now and then."""
         nvml, handle = self._nvml, self._handle
+        index = self._may("index", nvml.nvmlDeviceGetIndex, handle)
+        known = self.last_info.get("index") == (self._index if index is None else index)
+        if known and now_s - self._identified_at < IDENTIFY_EVERY_S:
+            return self.last_info
         mig = self._may("mig", nvml.nvmlDeviceGetMigMode, handle)
         mode = self._may("compute_mode", nvml.nvmlDeviceGetComputeMode, handle)
         total, reserved, _, _ = self._memory()
         self.last_info = {
             "uuid": self.uuid,
-            "index": self._index,
+            "index": self._index if index is None else index,
             "minor": self._may("minor", nvml.nvmlDeviceGetMinorNumber, handle),
             "model": text_of(self._may("name", nvml.nvmlDeviceGetName, handle) or "unknown"),
             "total_mib": total // MIB,

@@ -310,6 +310,14 @@ CARD_FIELD(nvmlDeviceGetComputeMode, unsigned, mode)
 CARD_FIELD(nvmlDeviceGetPowerUsage, unsigned, power)
 CARD_FIELD(nvmlDeviceGetTotalEnergyConsumption, unsigned long long, energy)
 
+API int nvmlDeviceGetIndex(void *handle, unsigned *out) {
+    struct card *c;
+    int code = enter("nvmlDeviceGetIndex", handle, &c);
+    if (code) return code;
+    *out = (unsigned)(c - state.card);
+    return OK;
+}
+
 API int nvmlDeviceGetMigMode(void *handle, unsigned *current, unsigned *pending) {
     struct card *c;
     int code = enter("nvmlDeviceGetMigMode", handle, &c);
