@@ -211,6 +211,16 @@ CASES = {
         cycle
         power n down
     """,
+    "only a node that has the job's directory is woken for it": """
+        tenant t
+        node n1 1
+        node n2 1 shared=/home
+        sleep n1 n2
+        submit t a milli=500 dir=/home/ada
+        cycle
+        power n1 down
+        power n2 waking
+    """,
     "whoever was woken and is not needed any more sleeps after its time": """
         tenant t
         node n 1
