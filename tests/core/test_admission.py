@@ -64,7 +64,11 @@ REFUSED = {
     "script and argv over 1 MiB": ({"script": b"x" * (1 << 20), "argv": ("y",)}, Reason.INVALID_FIELD, "argv"),
     "100,000 variables": ({"env": {f"V{i}": "" for i in range(100_000)}}, Reason.INVALID_FIELD, "env"),
     "64 KiB of variables": ({"env": {"A": "x" * 65536}}, Reason.INVALID_FIELD, "env"),
-    "reserved CUDA_VISIBLE_DEVICES": ({"env": {"CUDA_VISIBLE_DEVICES": "0"}}, Reason.RESERVED_ENV, "leave it out"),
+    "reserved CUDA_VISIBLE_DEVICES": (
+        {"env": {"CUDA_VISIBLE_DEVICES": "0"}},
+        Reason.RESERVED_ENV,
+        "leave it out: the job sees its own cards alone, and counts them from 0 (cuda:0)",
+    ),
     "reserved CUDA_MPS_": ({"env": {"CUDA_MPS_PIPE_DIRECTORY": "/x"}}, Reason.RESERVED_ENV, "CUDA_MPS"),
     "reserved GPUSHARE_": ({"env": {"GPUSHARE_JOB_ID": "1"}}, Reason.RESERVED_ENV, "GPUSHARE_JOB_ID"),
     "variable A=B": ({"env": {"A=B": "x"}}, Reason.INVALID_FIELD, "env"),
