@@ -11,7 +11,7 @@ from posixpath import normpath
 
 import msgspec
 
-from gpushare.core.model import Job, Node, TaskRequest
+from gpushare.core.model import Job, JobState, Node, TaskRequest
 
 
 def published(nodes: Iterable[Node]) -> tuple[str, ...]:
@@ -38,6 +38,10 @@ def shares(request: TaskRequest, node_paths: Iterable[str]) -> bool:
 
 
 def placed_request(job: Job) -> TaskRequest:
-    """What placing goes by: the job's request, and where its directory must be."""
+    """What placing goes by: the job's request, and where its directory must be. A suspended job is on its node already,
+    whatever the nodes say by now.
+    """
     request = job.spec.resources
-    return msgspec.structs.replace(request, shared_path=job.shared_path) if job.shared_path else request
+    if not job.shared_path or job.state is JobState.SUSPENDED:
+        return request
+    return msgspec.structs.replace(request, shared_path=job.shared_path)

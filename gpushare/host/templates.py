@@ -78,6 +78,9 @@ join_file = "{AGENT_JOIN}"
 
 # "all", or the UUIDs of the cards that are gpushare's to give (`nvidia-smi -L`); the others are left alone.
 managed_gpus = {json.dumps(list(managed_gpus))}
+
+# Directories that this node shares with others: a job from below one goes only to nodes that name it, too.
+#shared_paths = ["/home", "/data"]
 """
 
 

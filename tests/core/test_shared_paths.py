@@ -106,6 +106,28 @@ CASES = {
         cycle
         on waits b
     """,
+    "a suspended job goes on where it is, whatever is published by then": """
+        tenant t
+        tenant u guaranteed=1000
+        node a 1 suspend=yes
+        submit t low gpus=1 dir=/home/ada preemption=suspend cpu=1000 memory=1000
+        cycle
+        run low
+        submit u high gpus=1 cpu=1000 memory=1000
+        cycle
+        goes low
+        obey
+        cycle
+        expect low SUSPENDED
+        expect high STARTING
+        node b 1 model=A100 shared=/home
+        run high
+        exit high 0
+        cycle
+        on low a
+        run low
+        expect low RUNNING
+    """,
     "a node that is away still says where directories are": """
         tenant t
         node a 1

@@ -70,8 +70,8 @@ class NearLimit(msgspec.Struct, frozen=True, kw_only=True):
         """For the job's own log."""
         percent = 100 * self.used_mib // self.limit_mib
         return (
-            f"GPU memory: {self.used_mib} of the {self.limit_mib} MiB of this job's slice are in use ({percent} %); a "
-            "job that takes more is ended. Ask for more with --gpu-memory, or use less."
+            f"GPU memory: {self.used_mib} of the {self.limit_mib} MiB of this job's slice are in use ({percent} %); "
+            "beyond them an allocation fails, or the job is ended. Ask for more with --gpu-memory, or use less."
         )
 
 
