@@ -95,20 +95,23 @@ class Host:
 @asynccontextmanager
 async def a_host(home: Path) -> AsyncIterator[Host]:
     """A scheduler, and a host on which nothing is installed yet."""
-    async with live_cluster(home) as cluster:
-        host = Host(cluster)
-        try:
-            yield host
-            await cluster.end_jobs()
-            if host.unit.pid:
-                await host.systemctl("stop", places.AGENT_UNIT)
-        except BaseException:
-            print(host.log()[-4000:])
-            raise
-        finally:
-            if host.unit.pid:
-                os.kill(host.unit.pid, 9)
-    host.unit.remove_groups()
+    try:
+        async with live_cluster(home) as cluster:
+            host = Host(cluster)
+            try:
+                yield host
+                await cluster.end_jobs()
+                if host.unit.pid:
+                    await host.systemctl("stop", places.AGENT_UNIT)
+            except BaseException:
+                print(host.log()[-4000:])
+                raise
+            finally:
+                if host.unit.pid:
+                    os.kill(host.unit.pid, 9)
+    finally:
+        # All processes of the cluster have ended, whatever became of the test.
+        fake_systemctl.Unit(home / NODE, places.AGENT_UNIT).remove_groups()
 
 
 @pytest.mark.timeout(400)
