@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from gpushare import config
+from gpushare import config, weights
 from gpushare.core.lifecycle import ATTEMPT_MOVES, INFRA_REASONS, JOB_MOVES, RETRYABLE_REASONS
 from gpushare.reasons import SENTENCES
 
@@ -49,12 +49,14 @@ def configuration_page() -> str:
         "TOML; each key may also come from the environment (`GPUSHARE_SCHEDULER_LISTEN`, ...). An",
     ]
     lines[-1] += " unknown key, a wrong unit or a secret that others can read is refused with file, line and key."
-    for name, title in (
-        ("SchedulerConfig", "scheduler.toml"),
-        ("Caps", "scheduler.toml, table [caps]"),
-        ("AgentConfig", "agent.toml"),
+    for struct, title in (
+        (config.SchedulerConfig, "scheduler.toml"),
+        (config.Caps, "scheduler.toml, table [caps]"),
+        (weights.PriceFitWeights, "scheduler.toml, table [price_fit]: weights of that placement policy"),
+        (weights.FgdWeights, "scheduler.toml, table [fgd]: weights of that placement policy"),
+        (config.AgentConfig, "agent.toml"),
     ):
-        lines += ["", f"## {title}", "", "| key | default | what |", "|---|---|---|", *_keys(name)]
+        lines += ["", f"## {title}", "", "| key | default | what |", "|---|---|---|", *_keys(struct)]
     lines += [
         "",
         "Paths by default: `/var/lib/gpushare`, `/run/gpushare`, `/etc/gpushare` for root, else the XDG directories.",
@@ -62,8 +64,8 @@ def configuration_page() -> str:
     return HEADER + "\n".join(lines) + "\n"
 
 
-def _keys(struct: str) -> list[str]:
-    source = inspect.getsource(getattr(config, struct)).splitlines()
+def _keys(struct: type) -> list[str]:
+    source = inspect.getsource(struct).splitlines()
     rows: list[str] = []
     said: list[str] = []
     for line in source:

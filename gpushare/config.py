@@ -37,6 +37,7 @@ from gpushare.names import (
     check_text,
     shown,
 )
+from gpushare.weights import FgdWeights, PriceFitWeights
 
 SCHEDULER_ENV_PREFIX = "GPUSHARE_SCHEDULER_"
 AGENT_ENV_PREFIX = "GPUSHARE_AGENT_"
@@ -45,6 +46,7 @@ LABELS_MAX = 64
 LABEL_MAX_BYTES = 256
 
 _DEFAULT = "default"
+_PORT_MIN, _PORT_MAX = 1024, 65_535
 _GPU_UUID = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 Count = Annotated[int, Meta(ge=1)]
@@ -100,6 +102,9 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     backfill_depth: Annotated[int, Meta(ge=0, le=64)] = 1
     # A job that has waited for longer than this goes to the head of the order.
     starvation_after_s: Annotated[int, Meta(ge=1, le=366 * DAY_S)] = 3600
+    # Where the tasks of a gang meet (MASTER_PORT): first and last port, on the node of its first task. Best below what
+    # the kernel gives to outgoing connections (net.ipv4.ip_local_port_range).
+    gang_port_range: str = "29500-30499"
     # A node on which nothing ran for so long is put to sleep, and woken when a job needs it; 0 is never.
     power_idle_s: Annotated[int, Meta(ge=0)] = 0
     # So many nodes stay awake although nothing runs on them.
@@ -132,6 +137,9 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     bootstrap_tenant: str = "default"
     bootstrap_user: str = ""
     caps: Caps = Caps()
+    # Weights of the policies that have some.
+    price_fit: PriceFitWeights = PriceFitWeights()
+    fgd: FgdWeights = FgdWeights()
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,6 +239,10 @@ def load_scheduler_config(
     if config.infra_backoff_ms > config.infra_backoff_max_ms:
         _refuse(said, "infra_backoff_ms", f"is above infra_backoff_max_ms, {config.infra_backoff_max_ms}")
     _check_power(config, said)
+    try:
+        gang_ports(config)
+    except TextError as err:
+        _refuse(said, "gang_port_range", f"{shown(err.value)} {err.why}; accepted: {err.accepted}")
     for key, name in (("bootstrap_tenant", config.bootstrap_tenant), ("bootstrap_user", config.bootstrap_user)):
         try:
             if key == "bootstrap_tenant" or name:
@@ -240,6 +252,15 @@ def load_scheduler_config(
     if config.caps.argv_max_bytes + config.caps.env_max_bytes >= config.caps.message_max_bytes:
         _refuse(said, "caps.argv_max_bytes", "argv_max_bytes and env_max_bytes together fill message_max_bytes")
     return config
+
+
+def gang_ports(config: SchedulerConfig) -> tuple[int, int]:
+    """First and last port of `gang_port_range`. Raises TextError."""
+    text = config.gang_port_range
+    found = re.fullmatch(r"([0-9]{4,5})-([0-9]{4,5})", text, re.ASCII)
+    if found is None or not _PORT_MIN <= int(found[1]) <= int(found[2]) <= _PORT_MAX:
+        raise TextError("gang_port_range", text, "is no range of ports", f"FIRST-LAST from {_PORT_MIN} to {_PORT_MAX}")
+    return int(found[1]), int(found[2])
 
 
 def _check_power(config: SchedulerConfig, said: Mapping[str, Setting]) -> None:

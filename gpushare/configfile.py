@@ -227,17 +227,7 @@ def _converted(kind: inspect.Type, key: str, setting: Setting) -> object:
     if isinstance(kind, inspect.DictType):
         return _pairs(key, setting)
     if isinstance(kind, inspect.VarTupleType):
-        items = value.split(",") if isinstance(value, str) else value
-        if (
-            not isinstance(items, list | tuple)
-            or not items
-            or not all(isinstance(each, str) and each for each in items)
-        ):
-            raise ConfigError(setting, key, "accepted: a list of texts")
-        if isinstance(kind.item_type, inspect.LiteralType):
-            for each in items:
-                _one_of(kind.item_type, key, setting, each)
-        return tuple(items)
+        return _items(kind, key, setting)
     if isinstance(kind, inspect.LiteralType):
         return _one_of(kind, key, setting, value)
     if isinstance(value, Path):
@@ -249,6 +239,27 @@ def _converted(kind: inspect.Type, key: str, setting: Setting) -> object:
             raise ConfigError(setting, key, "accepted: a path")
         return Path(os.path.abspath(os.path.expanduser(value)))
     return value
+
+
+def _items(kind: inspect.VarTupleType, key: str, setting: Setting) -> tuple[object, ...]:
+    """A list, or one text with commas."""
+    value = setting.value
+    items = value.split(",") if isinstance(value, str) else value
+    of_texts = not isinstance(kind.item_type, inspect.FloatType)
+    if (
+        not isinstance(items, list | tuple)
+        or not items
+        or (of_texts and not all(isinstance(each, str) and each for each in items))
+    ):
+        raise ConfigError(setting, key, f"accepted: a list of {'texts' if of_texts else 'numbers like 0.5'}")
+    if kind.max_length is not None and len(items) > kind.max_length:
+        raise ConfigError(setting, key, f"has {len(items)} entries; accepted: {kind.max_length}")
+    if isinstance(kind.item_type, inspect.FloatType):
+        return tuple(_fraction(kind.item_type, key, setting._replace(value=each)) for each in items)
+    if isinstance(kind.item_type, inspect.LiteralType):
+        for each in items:
+            _one_of(kind.item_type, key, setting, each)
+    return tuple(items)
 
 
 def _one_of(kind: inspect.LiteralType, key: str, setting: Setting, value: object) -> object:

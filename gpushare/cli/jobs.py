@@ -178,7 +178,7 @@ def print_ends(jobs: Sequence[Job], own_tenant: str, *, wide: bool) -> None:
 
 
 def _row(job: Job, own_tenant: str) -> tuple[object, ...]:
-    from gpushare.cli.output import elapsed_text, job_id, job_state, request_text
+    from gpushare.cli.output import job_id, job_state, ran_text, request_text
 
     nodes = sorted({task.node for task in job.tasks if task.node})
     return (
@@ -188,7 +188,7 @@ def _row(job: Job, own_tenant: str) -> tuple[object, ...]:
         job.created_by.user,
         job_state(job),
         request_text(job.spec.resources, job.spec.tasks),
-        elapsed_text(job, "start_time", "end_time"),
+        ran_text(job),
         ",".join(nodes),
         _why(job),
     )
@@ -196,13 +196,13 @@ def _row(job: Job, own_tenant: str) -> tuple[object, ...]:
 
 def _wide_rows(job: Job, own_tenant: str) -> Iterable[tuple[object, ...]]:
     """One row a task and card; one for a job that has none."""
-    from gpushare.cli.output import elapsed_text, fence, job_id, job_state, time_text
+    from gpushare.cli.output import fence, job_id, job_state, ran_text, time_text
 
     first = (job_id(job, own_tenant), job.spec.name, job.tenant, job.created_by.user, job_state(job))
     last = (
         _exit_text(job),
         time_text(job, "create_time"),
-        elapsed_text(job, "start_time", "end_time"),
+        ran_text(job),
         _why(job),
     )
     if not job.tasks:
@@ -253,7 +253,7 @@ def _print_job(job: Job, own_tenant: str, *, wide: bool) -> None:
             ("created", o.time_text(job, "create_time")),
             ("started", o.time_text(job, "start_time")),
             ("ended", o.time_text(job, "end_time")),
-            ("ran", o.elapsed_text(job, "start_time", "end_time")),
+            ("ran", o.ran_text(job)),
             ("expected start", o.time_text(job, "expected_start_time")),
             ("time limit", _limit_text(job)),
             ("ends by", o.time_text(job, "expected_end_time")),
@@ -398,7 +398,7 @@ def _print_explanation(explanation: JobExplanation, *, wide: bool) -> None:
             ("room kept for", o.short_name(explanation.claimant)),
             ("making way", _victims_text(explanation)),
             ("waits for jobs", " ".join(o.short_name(name) for name in explanation.blocking_jobs)),
-            ("expected start", o.time_text(explanation, "expected_start_time")),
+            ("expected start", _expected_text(explanation)),
             ("room by", "" if is_expected else o.time_text(explanation, "earliest_start_time")),
             ("to start it now", explanation.suggestion),
             ("what to do", o.what_to_do(wait.reason)),
@@ -416,6 +416,14 @@ def _print_explanation(explanation: JobExplanation, *, wide: bool) -> None:
             more = "" if wide or len(nodes) <= 3 else f" and {len(nodes) - 3} more"
             rows.append((each.gpus, each.reason, each.detail, ",".join(nodes if wide else nodes[:3]) + more))
         print_table(columns, rows)
+
+
+def _expected_text(explanation: JobExplanation) -> str:
+    from gpushare.cli.inert import inert
+    from gpushare.cli.output import time_text
+
+    because = inert(explanation.unknown_because)
+    return time_text(explanation, "expected_start_time") or (f"not known: {because}" if because else "")
 
 
 def _change_row(each: Counterfactual) -> tuple[object, ...]:

@@ -107,13 +107,15 @@ def time_text(message: Any, field: str) -> str:
     return stamp.ToDatetime(UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def elapsed_text(message: Any, start: str, end: str) -> str:
-    """From one time of a message to another, or to now while that is unset; whole seconds, "" before the first."""
-    if not message.HasField(start):
+def ran_text(job: Any) -> str:
+    """How long its present tasks have run, or its last ones did; whole seconds, "" before they began. What a job that
+    ran more than once has waited in between is not in it."""
+    tasks = [task for task in job.tasks if task.HasField("start_time")] or ([job] if job.HasField("start_time") else [])
+    if not tasks:
         return ""
-    until = getattr(message, end).ToMilliseconds() if message.HasField(end) else now_ms()
-    seconds = max(until - getattr(message, start).ToMilliseconds(), 0) // 1000
-    return short_duration(seconds)
+    start_ms = min(task.start_time.ToMilliseconds() for task in tasks)
+    until_ms = max(task.end_time.ToMilliseconds() if task.HasField("end_time") else now_ms() for task in tasks)
+    return short_duration(max(until_ms - start_ms, 0) // 1000)
 
 
 def short_duration(seconds: int) -> str:

@@ -66,7 +66,7 @@ def _print_plan(plan: RepackPlan, *, is_apply: bool) -> None:
     print(f"largest free share of a card: {before} now, {after} then")
     broken = plan.fragmentation_before_milli / 10, plan.fragmentation_after_milli / 10
     print(f"free, but not as whole cards: {broken[0]:g}% now, {broken[1]:g}% then")
-    copied = o.memory_text(sum(move.gpu_memory_mib for move in plan.moves))
+    copied = o.memory_text(plan.gpu_memory_mib)
     if is_apply:
         print("they are on their way")
     else:

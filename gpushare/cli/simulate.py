@@ -20,8 +20,10 @@ import click
 from gpushare.cli.options import JSON, TABLE
 
 if TYPE_CHECKING:
+    from gpushare.sim.driver import Simulation
     from gpushare.sim.outcome import Summary
     from gpushare.sim.traces import TraceJob, TraceNode, TraceTenant
+    from gpushare.weights import PolicyWeights
 
 NATIVE = "native"
 OPENB = "openb"
@@ -63,6 +65,7 @@ class _Input(NamedTuple):
     f"{_DEFAULT_FILES[OPENB][1]} where no file is named).",
 )
 @click.option("--policy", metavar="P", default="", help="Placement policy; the scheduler's default if not given.")
+@click.option("--weight", "weights", multiple=True, metavar="K=V", help="A weight of the policy, as in scheduler.toml.")
 @click.option("--seed", type=click.IntRange(0, _SEED_MAX), default=0, help="Decides all ties and all draws (0).")
 @click.option("--once", is_flag=True, help="Each job is tried once when it arrives, and lost if it does not fit.")
 @click.option(
@@ -86,6 +89,7 @@ def simulate(
     tenants_path: Path | None,
     trace_format: str,
     policy: str,
+    weights: tuple[str, ...],
     seed: int,
     once: bool,
     inflate: Fraction | None,
@@ -102,10 +106,14 @@ def simulate(
     if out is not None and not out.absolute().parent.is_dir():
         raise click.UsageError(f"--out: there is no directory {str(out.absolute().parent)!r}")
     policy = _check_policy(policy)
+    weighed = _check_weights(policy, weights)
     given = _read(trace_format, nodes_path, jobs_path, tenants_path)
     is_drawn = inflate is not None or departures is not None
     jobs = _draw(given, inflate, departures, arrivals or _ARRIVALS, seed) if is_drawn else given.jobs
-    found = _run(given, jobs, policy, seed, once=once or is_drawn, is_steady=departures is not None, out=out)
+    with _progress(len(jobs)) as told:
+        simulation = _simulation(given, jobs, policy, weighed, seed, once=once or is_drawn, on_progress=told)
+        _run(simulation)
+    found = _outcome(simulation, seed, is_steady=departures is not None, out=out)
     if summary == JSON:
         _print_json(found)
     else:
@@ -123,6 +131,31 @@ def _check_policy(policy: str) -> str:
     if policy and policy not in known:
         raise click.UsageError(f"--policy: no policy {policy!r}; accepted: {', '.join(known)}")
     return policy or known[0]
+
+
+def _check_weights(policy: str, words: Sequence[str]) -> PolicyWeights:
+    """Each is a key of the policy's table in scheduler.toml and its value."""
+    import msgspec
+
+    from gpushare.configfile import ConfigError, Setting, build
+    from gpushare.weights import PolicyWeights
+
+    usual = PolicyWeights()
+    own = getattr(usual, policy, None)
+    if not words:
+        return usual
+    if own is None:
+        raise click.UsageError(f"--weight: policy {policy} has no weights")
+    said: dict[str, Setting] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key in said:
+            raise click.UsageError(f"--weight {word!r}: accepted: K=V, each key once")
+        said[key] = Setting(value, "flag --weight")
+    try:
+        return msgspec.structs.replace(usual, **{policy: build(type(own), [said])[0]})
+    except ConfigError as err:
+        raise click.UsageError(str(err)) from None
 
 
 def _read(trace_format: str, nodes: Path | None, jobs: Path | None, tenants: Path | None) -> _Input:
@@ -164,21 +197,35 @@ def _draw(
         raise click.ClickException(str(err)) from None
 
 
-def _run(
-    given: _Input, jobs: Sequence[TraceJob], policy: str, seed: int, *, once: bool, is_steady: bool, out: Path | None
-) -> Summary:
-    from gpushare.sim import outcome, placements
-    from gpushare.sim.driver import Simulation, SimulationError
+def _simulation(
+    given: _Input,
+    jobs: Sequence[TraceJob],
+    policy: str,
+    weights: PolicyWeights,
+    seed: int,
+    *,
+    once: bool,
+    on_progress: Callable[[int], None],
+) -> Simulation:
+    from gpushare.sim.driver import Simulation
     from gpushare.sim.workloads import node_order
 
-    with _progress(len(jobs)) as told:
-        simulation = Simulation(
-            node_order(given.nodes, seed), jobs, given.tenants, policy=policy, once=once, on_progress=told
-        )
-        try:
-            simulation.run()
-        except SimulationError as err:
-            raise click.ClickException(f"the simulation broke off: {err} (report it, with the trace)") from None
+    nodes = node_order(given.nodes, seed)
+    return Simulation(nodes, jobs, given.tenants, policy=policy, weights=weights, once=once, on_progress=on_progress)
+
+
+def _run(simulation: Simulation) -> None:
+    from gpushare.sim.driver import SimulationError
+
+    try:
+        simulation.run()
+    except SimulationError as err:
+        raise click.ClickException(f"the simulation broke off: {err} (report it, with the trace)") from None
+
+
+def _outcome(simulation: Simulation, seed: int, *, is_steady: bool, out: Path | None) -> Summary:
+    from gpushare.sim import outcome, placements
+
     if out is not None:
         try:
             placements.write(out, outcome.placements(simulation))

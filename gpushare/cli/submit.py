@@ -340,6 +340,8 @@ def _print_notices(answer: CreateJobResponse, asked: _Asked) -> None:
     if answer.default_request_used:
         request = request_sentence(spec.resources)
         _note(f"no --gpus was given, so it asks for {request}; to share a card: --gpus 0.25, for none: --gpus 0")
+    for notice in answer.notices:
+        _note(f"it would wait for ever: {inert(notice)}")
     if answer.dropped_env:
         _note(f"left out of the captured environment, because only gpushare sets them: {' '.join(answer.dropped_env)}")
     resources = answer.jobs[0].spec.resources

@@ -5,6 +5,7 @@ Imports click; the client only when a command runs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -98,7 +99,7 @@ async def create(client: AsyncClient, /, name: str, output: str, **settings: Any
     """Create a tenant."""
     from gpushare.cli.tenantsettings import settings_of
 
-    _print_tenant(await client.create_tenant(name, settings_of(settings)), output)
+    _print_changed(await client.create_tenant(name, settings_of(settings)), output)
 
 
 @tenant.command("set")
@@ -112,7 +113,7 @@ async def set_(client: AsyncClient, /, name: str, output: str, **settings: Any) 
 
     if all(value in (None, ()) for value in settings.values()):
         raise click.UsageError("nothing to change; give at least one setting")
-    _print_tenant(await client.update_tenant(_resource(name), settings_of(settings)), output)
+    _print_changed(await client.update_tenant(_resource(name), settings_of(settings)), output)
 
 
 @tenant.command("list")
@@ -149,6 +150,14 @@ async def delete(client: AsyncClient, name: str) -> None:
 
 def _resource(name: str) -> str:
     return name if name.startswith("tenants/") else f"tenants/{name}"
+
+
+def _print_changed(found: Tenant, output: str) -> None:
+    from gpushare.cli.inert import inert
+
+    for notice in found.notices:
+        print(f"note: {inert(notice)}", file=sys.stderr)
+    _print_tenant(found, output)
 
 
 def _print_tenant(found: Tenant, output: str) -> None:

@@ -68,7 +68,7 @@ def check_jobs(
             _check_queue(tenant, command.jobs)
         for dependency in dict.fromkeys(d for s in specs for d in s.after):
             _check_dependency(state, tenant, dependency)
-        for spec in dict.fromkeys((s.resources, s.least_tasks) for s in specs):
+        for spec in dict.fromkeys((s.resources, s.least_tasks, s.topology) for s in specs):
             why = never_fits(state, *spec)
             if why:
                 raise _refuse("resources", why, Reason.NEVER_FITS)
@@ -158,7 +158,7 @@ def check_job(raw: RawJob, tenant: Tenant, limits: RunLimits, who: Principal, se
         qos=raw.qos or Qos.BURST,
         preemption=raw.preemption or PreemptionMode.REQUEUE,
         on_task_failure=_check_on_task_failure(raw, tasks),
-        topology=raw.topology or Topology.ANY,
+        topology=_check_topology(raw),
         after=_check_after(raw.after),
         array_max_running=_check_array_cap(raw),
         start_within_ms=_check_start_within(raw.start_within_ms, settings),
@@ -183,6 +183,12 @@ def _check_on_task_failure(raw: RawJob, tasks: int) -> OnTaskFailure:
     if raw.on_task_failure is OnTaskFailure.CONTINUE and tasks == 1:
         raise _refuse("on_task_failure", "is continue, and the job has one task; give tasks, too")
     return raw.on_task_failure or OnTaskFailure.STOP
+
+
+def _check_topology(raw: RawJob) -> Topology:
+    if raw.topology is Topology.DOMAIN and raw.resources.gpus == 0:
+        raise _refuse("topology", "is domain, and a CPU job has no cards; give node, or gpus")
+    return raw.topology or Topology.ANY
 
 
 def _check_after(after: tuple[Dependency, ...]) -> tuple[Dependency, ...]:

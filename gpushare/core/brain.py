@@ -12,7 +12,7 @@ from copy import deepcopy
 from gpushare.core.capacity import matches_model, share_on
 from gpushare.core.commands import CoreSettings
 from gpushare.core.model import WHOLE_CARD_MILLI, TaskRequest
-from gpushare.core.placement import POLICIES
+from gpushare.core.placement import make_policy
 from gpushare.core.placement.endings import Endings
 from gpushare.core.placement.fleet import Fleet
 from gpushare.core.placement.policy import Policy
@@ -20,6 +20,22 @@ from gpushare.core.state import ClusterState
 from gpushare.core.waiting import LineKey
 
 _SEARCHES_KEPT = 10_000
+
+
+class Twin:
+    """What another brain begins with that decides as `brain` does now, and learns apart from it. Cheap to make."""
+
+    def __init__(self, brain: Brain) -> None:
+        self._settings, self._order, self._loads = brain.settings, tuple(brain.fleet.names), brain.loads
+        self._policy = deepcopy(brain.policy)
+        self._search_again_ms, self._guess_again_ms = dict(brain.search_again_ms), dict(brain.guess_again_ms)
+
+    def over(self, state: ClusterState) -> Brain:
+        """The brain itself, once, over a fork of the state that `brain` was over."""
+        made = Brain(state, self._settings, self._order, self._policy)
+        made.search_again_ms, made.guess_again_ms = self._search_again_ms, self._guess_again_ms
+        made.refresh(self._loads)
+        return made
 
 
 class Brain:
@@ -34,14 +50,14 @@ class Brain:
     ) -> None:
         self.state = state
         self.settings = settings
-        self.policy: Policy = POLICIES[settings.policy]() if policy is None else policy
+        self.policy: Policy = make_policy(settings.policy, settings.weights) if policy is None else policy
         self.fleet = Fleet(state, self.policy, order, settings.load_weight)
         self.endings = Endings(self.fleet)
         # Lines for which nobody could make way, and when it is worth to look again.
         self.search_again_ms: dict[LineKey, int] = {}
         # The starving job for which no place could be guessed, and when it is worth to look again.
         self.guess_again_ms: dict[str, int] = {}
-        self._loads: Mapping[str, int] | None = None
+        self.loads: Mapping[str, int] | None = None
         self._least: dict[TaskRequest, int | None] = {}
         self._least_layout = -1
 
@@ -58,16 +74,8 @@ class Brain:
         if len(self.search_again_ms) > _SEARCHES_KEPT:
             self.search_again_ms.clear()
         if loads is not None:
-            self._loads = loads
+            self.loads = loads
             self.fleet.set_loads(loads)
-
-    def twin(self, state: ClusterState) -> Brain:
-        """One over a copy of the state, which decides alike and learns apart from this one."""
-        state.submitted = [key for key in self.state.submitted if key in state.jobs]
-        made = Brain(state, self.settings, self.fleet.names, deepcopy(self.policy))
-        made.search_again_ms, made.guess_again_ms = dict(self.search_again_ms), dict(self.guess_again_ms)
-        made.refresh(self._loads)
-        return made
 
     def least_charge(self, request: TaskRequest) -> int | None:
         """The smallest charge of one task over all registered cards; None when no card could ever hold it."""

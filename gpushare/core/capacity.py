@@ -15,10 +15,12 @@ from gpushare.core.model import (
     EXCLUSIVE_TIER,
     SHARE_TIERS,
     WHOLE_CARD_MILLI,
+    Gpu,
     GpuInventory,
     Node,
     TaskRequest,
     TierOffer,
+    Topology,
 )
 from gpushare.core.state import ClusterState
 
@@ -86,6 +88,11 @@ def matches_labels(request: TaskRequest, node: Node) -> bool:
     return has_labels(request, node.labels)
 
 
+def domain_of(card: GpuInventory) -> str:
+    """A card whose domain is not known is near to itself alone."""
+    return card.domain or f"\0{card.uuid}"
+
+
 def least_charge(state: ClusterState, request: TaskRequest) -> int | None:
     """The smallest charge of one task over all registered cards it could ever be on; None when there is none."""
     if request.is_cpu:
@@ -101,8 +108,9 @@ def least_charge(state: ClusterState, request: TaskRequest) -> int | None:
     return min((c for c in charges if c <= WHOLE_CARD_MILLI), default=None)
 
 
-def never_fits(state: ClusterState, request: TaskRequest, tasks: int) -> str:
-    """Why no emptied cluster of all registered nodes, silent and drained ones included, could hold `tasks` such tasks.
+def never_fits(state: ClusterState, request: TaskRequest, tasks: int, topology: Topology = Topology.ANY) -> str:
+    """Why no emptied cluster of all registered nodes, silent and drained ones included, could hold `tasks` such tasks
+    as near to each other as asked.
 
     Empty text when it could, or when no node is registered at all (then the job waits with NO_NODES). A fence that is
     too weak is not judged here: that is a wait.
@@ -110,7 +118,8 @@ def never_fits(state: ClusterState, request: TaskRequest, tasks: int) -> str:
     room = 0
     for node in state.nodes.values():
         # Most requests fit on the first node or two: no walk over all of them for each submit.
-        room += _tasks_on_empty(request, node) if node.cpu_milli else 0
+        here = _tasks_together(request, node, topology) if node.cpu_milli else 0
+        room = room + here if topology is Topology.ANY else max(room, here)
         if room >= tasks:
             return ""
     nodes = [n for n in state.nodes.values() if n.cpu_milli]
@@ -118,15 +127,35 @@ def never_fits(state: ClusterState, request: TaskRequest, tasks: int) -> str:
         return ""
     if not request.is_cpu and not any(n.gpus for n in nodes):
         return "no registered node has a GPU; ask for gpus: 0, or wait until an admin adds one"
+    if topology is not Topology.ANY and not never_fits(state, request, tasks):
+        return _why_not_together(tasks, room, topology)
     if room:
         return f"{tasks} tasks at once never fit: all registered nodes together hold {room} when empty"
     return _why_none(request, nodes)
 
 
-def _tasks_on_empty(request: TaskRequest, node: Node) -> int:
+def _why_not_together(tasks: int, room: int, topology: Topology) -> str:
+    what = "one task in one card domain never fits" if tasks == 1 else f"{tasks} tasks in one card domain never fit"
+    where = "card domain"
+    if topology is Topology.NODE:
+        what, where = f"{tasks} tasks on one node never fit", "node"
+    return f"{what}: the largest registered {where} holds {room} when empty (topology any takes several)"
+
+
+def _tasks_together(request: TaskRequest, node: Node, topology: Topology) -> int:
+    """How many such tasks the empty node holds; with a topology of domain: the best of its card domains."""
     if not matches_labels(request, node):
         return 0
     cards = [g for g in node.gpus.values() if matches_card(request, g.inventory)]
+    if topology is not Topology.DOMAIN or request.is_cpu:
+        return _tasks_on_empty(request, node, cards)
+    domains: dict[str, list[Gpu]] = {}
+    for card in cards:
+        domains.setdefault(domain_of(card.inventory), []).append(card)
+    return max((_tasks_on_empty(request, node, near) for near in domains.values()), default=0)
+
+
+def _tasks_on_empty(request: TaskRequest, node: Node, cards: list[Gpu]) -> int:
     if request.is_cpu:
         by_cards, milli = 2**31, 0
     elif request.is_share:

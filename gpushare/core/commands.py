@@ -26,6 +26,7 @@ from gpushare.core.model import (
     VisibleDevices,
 )
 from gpushare.reasons import Reason
+from gpushare.weights import PolicyWeights
 
 
 class Rejection(msgspec.Struct, frozen=True):
@@ -363,6 +364,7 @@ class CoreSettings(msgspec.Struct, frozen=True):
     gpus_per_node_max: int = 64
     placements_per_cycle: int = 256
     policy: str = "price_fit"
+    weights: PolicyWeights = PolicyWeights()
     # Of decayed usage: what was used so long ago counts half.
     fair_share_half_life_ms: int = 7 * 24 * 3600 * 1000
     # How long a borrower runs at least before a reclaim, where its tenant says nothing else.
@@ -373,11 +375,19 @@ class CoreSettings(msgspec.Struct, frozen=True):
     starvation_after_ms: int = 3600 * 1000
     # How strongly measured load steers shares away from busy cards, from 0.0 (not at all) to 1.0.
     load_weight: float = 0.1
+    # Where the tasks of gangs meet, at their first task's node: below what the kernel gives to outgoing connections,
+    # and where programs of this kind expect it.
+    gang_first_port: int = 29_500
+    gang_last_port: int = 30_499
     # A node that was idle for so long is put to sleep; 0: never. So many stay awake all the same.
     power_idle_ms: int = 0
     power_keep_nodes: int = 0
     # A node that is not back so long after it was asked to wake has failed to; what failed is not tried again sooner.
     power_wake_timeout_ms: int = 600_000
+
+    @property
+    def gang_ports(self) -> range:
+        return range(self.gang_first_port, self.gang_last_port + 1)
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -385,7 +395,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
     events: tuple[object, ...] = ()
     names: tuple[str, ...] = ()
-    # Notices for the caller, by name: "dropped_env", "default_request_used".
+    # Notices for the caller, by name: "dropped_env", "default_request_used", those of `notices`.
     notices: dict[str, tuple[str, ...]] = {}
     # This request id had done it before; nothing was done now.
     is_repeated: bool = False

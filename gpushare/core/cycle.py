@@ -18,6 +18,7 @@ import msgspec
 from gpushare.core import due, kept_place, power
 from gpushare.core.backfill import head_claim, shadow
 from gpushare.core.brain import Brain
+from gpushare.core.capacity import domain_of
 from gpushare.core.commands import CoreSettings
 from gpushare.core.due import Readiness
 from gpushare.core.events import (
@@ -411,7 +412,7 @@ class Cycle:
         self.wake_at(missing.wake_ms)
         slices: list[Slice] = []
         for task in missing.tasks:
-            piece = place_task(self.plan, self.ask(job), task)
+            piece = self._place_near(job, task)
             if piece is None:
                 break
             self.count(job, [piece], +1)
@@ -419,6 +420,19 @@ class Cycle:
         if slices:
             self._placed += 1
             self.events.append(AttemptsAllocated(job=job.key, round=job.round + 1, slices=tuple(slices), grow=True))
+
+    def _place_near(self, job: Job, task: int) -> Slice | None:
+        """A place for one more task of a gang that runs, as near to the others as the job demands."""
+        ask, live = self.ask(job), job.live()
+        if job.spec.topology is Topology.ANY or not live:
+            return place_task(self.plan, ask, task)
+        first = live[0].slice
+        if job.spec.topology is Topology.NODE:
+            return place_task(self.plan, ask._replace(only=frozenset({first.node})), task)
+        gpus = self.state.nodes[first.node].gpus
+        domain = domain_of(gpus[first.gpu_uuids[0]].inventory) if first.gpu_uuids else ""
+        near = [uuid for uuid, gpu in gpus.items() if domain_of(gpu.inventory) == domain]
+        return place_on(self.plan, ask, near, task)
 
     # -- promises
 
@@ -539,7 +553,7 @@ class Cycle:
 
     def _port(self, node: str) -> int:
         # Of other nodes, too: two of them may be one host.
-        port = gang_port(self.state, node, self._ports)
+        port = gang_port(self.state, node, self.settings.gang_ports, self._ports)
         self._ports.add(port)
         return port
 

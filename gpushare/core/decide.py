@@ -73,6 +73,7 @@ from gpushare.core.events import (
 )
 from gpushare.core.lifecycle import SIGTERM
 from gpushare.core.model import Job, JobState
+from gpushare.core.notices import NEVER_STARTS, never_starts
 from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason
 
@@ -143,6 +144,9 @@ def _submit(state: ClusterState, command: SubmitJobs, call: Call, now_ms: int, s
         notices["dropped_env"] = tuple(dropped)
     if any(r.resources.gpus is r.resources.gpu_milli is r.resources.gpu_memory_mib is None for r in command.jobs):
         notices["default_request_used"] = ()
+    waits = never_starts(state, command.tenant, specs, call.principal)
+    if waits:
+        notices[NEVER_STARTS] = waits
     if command.validate_only:
         return Outcome(notices=notices)
     number = state.tenants[command.tenant].next_number

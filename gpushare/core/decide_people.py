@@ -20,6 +20,7 @@ from gpushare.core.commands import (
 )
 from gpushare.core.events import TenantCreated, TenantDeleted, TenantUpdated, TokenCreated, TokenRevoked
 from gpushare.core.model import Principal, Role, TenantSettings
+from gpushare.core.notices import MODEL_QUOTAS, unknown_models
 from gpushare.core.state import ClusterState
 from gpushare.core.tenant_tree import children, is_below
 from gpushare.reasons import Reason
@@ -66,7 +67,11 @@ def create_tenant(
     bad = _bad_settings(state, command.tenant, command.settings, call, settings)
     if bad is not None:
         return bad
-    return Outcome(events=(TenantCreated(tenant=command.tenant, settings=command.settings),), names=(command.tenant,))
+    return Outcome(
+        events=(TenantCreated(tenant=command.tenant, settings=command.settings),),
+        names=(command.tenant,),
+        notices=_notices(state, command.settings, TenantSettings()),
+    )
 
 
 def update_tenant(
@@ -81,7 +86,17 @@ def update_tenant(
         return bad
     if command.settings == tenant.settings:
         return Outcome(names=(command.tenant,))
-    return Outcome(events=(TenantUpdated(tenant=command.tenant, settings=command.settings),), names=(command.tenant,))
+    return Outcome(
+        events=(TenantUpdated(tenant=command.tenant, settings=command.settings),),
+        names=(command.tenant,),
+        notices=_notices(state, command.settings, tenant.settings),
+    )
+
+
+def _notices(state: ClusterState, has: TenantSettings, had: TenantSettings) -> dict[str, tuple[str, ...]]:
+    """What is new and says nothing as things are."""
+    found = unknown_models(state, [quota for quota in has.model_quotas if quota not in had.model_quotas])
+    return {MODEL_QUOTAS: found} if found else {}
 
 
 def delete_tenant(

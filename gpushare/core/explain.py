@@ -122,7 +122,7 @@ def explain(
 
 
 class Question:
-    """An `explain` in two steps: made, it has copied all that the answer needs; `answer`, once, looks at nothing else,
+    """An `explain` in two steps: made, it has forked all that the answer needs; `answer`, once, looks at nothing else,
     so that another thread may do it while the state goes on."""
 
     def __init__(
@@ -140,18 +140,20 @@ class Question:
         self._sees: Sees | None = None if sees is None else seen.__contains__
         self._world: World | None = None
         if job.state in WAITING_STATES:
-            self._world = World(state, now_ms, settings, brain, asked_for=job)
-            self._ahead = _ahead(state, job, now_ms)
+            self._world = World(state, now_ms, settings, brain)
 
     def answer(self) -> Explanation:
         world = self._world
         if world is None:
             return self._told
-        told = _told_now(world, world.state.jobs[self._told.job], self._sees)
+        job = world.state.own_job(self._told.job)
+        ahead, ahead_count = _ahead(world.state, job, world.now_ms)
+        told = _told_now(world, job, self._sees)
         # Last, since it moves the world on.
         found = expected_start(world, told.job, sees=self._sees)
-        # Others make way for it alone: nobody goes first.
-        ahead, ahead_count = ((), 0) if told.stage == "preemption" else self._ahead
+        if told.stage == "preemption":
+            # Others make way for it alone: nobody goes first.
+            ahead, ahead_count = (), 0
         return msgspec.structs.replace(
             told,
             expected_start_ms=found.start_ms,

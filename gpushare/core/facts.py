@@ -64,8 +64,8 @@ if TYPE_CHECKING:
 
 
 def _term_started(state: ClusterState, event: TermStarted, entry: Entry) -> None:
-    for node in state.nodes.values():
-        node.ready = False
+    for name in state.nodes:
+        state.own_node(name).ready = False
     state.touched.update(state.nodes)
     for tenant in state.tenants.values():
         for account in (tenant.account, *(p.account for p in tenant.people.values())):
@@ -160,13 +160,14 @@ def _node_enrolled(state: ClusterState, event: NodeEnrolled, entry: Entry) -> No
             token.revoked_ms = entry.at_ms
     principal = Principal(user=event.node, role=Role.AGENT, node=event.node)
     state.add_token(Token(id=event.token_id, sha256=event.token_sha256, principal=principal, created_ms=entry.at_ms))
-    node = state.nodes.setdefault(event.node, Node(name=event.node, created_ms=entry.at_ms))
+    state.nodes.setdefault(event.node, Node(name=event.node, created_ms=entry.at_ms))
+    node = state.own_node(event.node)
     node.instance_id = event.instance_id
     node.start_counter = 0
 
 
 def _node_synced(state: ClusterState, event: NodeSynced, entry: Entry) -> None:
-    node = state.nodes[event.node]
+    node = state.own_node(event.node)
     state.touched.add(event.node)
     node.address, node.warnings = event.address, event.warnings
     if node.shared_paths != event.shared_paths:
@@ -182,12 +183,13 @@ def _node_synced(state: ClusterState, event: NodeSynced, entry: Entry) -> None:
     for attempt in state.live_attempts(node):
         if attempt.state is AttemptState.UNKNOWN and not attempt.seen:
             # Its order may never have arrived: it is sent again.
-            attempt.state = AttemptState.ALLOCATED
-    for other in state.nodes.values():
+            state.own_attempt(attempt.id).state = AttemptState.ALLOCATED
+    for other in list(state.nodes.values()):
         if other is not node and other.state is NodeState.LOST:
             # A card that was moved over from a dead host.
             for card in event.gpus:
-                if other.gpus.pop(card.uuid, None) is not None:
+                if card.uuid in other.gpus:
+                    state.own_node(other.name).gpus.pop(card.uuid, None)
                     state.touched.add(other.name)
     _register_cards(node, event.gpus)
 
@@ -225,22 +227,22 @@ def _register_cards(node: Node, cards: tuple[GpuInventory, ...]) -> None:
 
 
 def _node_disconnected(state: ClusterState, event: NodeDisconnected, entry: Entry) -> None:
-    state.nodes[event.node].ready = False
+    state.own_node(event.node).ready = False
     state.touched.add(event.node)
 
 
 def _node_silent(state: ClusterState, event: NodeSilent, entry: Entry) -> None:
-    node = state.nodes[event.node]
+    node = state.own_node(event.node)
     state.touched.add(event.node)
     node.ready = False
     node.state = NodeState.UNREACHABLE
     for attempt in state.live_attempts(node):
         check_attempt_move(attempt, AttemptState.UNKNOWN)
-        attempt.state = AttemptState.UNKNOWN
+        state.own_attempt(attempt.id).state = AttemptState.UNKNOWN
 
 
 def _node_cordoned(state: ClusterState, event: NodeCordoned, entry: Entry) -> None:
-    node = state.nodes[event.node]
+    node = state.own_node(event.node)
     state.touched.add(event.node)
     node.cordoned, node.reason, node.detail = True, event.reason, event.detail
     node.drain = node.drain or event.drain
@@ -249,7 +251,7 @@ def _node_cordoned(state: ClusterState, event: NodeCordoned, entry: Entry) -> No
 
 
 def _node_uncordoned(state: ClusterState, event: NodeUncordoned, entry: Entry) -> None:
-    node = state.nodes[event.node]
+    node = state.own_node(event.node)
     state.touched.add(event.node)
     node.cordoned, node.drain, node.reason, node.detail = False, False, None, ""
     if node.state is NodeState.DRAINING:
@@ -257,13 +259,13 @@ def _node_uncordoned(state: ClusterState, event: NodeUncordoned, entry: Entry) -
 
 
 def _node_declared_dead(state: ClusterState, event: NodeDeclaredDead, entry: Entry) -> None:
-    node = state.nodes[event.node]
+    node = state.own_node(event.node)
     state.touched.add(event.node)
     node.state, node.ready = NodeState.LOST, False
 
 
 def _gpu_conditions_changed(state: ClusterState, event: GpuConditionsChanged, entry: Entry) -> None:
-    node = state.nodes[event.node]
+    node = state.own_node(event.node)
     state.touched.add(event.node)
     for condition in event.conditions:
         if condition.uuid in node.gpus:
@@ -271,7 +273,7 @@ def _gpu_conditions_changed(state: ClusterState, event: GpuConditionsChanged, en
 
 
 def _node_overcommitted(state: ClusterState, event: NodeOvercommitted, entry: Entry) -> None:
-    node = state.nodes[event.node]
+    node = state.own_node(event.node)
     state.touched.add(event.node)
     node.compute_overcommit_milli = event.compute_overcommit_milli
     for gpu in node.gpus.values():
@@ -279,11 +281,11 @@ def _node_overcommitted(state: ClusterState, event: NodeOvercommitted, entry: En
 
 
 def _node_trust_changed(state: ClusterState, event: NodeTrustChanged, entry: Entry) -> None:
-    state.nodes[event.node].trust_logins = event.trust_logins
+    state.own_node(event.node).trust_logins = event.trust_logins
 
 
 def _node_power_requested(state: ClusterState, event: NodePowerRequested, entry: Entry) -> None:
-    node = state.nodes[event.node]
+    node = state.own_node(event.node)
     node.power, node.power_since_ms, node.power_detail = event.power, entry.at_ms, event.detail
     state.touched.add(event.node)
 

@@ -66,7 +66,7 @@ def _jobs_created(state: ClusterState, event: JobsCreated, entry: Entry) -> None
 
 
 def _job_cancel_requested(state: ClusterState, event: JobCancelRequested, entry: Entry) -> None:
-    job = state.jobs[event.job]
+    job = state.own_job(event.job)
     job.cancelled_by = entry.principal
     state.holds.pop(job.key, None)
     state.set_job_state(job, JobState.CANCELLING)
@@ -82,7 +82,7 @@ def _job_extended(state: ClusterState, event: JobExtended, entry: Entry) -> None
 
 
 def _attempts_allocated(state: ClusterState, event: AttemptsAllocated, entry: Entry) -> None:
-    job = state.jobs[event.job]
+    job = state.own_job(event.job)
     least = 1 if event.grow else job.spec.least_tasks
     if event.round != job.round + 1 or not least <= len(event.slices) <= job.spec.tasks:
         raise BrokenInvariant(f"job {job.key}: round {event.round} of {len(event.slices)} cannot follow {job.round}")
@@ -91,6 +91,8 @@ def _attempts_allocated(state: ClusterState, event: AttemptsAllocated, entry: En
     job.round = event.round
     if not event.grow:
         job.base_round, job.master_port = event.round, event.master_port
+        # Why it had to run again is its last attempts' to say now.
+        job.reason, job.detail = None, ""
     for piece in event.slices:
         attempt = Attempt(
             tenant=job.tenant,
@@ -103,7 +105,7 @@ def _attempts_allocated(state: ClusterState, event: AttemptsAllocated, entry: En
         )
         job.attempts.append(attempt)
         state.attempts[attempt.id] = attempt
-        node = state.nodes[piece.node]
+        node = state.own_node(piece.node)
         node.idle_since_ms = 0
         state.touched.add(piece.node)
         ledger.hold(node, state.tenants[job.tenant], job, attempt, entry.at_ms, state.half_life_ms)
@@ -121,14 +123,14 @@ def _hold_released(state: ClusterState, event: HoldReleased, entry: Entry) -> No
 
 
 def _attempt_stop_requested(state: ClusterState, event: AttemptStopRequested, entry: Entry) -> None:
-    attempt = state.must_attempt(event.attempt)
+    attempt = state.own_attempt(event.attempt)
     attempt.desired_stop, attempt.stop_reason, attempt.stop_detail = True, event.reason, event.detail
     attempt.claimant, attempt.told_ms = event.claimant, entry.at_ms
     state.touched.add(attempt.slice.node)
 
 
 def _attempt_suspend_requested(state: ClusterState, event: AttemptSuspendRequested, entry: Entry) -> None:
-    attempt = state.must_attempt(event.attempt)
+    attempt = state.own_attempt(event.attempt)
     attempt.desired_suspend, attempt.stop_reason, attempt.stop_detail = True, event.reason, event.detail
     attempt.claimant, attempt.told_ms = event.claimant, entry.at_ms
     state.touched.add(attempt.slice.node)
@@ -136,21 +138,21 @@ def _attempt_suspend_requested(state: ClusterState, event: AttemptSuspendRequest
 
 def _attempt_resumed(state: ClusterState, event: AttemptResumed, entry: Entry) -> None:
     """Cards are held for it again; it is RUNNING once its agent says so."""
-    attempt = state.must_attempt(event.attempt)
+    attempt = state.own_attempt(event.attempt)
     if attempt.suspended_ms is None or event.slice.node != attempt.slice.node:
         raise BrokenInvariant(f"attempt {attempt.id} cannot resume as {event.slice}")
     job = state.jobs[attempt.job_key]
     attempt.slice = event.slice
     attempt.desired_suspend, attempt.stop_reason, attempt.stop_detail, attempt.claimant = False, None, "", ""
     attempt.suspended_ms, attempt.held_since_ms, attempt.told_ms = None, entry.at_ms, None
-    node = state.nodes[event.slice.node]
+    node = state.own_node(event.slice.node)
     state.touched.add(node.name)
     ledger.hold_cards(node, state.tenants[job.tenant], job, attempt, entry.at_ms, state.half_life_ms)
     state.holds.pop(job.key, None)
 
 
 def _suspended(state: ClusterState, job: Job, attempt: Attempt, at_ms: int) -> None:
-    node = state.nodes[attempt.slice.node]
+    node = state.own_node(attempt.slice.node)
     attempt.charged_milli_ms = ledger.held_charge_milli_ms(attempt, at_ms)
     ledger.release_cards(node, state.tenants[job.tenant], job, attempt, at_ms, state.half_life_ms)
     attempt.suspended_ms = at_ms
@@ -160,7 +162,7 @@ def _suspended(state: ClusterState, job: Job, attempt: Attempt, at_ms: int) -> N
 
 
 def _attempt_changed(state: ClusterState, event: AttemptChanged, entry: Entry) -> None:
-    attempt = state.must_attempt(event.attempt)
+    attempt = state.own_attempt(event.attempt)
     check_attempt_move(attempt, event.state)
     attempt.state, attempt.seen = event.state, True
     attempt.containment = event.containment or attempt.containment
@@ -187,7 +189,7 @@ def _begin_if_whole(state: ClusterState, job: Job, at_ms: int) -> None:
 
 
 def _attempt_ended(state: ClusterState, event: AttemptEnded, entry: Entry) -> None:
-    attempt = state.must_attempt(event.attempt)
+    attempt = state.own_attempt(event.attempt)
     check_attempt_move(attempt, event.state)
     attempt.state, attempt.reason, attempt.detail = event.state, event.reason, event.detail
     attempt.exit_code, attempt.signal = event.exit_code, event.signal
@@ -197,7 +199,7 @@ def _attempt_ended(state: ClusterState, event: AttemptEnded, entry: Entry) -> No
     job, tenant = state.jobs[attempt.job_key], state.tenants[attempt.tenant]
     if job.started_ms is None and attempt.started_ms is not None:
         job.started_ms = min(entry.at_ms, max(attempt.started_ms, job.created_ms))
-    node = state.nodes[attempt.slice.node]
+    node = state.own_node(attempt.slice.node)
     ledger.release(node, tenant, job, attempt, entry.at_ms, state.half_life_ms)
     ledger.meter(tenant, job.created_by.user, attempt)
     state.touched.add(node.name)
@@ -209,7 +211,7 @@ def _attempt_ended(state: ClusterState, event: AttemptEnded, entry: Entry) -> No
 
 
 def _job_requeued(state: ClusterState, event: JobRequeued, entry: Entry) -> None:
-    job = state.jobs[event.job]
+    job = state.own_job(event.job)
     if job.live():
         raise BrokenInvariant(f"job {job.key} is requeued while an attempt lives")
     if event.asked:
@@ -226,7 +228,7 @@ def _job_requeued(state: ClusterState, event: JobRequeued, entry: Entry) -> None
 
 
 def _job_ended(state: ClusterState, event: JobEnded, entry: Entry) -> None:
-    job = state.jobs[event.job]
+    job = state.own_job(event.job)
     if job.live():
         raise BrokenInvariant(f"job {job.key} ended while an attempt lives")
     state.set_job_state(job, event.state)

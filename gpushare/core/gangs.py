@@ -15,8 +15,6 @@ from gpushare.core.lifecycle import INFRA_REASONS, own_failures
 from gpushare.core.model import Attempt, AttemptState, Job, JobState, Node, OnTaskFailure
 from gpushare.core.state import ClusterState
 
-# Below what the kernel gives to outgoing connections, and where programs of this kind expect it.
-FIRST_PORT, LAST_PORT = 29_500, 30_499
 # Variables of a gang's tasks. What was found in the submitter's environment gives way to them.
 RANK_ENV = frozenset(
     {
@@ -74,14 +72,13 @@ def place_of(state: ClusterState, job: Job, attempt: Attempt) -> GangPlace | Non
     )
 
 
-def gang_port(state: ClusterState, node: str, taken: Container[int] = ()) -> int:
-    """A port for a gang whose first task is placed on `node`: no other live gang meets at it, nor is it one of `taken`,
-    which the same pass gave out. It moves on with the journal, so that a gang that starts again does not meet
+def gang_port(state: ClusterState, node: str, ports: range, taken: Container[int] = ()) -> int:
+    """One of `ports` for a gang whose first task is placed on `node`: no other live gang meets at it, nor is it one of
+    `taken`, which the same pass gave out. It moves on with the journal, so that a gang that starts again does not meet
     connections of its earlier life. 0 where every port is in use."""
     used = set(_ports_at(state, state.nodes[node]))
-    count = LAST_PORT - FIRST_PORT + 1
-    ports = (FIRST_PORT + (state.seq + step) % count for step in range(count))
-    return next((port for port in ports if port not in used and port not in taken), 0)
+    turned = (ports[(state.seq + step) % len(ports)] for step in range(len(ports)))
+    return next((port for port in turned if port not in used and port not in taken), 0)
 
 
 def _ports_at(state: ClusterState, node: Node) -> Iterator[int]:

@@ -43,14 +43,7 @@ class Gates:
 
     def never(self, job: Job, least_milli: int | None) -> Reason | None:
         """`least_milli`: the smallest charge of the whole job on any registered card."""
-        if least_milli is None:
-            return None
-        most = least_room_ever(self._tree, job)
-        if most is not None and least_milli > most:
-            return Reason.TENANT_LIMIT_NEVER
-        if job.spec.qos is Qos.GUARANTEED and least_milli > self._tree.guaranteed_ever(job):
-            return Reason.QUOTA_NEVER
-        return None
+        return None if least_milli is None else waits_for_ever(self._tree, job, least_milli)
 
     def promised(self, job: Job) -> None:
         """Others make way for it: it counts as running from now on, as in the tree."""
@@ -70,3 +63,13 @@ class Gates:
         user = job.created_by.user
         person = tenant.people.get(user)
         return (person.running_jobs if person else 0) + self._users[job.tenant, user] >= most
+
+
+def waits_for_ever(tree: QuotaTree, job: Job, least_milli: int) -> Reason | None:
+    """The limit or guarantee that `least_milli`, the job's smallest charge, passes even when nothing else runs."""
+    most = least_room_ever((branch.settings for branch in tree.path(job.tenant)), job.spec.resources)
+    if most is not None and least_milli > most:
+        return Reason.TENANT_LIMIT_NEVER
+    if job.spec.qos is Qos.GUARANTEED and least_milli > tree.guaranteed_ever(job):
+        return Reason.QUOTA_NEVER
+    return None

@@ -1,26 +1,17 @@
 """A scratch transaction over free capacity: try, roll back, or take the result.
 
-Pure, and without arrays itself. A plan never changes the state: what it would take is noted in its fleet, per tenant.
+Pure, and without arrays itself. A plan never changes the state: what it would take is noted in its fleet.
 A gang is placed task by task between `checkpoint` and, when one does not fit, `rollback`. One fleet serves one plan at
 a time: what an earlier plan left is forgotten when the next begins.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import NamedTuple
-
 from gpushare.core.model import Gpu, Node, Slice
 from gpushare.core.placement import POLICIES
 from gpushare.core.placement.claims import Owner
 from gpushare.core.placement.fleet import Fleet
 from gpushare.core.state import ClusterState
-
-
-class _Charge(NamedTuple):
-    tenant: str
-    model: str
-    milli: int
 
 
 class Plan:
@@ -34,9 +25,6 @@ class Plan:
         else:
             fleet.refresh()
         self.fleet = fleet
-        self._taken: list[_Charge] = []
-        self._charge: defaultdict[str, int] = defaultdict(int)
-        self._charge_by_model: defaultdict[tuple[str, str], int] = defaultdict(int)
 
     def free_milli(self, gpu: Gpu) -> int:
         return int(self.fleet.free_milli[self.fleet.card_id[gpu.uuid]])
@@ -54,25 +42,13 @@ class Plan:
     def free_memory_mib(self, node: Node) -> int:
         return int(self.fleet.free_memory_mib[self.fleet.node_id[node.name]])
 
-    def charge_milli(self, tenant: str) -> int:
-        """The tenant's charge with this plan's slices."""
-        found = self.state.tenants.get(tenant)
-        return (found.charge_milli if found else 0) + self._charge[tenant]
-
-    def model_charge_milli(self, tenant: str, model: str) -> int:
-        """The same on cards of one model."""
-        found = self.state.tenants.get(tenant)
-        return (found.charge_by_model.get(model, 0) if found else 0) + self._charge_by_model[tenant, model]
-
     def take(self, tenant: str, piece: Slice, end_ms: int | None = None, user: str = "", job: str = "") -> None:
         """Hold `piece` for a task of `tenant`'s `user` and `job` that surely ends at `end_ms` (None: unknown)."""
         self.fleet.take(piece, end_ms, Owner(tenant, user, job))
-        self._charge_for(tenant, piece, +1)
 
     def give(self, tenant: str, piece: Slice, end_ms: int | None = None, user: str = "", job: str = "") -> None:
         """Put a live attempt's slice back, as if it had ended."""
         self.fleet.give(piece, end_ms, Owner(tenant, user, job))
-        self._charge_for(tenant, piece, -1)
 
     def checkpoint(self) -> int:
         return self.fleet.checkpoint()
@@ -80,15 +56,3 @@ class Plan:
     def rollback(self, checkpoint: int) -> None:
         """Undo everything since `checkpoint`."""
         self.fleet.rollback(checkpoint)
-        while len(self._taken) > checkpoint:
-            self._add(self._taken.pop(), -1)
-
-    def _charge_for(self, tenant: str, piece: Slice, sign: int) -> None:
-        model = self.fleet.model_of(piece.gpu_uuids[0]) if piece.gpu_uuids else ""
-        charge = _Charge(tenant, model, sign * piece.charge_milli)
-        self._taken.append(charge)
-        self._add(charge, +1)
-
-    def _add(self, charge: _Charge, sign: int) -> None:
-        self._charge[charge.tenant] += sign * charge.milli
-        self._charge_by_model[charge.tenant, charge.model] += sign * charge.milli

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from gpushare.core.capacity import has_labels, host_need, matches_card, share_on, tier_for
+from gpushare.core.capacity import domain_of, has_labels, host_need, matches_card, share_on, tier_for
 from gpushare.core.events import AttemptsAllocated, Event
 from gpushare.core.gates import Gates
 from gpushare.core.model import WHOLE_CARD_MILLI, Gpu, GpuInventory, Job, Node, Slice, TaskRequest, Topology
@@ -137,11 +137,6 @@ def _empty_card(gpu: Gpu) -> _Card:
 
 def _free_card(gpu: Gpu) -> _Card:
     return _Card(gpu.inventory, gpu.free_milli, gpu.free_mib, is_whole=not (gpu.holds or gpu.stranger_mib))
-
-
-def domain_of(card: GpuInventory) -> str:
-    """A card whose domain is not known is near to itself alone."""
-    return card.domain or f"\0{card.uuid}"
 
 
 class Stop(NamedTuple):

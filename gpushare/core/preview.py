@@ -79,22 +79,43 @@ def preview(
     brain: Brain | None = None,
 ) -> tuple[PreviewedJob, ...] | Rejection:
     """The jobs whose outlook `changes` (whole settings, by tenant that exists) alter, by key; or why these cannot be
-    set. `brain`: the scheduler's, so that the copies decide as it does. Changes nothing."""
-    changed = World(state, now_ms, _wide(settings), brain)
-    _set(changed.state, changes)
-    for name, has in changes.items():
-        bad = (
-            tenant_rules.bad_values(has, settings)
-            or tenant_rules.bad_place(changed.state.tenants, name, has)
-            or tenant_rules.bad_guarantees(changed.state.tenants, name, has)
-        )
-        if bad is not None:
-            return bad
-    before, after = _outlook(World(state, now_ms, _wide(settings), brain)), _outlook(changed)
+    set. `brain`: the scheduler's, so that the forks decide as it does. Changes nothing."""
+    return QuotaQuestion(state, changes, now_ms, settings, brain).answer()
+
+
+class QuotaQuestion:
+    """A `preview` in two steps, like `explain.Question`."""
+
+    def __init__(
+        self,
+        state: ClusterState,
+        changes: Mapping[str, TenantSettings],
+        now_ms: int,
+        settings: CoreSettings,
+        brain: Brain | None = None,
+    ) -> None:
+        self._changes, self._settings = changes, settings
+        self._world = World(state, now_ms, _wide(settings), brain)
+
+    def answer(self) -> tuple[PreviewedJob, ...] | Rejection:
+        now, changed = self._world.fork(), self._world.fork()
+        _set(changed.state, self._changes)
+        for name, has in self._changes.items():
+            bad = (
+                tenant_rules.bad_values(has, self._settings)
+                or tenant_rules.bad_place(changed.state.tenants, name, has)
+                or tenant_rules.bad_guarantees(changed.state.tenants, name, has)
+            )
+            if bad is not None:
+                return bad
+        told = _differences(_outlook(now), _outlook(changed))
+        return tuple(_with_minimum(self._world.state, job, self._world.now_ms, self._settings) for job in told)
+
+
+def _differences(before: _Outlook, after: _Outlook) -> list[PreviewedJob]:
     touched = {*before.starts, *before.makes_way, *before.waits, *after.starts, *after.makes_way, *after.waits}
     effects = ((key, _effect(key, before, after)) for key in sorted(touched))
-    told = [PreviewedJob(key, *effect) for key, effect in effects if effect is not None]
-    return tuple(_with_minimum(state, job, now_ms, settings) for job in told)
+    return [PreviewedJob(key, *effect) for key, effect in effects if effect is not None]
 
 
 def _wide(settings: CoreSettings) -> CoreSettings:

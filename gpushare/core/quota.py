@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from gpushare.core.model import Job, ModelQuota, Qos, Slice, Tenant, TenantSettings
+from gpushare.core.model import Job, ModelQuota, Qos, Slice, TaskRequest, Tenant, TenantSettings
 from gpushare.core.placement.ask import NO_LIMIT, Room
 from gpushare.core.state import ClusterState
 
@@ -274,13 +274,14 @@ class QuotaTree:
                     self.branches[attempt.tenant].guaranteed_by_model[model] += attempt.slice.charge_milli
 
 
-def least_room_ever(tree: QuotaTree, job: Job) -> int | None:
-    """The most that the tenants on the path could ever run of a job like this, were nothing else running."""
-    path = tree.path(job.tenant)
-    limits = [b.settings.limit_milli for b in path if b.settings.limit_milli is not None]
-    models = job.spec.resources.gpu_models
+def least_room_ever(path: Iterable[TenantSettings], request: TaskRequest) -> int | None:
+    """The most that a tenant could ever run of such requests, were nothing else running. `path`: its settings and those
+    of every tenant above it."""
+    settings = list(path)
+    limits = [has.limit_milli for has in settings if has.limit_milli is not None]
+    models = request.gpu_models
     if models:
-        quotas = [[b.settings.model_quota(m) for m in models] for b in path]
+        quotas = [[has.model_quota(m) for m in models] for has in settings]
         limits += [most for row in quotas if (most := _most(row)) is not None]
     return min(limits, default=None)
 

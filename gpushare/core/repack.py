@@ -67,7 +67,20 @@ class RepackPlan(msgspec.Struct, frozen=True):
 
 def plan_repack(state: ClusterState, now_ms: int, settings: CoreSettings, brain: Brain | None = None) -> RepackPlan:
     """The moves worth making now, after all that the next pass would start. Changes nothing."""
-    world = World(state, now_ms, settings, brain)
+    return RepackQuestion(state, now_ms, settings, brain).answer()
+
+
+class RepackQuestion:
+    """A `plan_repack` in two steps, like `explain.Question`."""
+
+    def __init__(self, state: ClusterState, now_ms: int, settings: CoreSettings, brain: Brain | None = None) -> None:
+        self._world = World(state, now_ms, settings, brain)
+
+    def answer(self) -> RepackPlan:
+        return _plan(self._world)
+
+
+def _plan(world: World) -> RepackPlan:
     cycle = world.look().cycle
     free = _Free(cycle.plan)
     before = free.largest_milli(), free.fragmentation_milli()

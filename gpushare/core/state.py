@@ -8,11 +8,13 @@ entries and reach the same state; no policy runs here. `check` states what must 
 from __future__ import annotations
 
 from collections import Counter
+from copy import copy
 
 import msgspec
 
 from gpushare.core import facts, facts_jobs
 from gpushare.core.events import Entry
+from gpushare.core.forks import copy_of_job, copy_of_node, copy_of_tenant
 from gpushare.core.lifecycle import BrokenInvariant, check_job_move
 from gpushare.core.model import (
     Attempt,
@@ -87,6 +89,9 @@ class ClusterState:
         self.growing: set[str] = set()
         self.touched: set[str] = set(self.nodes)
         self.published_paths = published(self.nodes.values())
+        # The jobs and nodes that no fork shares; None: all of them.
+        self._own_jobs: set[str] | None = None
+        self._own_nodes: set[str] | None = None
         self.submitted = [j.key for j in sorted(self.jobs.values(), key=lambda j: j.submit_seq)]
         for job in self.jobs.values():
             self._index_job(job)
@@ -124,6 +129,26 @@ class ClusterState:
             raise OtherVersion(f"it is of version {version}, not {SNAPSHOT_VERSION}")
         return cls(msgspec.json.decode(blob, type=Snapshot))
 
+    def fork(self) -> ClusterState:
+        """A state that goes its own way from here, for questions: `apply` on either leaves the other as it is. It has
+        no secrets and no request ids, and as yet nothing `touched`. Cheap: jobs and nodes are shared until one of the
+        two changes them, so hold on to no record of a state across an `apply`."""
+        self._own_jobs, self._own_nodes = set(), set()
+        made = copy(self)
+        made._own_jobs, made._own_nodes = set(), set()
+        made.jobs, made.attempts, made.nodes = dict(self.jobs), dict(self.attempts), dict(self.nodes)
+        made.tenants = {name: copy_of_tenant(tenant) for name, tenant in self.tenants.items()}
+        made.tokens, made.tokens_by_sha, made.join_tokens, made.requests = {}, {}, {}, {}
+        made.reservations, made.holds = dict(self.reservations), dict(self.holds)
+        made.lines = self.lines.fork()
+        made.arrays = {key: list(children) for key, children in self.arrays.items()}
+        made.array_running = Counter(self.array_running)
+        made.running_priorities = {tenant: Counter(count) for tenant, count in self.running_priorities.items()}
+        made.dependents = {key: set(waiting) for key, waiting in self.dependents.items()}
+        made.ended, made.growing = dict(self.ended), set(self.growing)
+        made.touched, made.submitted = set(), list(self.submitted)
+        return made
+
     # -- reading
 
     def attempt(self, attempt_id: str) -> Attempt | None:
@@ -152,7 +177,28 @@ class ClusterState:
 
     # -- the parts of apply that several events share
 
+    def own_job(self, key: str) -> Job:
+        """The job of that key, to be changed, with its attempts."""
+        if self._own_jobs is not None and key not in self._own_jobs:
+            made = self.jobs[key] = copy_of_job(self.jobs[key])
+            self.attempts.update((attempt.id, attempt) for attempt in made.attempts)
+            self._own_jobs.add(key)
+        return self.jobs[key]
+
+    def own_attempt(self, attempt_id: str) -> Attempt:
+        """The attempt of that id, to be changed. Raises BrokenInvariant where there is none."""
+        self.own_job(self.must_attempt(attempt_id).job_key)
+        return self.attempts[attempt_id]
+
+    def own_node(self, name: str) -> Node:
+        """The node of that name, to be changed, with its cards."""
+        if self._own_nodes is not None and name not in self._own_nodes:
+            self.nodes[name] = copy_of_node(self.nodes[name])
+            self._own_nodes.add(name)
+        return self.nodes[name]
+
     def set_job_state(self, job: Job, state: JobState) -> None:
+        """`job` is this state's own."""
         check_job_move(job, state)
         tenant, was = self.tenants[job.tenant], job.state
         if was in WAITING_STATES:
@@ -179,6 +225,8 @@ class ClusterState:
     def add_job(self, job: Job) -> None:
         job.shared_path = path_around(job.spec.working_directory, self.published_paths)
         self.jobs[job.key] = job
+        if self._own_jobs is not None:
+            self._own_jobs.add(job.key)
         self.submitted.append(job.key)
         _count(self.tenants[job.tenant], job.state, +1)
         self._index_job(job)
@@ -186,6 +234,8 @@ class ClusterState:
 
     def remove_job(self, key: str) -> None:
         job = self.jobs.pop(key)
+        if self._own_jobs is not None:
+            self._own_jobs.discard(key)
         self.ended.pop(key, None)
         for attempt in job.attempts:
             self.attempts.pop(attempt.id, None)
@@ -201,13 +251,14 @@ class ClusterState:
         if paths == self.published_paths:
             return
         self.published_paths = paths
-        for job in self.jobs.values():
+        for key, job in self.jobs.items():
             found = "" if job.is_ended else path_around(job.spec.working_directory, paths)
             if job.is_ended or found == job.shared_path:
                 continue
             waits = job.state in WAITING_STATES
             if waits:
                 self.lines.remove(job)
+            job = self.own_job(key)
             job.shared_path = found
             if waits:
                 self.lines.add(job)

@@ -72,6 +72,21 @@ class WaitingLines:
         self._size = 0
         self._deadlines: list[tuple[int, str]] = []
 
+    def fork(self) -> WaitingLines:
+        """The same lines, which go their own way from here."""
+        made = WaitingLines()
+        made.tenants = {
+            tenant: {
+                priority: {
+                    user: {shape: list(line) for shape, line in shapes.items()} for user, shapes in users.items()
+                }
+                for priority, users in priorities.items()
+            }
+            for tenant, priorities in self.tenants.items()
+        }
+        made._size, made._deadlines = self._size, list(self._deadlines)
+        return made
+
     def __len__(self) -> int:
         return self._size
 

@@ -1,19 +1,18 @@
-"""A copy of the cluster on which questions are tried out: other wishes, other limits, and time that goes on.
+"""A fork of the cluster on which questions are tried out: other wishes, other limits, and time that goes on.
 
-Pure. The state that a copy was made of is never changed by it, and the copy runs the production pass. `World` plays the
+Pure. The state that it was forked from is never changed by it, and the fork runs the production pass. `World` plays the
 agents: what is allocated runs at once; a job with a time limit runs exactly to it and succeeds; what was told to stop,
 or to suspend, uses all of its grace; what has no known end never ends. Nobody submits, and nothing fails.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Container, Iterable
-from copy import copy
+from collections.abc import Iterable
+from functools import cached_property
 from heapq import heappop, heappush
 from typing import NamedTuple, cast
 
-from gpushare.core.brain import Brain
+from gpushare.core.brain import Brain, Twin
 from gpushare.core.commands import (
     AttemptReport,
     Call,
@@ -32,14 +31,11 @@ from gpushare.core.events import (
     Entry,
     Event,
 )
-from gpushare.core.model import SYSTEM, Attempt, AttemptState, Gpu, Job, Node, Person, Tenant
+from gpushare.core.model import SYSTEM, Attempt, AttemptState
 from gpushare.core.placement.fleet import sure_end_ms
-from gpushare.core.state import ClusterState, Snapshot
-from gpushare.core.waiting import LineKey, line_key
+from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason
 
-# Jobs of one line that are copied at most.
-LINE_MAX = 500
 _SIGTERM = 15
 _SYSTEM_CALL = Call(principal=SYSTEM)
 _NOT_YET_RUNNING = frozenset({AttemptState.ALLOCATED, AttemptState.LAUNCHING})
@@ -53,29 +49,26 @@ class Look(NamedTuple):
 
 
 class World:
-    """`state` is a copy and the world's own. With `brain` the copy decides as that one does. With `asked_for` only what
-    can matter to that waiting job is copied: the lines of `cut` go on after the jobs that are there."""
+    """`state` is a fork and the world's own. With `brain` it decides as that one does. Made, it needs nothing more of
+    the two, so that another thread may go on with it; all that takes long is left to that."""
 
-    def __init__(
-        self,
-        state: ClusterState,
-        now_ms: int,
-        settings: CoreSettings,
-        brain: Brain | None = None,
-        asked_for: Job | None = None,
-    ) -> None:
-        dropped: set[str] = set()
-        self.cut: list[LineKey] = []
-        if asked_for is not None:
-            dropped, self.cut = _tails(state, asked_for)
-        self.state = copy_of(state, dropped)
+    def __init__(self, state: ClusterState, now_ms: int, settings: CoreSettings, brain: Brain | None = None) -> None:
+        self.state = state.fork()
         self.now_ms = max(now_ms, state.at_ms)
         self.settings = settings
-        self.brain = Brain(self.state, settings) if brain is None else brain.twin(self.state)
+        self._twin = None if brain is None else Twin(brain)
         self._wake_ms: int | None = None
         # When each live attempt gives up its cards, where that is known; the heap may hold times that no longer count.
         self._ends: dict[str, int] = {}
         self._heap: list[tuple[int, str]] = []
+
+    @cached_property
+    def brain(self) -> Brain:
+        return Brain(self.state, self.settings) if self._twin is None else self._twin.over(self.state)
+
+    def fork(self) -> World:
+        """Another one, as this is now."""
+        return World(self.state, self.now_ms, self.settings, self.brain)
 
     def look(self) -> Look:
         """A pass that changes nothing. The next one voids its plan."""
@@ -85,10 +78,6 @@ class World:
         found = cycle.run()
         brain.search_again_ms, brain.guess_again_ms = again
         return Look(cycle, found)
-
-    def is_short(self) -> bool:
-        """A line that was cut has come to its end: what the copy does from here on need not be so."""
-        return any(key not in self.state.lines for key in self.cut)
 
     # -- time
 
@@ -182,83 +171,3 @@ class World:
         if times:
             self._ends[attempt.id] = min(times)
             heappush(self._heap, (min(times), attempt.id))
-
-
-# -- copies
-
-
-def copy_of(state: ClusterState, dropped: Container[str] = ()) -> ClusterState:
-    """A state that passes decide alike on, and that shares no record with `state`. Secrets, request ids, ended jobs for
-    which nobody waits and the jobs of `dropped` are left out."""
-    jobs = {
-        key: _job(job)
-        for key, job in state.jobs.items()
-        if (not job.is_ended or _is_waited_for(state, job)) and key not in dropped
-    }
-    made = ClusterState(
-        Snapshot(
-            seq=state.seq,
-            at_ms=state.at_ms,
-            term=state.term,
-            submit_seq=state.submit_seq,
-            tenants={name: _tenant(tenant) for name, tenant in state.tenants.items()},
-            nodes={name: _node(node) for name, node in state.nodes.items()},
-            jobs=jobs,
-            reservations=dict(state.reservations),
-            holds=dict(state.holds),
-            half_life_ms=state.half_life_ms,
-        )
-    )
-    # Once its brain is made, nothing has changed since.
-    made.touched.clear()
-    return made
-
-
-def _tails(state: ClusterState, asked_for: Job) -> tuple[set[str], list[LineKey]]:
-    """Jobs that need no copy when one waiting job is asked for, and the lines that they are the end of: those behind it
-    in its own line, which cannot start before it does, and those far behind in a long line."""
-    own = line_key(asked_for)
-    dropped: set[str] = set()
-    cut: list[LineKey] = []
-    for key, line in state.lines.each():
-        if key == own:
-            tail = line[bisect_right(line, (asked_for.submit_seq, asked_for.key)) :]
-        else:
-            tail = line[LINE_MAX:]
-            if tail:
-                cut.append(key)
-        behind = (job for _, job in tail if job not in state.holds)
-        dropped.update(job for job in behind if not _is_waited_for(state, state.jobs[job]))
-    return dropped, cut
-
-
-def _is_waited_for(state: ClusterState, job: Job) -> bool:
-    return job.key in state.dependents or (bool(job.array_id) and job.array_key in state.dependents)
-
-
-def _job(job: Job) -> Job:
-    made = copy(job)
-    made.attempts = [copy(attempt) for attempt in job.attempts]
-    return made
-
-
-def _node(node: Node) -> Node:
-    made = copy(node)
-    made.labels, made.attempts = dict(node.labels), set(node.attempts)
-    made.gpus = {uuid: _gpu(gpu) for uuid, gpu in node.gpus.items()}
-    return made
-
-
-def _gpu(gpu: Gpu) -> Gpu:
-    made = copy(gpu)
-    made.holds = dict(gpu.holds)
-    return made
-
-
-def _tenant(tenant: Tenant) -> Tenant:
-    made = copy(tenant)
-    made.usage = {user: copy(usage) for user, usage in tenant.usage.items()}
-    made.charge_by_model = dict(tenant.charge_by_model)
-    made.account = copy(tenant.account)
-    made.people = {user: Person(p.running_jobs, copy(p.account)) for user, p in tenant.people.items()}
-    return made

@@ -18,6 +18,7 @@ from gpushare.core.admission import check_job
 from gpushare.core.commands import Call, CancelJob, Command, ExtendJob, Outcome, RawJob, RequeueJob, SubmitJobs
 from gpushare.core.explain import Explanation
 from gpushare.core.model import Attempt, AttemptState, Job, JobState
+from gpushare.core.notices import NEVER_STARTS
 from gpushare.core.run_limits import run_limits
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of, invalid_field
@@ -92,6 +93,7 @@ class JobApi:
         answer = job_pb2.CreateJobResponse(
             dropped_env=outcome.notices.get("dropped_env", ()),
             default_request_used="default_request_used" in outcome.notices,
+            notices=outcome.notices.get(NEVER_STARTS, ()),
         )
         if not outcome.names:
             limits = run_limits(state.tenants, tenant)
@@ -111,8 +113,10 @@ class JobApi:
     ) -> job_pb2.BatchCreateJobsResponse:
         tenant = _submit_tenant(request.parent, caller)
         command = SubmitJobs(tenant, tuple(_raw_of_batch(place, spec) for place, spec in enumerate(request.jobs)))
-        names = await commit(self._engine, command, call_of(caller, request), lambda _state, outcome: outcome.names)
-        return job_pb2.BatchCreateJobsResponse(names=[convert.job_name(key) for key in names])
+        outcome = await commit(self._engine, command, call_of(caller, request), lambda _state, outcome: outcome)
+        return job_pb2.BatchCreateJobsResponse(
+            names=[convert.job_name(key) for key in outcome.names], notices=outcome.notices.get(NEVER_STARTS, ())
+        )
 
     # -- looking
 
@@ -438,6 +442,7 @@ def _explanation(found: Explanation, caller: Caller) -> job_pb2.JobExplanation:
         claimant=convert.claimant(found.claimant, caller.sees_jobs_of),
         victims=visible(found.victims),
         hold_time=convert.timestamp(found.hold_ms),
+        unknown_because=found.unknown_because,
     )
     if found.wait is not None:
         made.wait.reason, made.wait.detail = found.wait.reason.value, found.wait.detail

@@ -16,6 +16,7 @@ import msgspec
 
 from gpushare import names
 from gpushare.core.admission import Refused, check_resources
+from gpushare.core.brain import Brain
 from gpushare.core.commands import (
     CreateTenant,
     CreateToken,
@@ -27,7 +28,8 @@ from gpushare.core.commands import (
 )
 from gpushare.core.decide_people import GRANTABLE_ROLES
 from gpushare.core.model import TaskRequest, TenantSettings, Token
-from gpushare.core.preview import preview
+from gpushare.core.notices import MODEL_QUOTAS
+from gpushare.core.preview import QuotaQuestion
 from gpushare.core.state import ClusterState
 from gpushare.errors import FieldViolation, GpushareError, error_of, invalid_field
 from gpushare.reasons import Reason
@@ -131,7 +133,9 @@ class TenantApi:
 
     def _shown_tenant(self, state: ClusterState, outcome: Outcome) -> tenant_pb2.Tenant:
         """Also for a repeated request whose tenant was deleted since: the tombstone says what it was."""
-        return self._shown(state, [outcome.names[0]])[0]
+        shown = self._shown(state, [outcome.names[0]])[0]
+        shown.notices.extend(outcome.notices.get(MODEL_QUOTAS, ()))
+        return shown
 
     def _settings(self, old: TenantSettings, new: tenant_pb2.TenantSettings) -> TenantSettings:
         """`old` with the fields that are set in `new`."""
@@ -152,7 +156,7 @@ class TenantApi:
     async def preview_quota(
         self, request: tenant_pb2.PreviewQuotaRequest, caller: Caller
     ) -> tenant_pb2.PreviewQuotaResponse:
-        def look(state: ClusterState) -> tenant_pb2.PreviewQuotaResponse:
+        def question(state: ClusterState, brain: Brain) -> QuotaQuestion:
             changes: dict[str, TenantSettings] = {}
             for each in request.changes:
                 tenant = convert.parse_tenant_name(each.name)
@@ -160,15 +164,15 @@ class TenantApi:
                     raise convert.not_found(each.name)
                 old = changes.get(tenant, state.tenants[tenant].settings)
                 changes[tenant] = self._settings(old, each.settings)
-            found = preview(state, changes, self._engine.now_ms(), self._engine.settings)
-            if isinstance(found, Rejection):
-                violation = FieldViolation(f"changes.{found.field}", found.detail)
-                raise error_of(found.reason, found.detail, violations=(violation,))
-            return convert_tenants.previewed(found)
+            return QuotaQuestion(state, changes, self._engine.now_ms(), self._engine.settings, brain)
 
         if len(request.changes) > self._page_max:
             raise invalid_field("changes", f"has {len(request.changes)} tenants; accepted: {self._page_max}")
-        return await self._engine.read(look)
+        found = await self._engine.ask(question)
+        if isinstance(found, Rejection):
+            violation = FieldViolation(f"changes.{found.field}", found.detail)
+            raise error_of(found.reason, found.detail, violations=(violation,))
+        return convert_tenants.previewed(found or ())
 
     # -- tokens
 

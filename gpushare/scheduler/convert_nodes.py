@@ -349,6 +349,7 @@ def repack_plan(found: RepackPlan) -> node_pb2.RepackPlan:
         largest_share_after_milli=found.largest_share_after_milli,
         fragmentation_before_milli=found.fragmentation_before_milli,
         fragmentation_after_milli=found.fragmentation_after_milli,
+        gpu_memory_mib=found.gpu_memory_mib,
     )
 
 

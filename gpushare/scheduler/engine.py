@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import structlog
 
@@ -39,6 +39,7 @@ from gpushare.scheduler.recovery import WAKES_PASS, load_state
 from gpushare.store.port import HistoryRow, Record, Store, StoreError, StoreFull, TermLost
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Thunk = Callable[[], None]
 Projector = Callable[[Sequence[Entry], ClusterState], Thunk | None]
 
@@ -51,6 +52,12 @@ _PASS_SPACING = 4.0
 _CHECK_MAX_JOBS = 50_000
 
 log = structlog.get_logger("engine")
+
+
+class Question(Protocol[T_co]):
+    """Made on a state, it has what the answer needs, and `answer` looks at nothing else."""
+
+    def answer(self) -> T_co: ...
 
 
 class Engine:
@@ -213,10 +220,22 @@ class Engine:
         return explaining.wait_of(self.state, job, reason, self.now_ms(), last.starts_ms, sees)
 
     async def explain(self, job_key: str, sees: Sees | None = None) -> explaining.Explanation | None:
-        """Why a job waits; None for one that is not in memory. One question at a time: what its answer needs is copied
-        here, and thought through in a thread of its own while the scheduler goes on."""
+        """Why a job waits; None for one that is not in memory."""
+
+        def question(state: ClusterState, brain: Brain) -> explaining.Question | None:
+            job = state.jobs.get(job_key)
+            if job is None:
+                return None
+            return explaining.Question(state, job, self.now_ms(), self.settings, brain, sees)
+
+        return await self.ask(question)
+
+    async def ask(self, make: Callable[[ClusterState, Brain], Question[T] | None]) -> T | None:
+        """The answer to what `make` asks of the state and the brain as they are; None where it asks nothing. One
+        question at a time: the state is forked here, and thought on in a thread of its own while the scheduler goes
+        on."""
         async with self._one_question:
-            question = await self.read(lambda state: self._question(state, job_key, sees))
+            question = await self.read(lambda state: make(state, self._brain))
             if question is None:
                 return None
             work = asyncio.get_running_loop().run_in_executor(self._thinker, question.answer)
@@ -225,12 +244,6 @@ class Engine:
             finally:
                 # Whoever gave up waiting leaves the thread busy: the next question comes after it.
                 await asyncio.wait([work])
-
-    def _question(self, state: ClusterState, job_key: str, sees: Sees | None) -> explaining.Question | None:
-        job = state.jobs.get(job_key)
-        if job is None:
-            return None
-        return explaining.Question(state, job, self.now_ms(), self.settings, self._brain, sees)
 
     # -- leading and reloading
 

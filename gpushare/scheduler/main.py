@@ -19,7 +19,7 @@ from pathlib import Path
 import structlog
 
 from gpushare.address import is_wildcard
-from gpushare.config import SchedulerConfig, join_address, load_scheduler_config
+from gpushare.config import SchedulerConfig, gang_ports, join_address, load_scheduler_config
 from gpushare.configfile import ConfigError
 from gpushare.core.commands import Call, CoreSettings, Housekeep
 from gpushare.core.lifecycle import BrokenInvariant
@@ -34,6 +34,7 @@ from gpushare.scheduler.pki import PkiLeaf
 from gpushare.scheduler.server import ApiServer
 from gpushare.store.port import StoreError
 from gpushare.store.sqlite import SqliteStore
+from gpushare.weights import PolicyWeights
 
 HOUSEKEEPING_S = 30.0
 STOP_GRACE_S = 3.0
@@ -98,6 +99,7 @@ def _configure_log() -> None:
 def core_settings(config: SchedulerConfig) -> CoreSettings:
     """The configuration's share of the core's numbers."""
     caps = config.caps
+    first_port, last_port = gang_ports(config)
     return CoreSettings(
         display_name_max_chars=caps.display_name_max_chars,
         env_max_vars=caps.env_max_vars,
@@ -110,6 +112,7 @@ def core_settings(config: SchedulerConfig) -> CoreSettings:
         request_id_max_chars=caps.request_id_max_chars,
         lease_ttl_ms=config.lease_ttl_s * 1000,
         policy=config.placement_policy,
+        weights=PolicyWeights(price_fit=config.price_fit, fgd=config.fgd),
         infra_retries=config.infra_retries,
         infra_backoff_ms=config.infra_backoff_ms,
         infra_backoff_max_ms=config.infra_backoff_max_ms,
@@ -118,6 +121,8 @@ def core_settings(config: SchedulerConfig) -> CoreSettings:
         min_run_ms=config.min_run_s * 1000,
         backfill_depth=config.backfill_depth,
         starvation_after_ms=config.starvation_after_s * 1000,
+        gang_first_port=first_port,
+        gang_last_port=last_port,
         power_idle_ms=config.power_idle_s * 1000,
         power_keep_nodes=config.power_keep_nodes,
         power_wake_timeout_ms=config.power_wake_timeout_s * 1000,

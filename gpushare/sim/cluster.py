@@ -30,6 +30,7 @@ from gpushare.core.model import (
 from gpushare.core.placement import POLICIES
 from gpushare.core.state import ClusterState, Snapshot
 from gpushare.sim.traces import SPEC_MAX_BYTES, TASKS_MAX, TraceJob, TraceNode, TraceTenant
+from gpushare.weights import PolicyWeights
 
 #: The virtual clock's zero: no time of a simulation is 0, which the core reads as "not yet".
 EPOCH_MS = 1_000_000_000_000
@@ -47,12 +48,13 @@ def policies() -> tuple[str, ...]:
     return (default, *sorted(name for name in POLICIES if name != default))
 
 
-def settings_for(policy: str, *, once: bool) -> CoreSettings:
+def settings_for(policy: str, weights: PolicyWeights, *, once: bool) -> CoreSettings:
     """The shipped settings, with the caps that guard a shared scheduler out of the way. `once`: nobody waits, so nobody
     is owed a start in the future."""
     shipped = CoreSettings()
     return CoreSettings(
         policy=policy,
+        weights=weights,
         backfill_depth=0 if once else shipped.backfill_depth,
         label_max_chars=SPEC_MAX_BYTES,
         tasks_max=TASKS_MAX,

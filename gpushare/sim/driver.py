@@ -45,6 +45,7 @@ from gpushare.reasons import Reason
 from gpushare.sim import cluster
 from gpushare.sim.observe import Observer
 from gpushare.sim.traces import TraceJob, TraceNode, TraceTenant, tenants_of
+from gpushare.weights import PolicyWeights
 
 # Passes at one moment of virtual time, and wakes in a row without any change, before the core is taken to be stuck.
 _PASSES_MAX = 100_000
@@ -89,6 +90,7 @@ class Simulation:
         tenants: Sequence[TraceTenant] | None = None,
         *,
         policy: str = "",
+        weights: PolicyWeights | None = None,
         once: bool = False,
         on_progress: Callable[[int], None] = lambda done: None,
     ) -> None:
@@ -96,7 +98,7 @@ class Simulation:
         self.runs = [Run(job) for job in jobs]
         self.tenants = tenants_of(jobs) if tenants is None else tenants
         self.once = once
-        self.settings = cluster.settings_for(policy or cluster.policies()[0], once=once)
+        self.settings = cluster.settings_for(policy or cluster.policies()[0], weights or PolicyWeights(), once=once)
         self.state = cluster.begin(nodes, self.tenants, sorted({j.models for j in jobs if j.models and not j.num_gpu}))
         self.brain = Brain(self.state, self.settings)
         self._arrivals = sorted(self.runs, key=lambda run: run.job.arrival_ms)

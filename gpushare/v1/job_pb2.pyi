@@ -432,14 +432,16 @@ class CreateJobRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ..., job: _Optional[_Union[JobSpec, _Mapping]] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ...) -> None: ...
 
 class CreateJobResponse(_message.Message):
-    __slots__ = ("jobs", "dropped_env", "default_request_used")
+    __slots__ = ("jobs", "dropped_env", "default_request_used", "notices")
     JOBS_FIELD_NUMBER: _ClassVar[int]
     DROPPED_ENV_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_REQUEST_USED_FIELD_NUMBER: _ClassVar[int]
+    NOTICES_FIELD_NUMBER: _ClassVar[int]
     jobs: _containers.RepeatedCompositeFieldContainer[Job]
     dropped_env: _containers.RepeatedScalarFieldContainer[str]
     default_request_used: bool
-    def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., dropped_env: _Optional[_Iterable[str]] = ..., default_request_used: _Optional[bool] = ...) -> None: ...
+    notices: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., dropped_env: _Optional[_Iterable[str]] = ..., default_request_used: _Optional[bool] = ..., notices: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class BatchCreateJobsRequest(_message.Message):
     __slots__ = ("parent", "jobs", "request_id")
@@ -452,10 +454,12 @@ class BatchCreateJobsRequest(_message.Message):
     def __init__(self, parent: _Optional[str] = ..., jobs: _Optional[_Iterable[_Union[JobSpec, _Mapping]]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class BatchCreateJobsResponse(_message.Message):
-    __slots__ = ("names",)
+    __slots__ = ("names", "notices")
     NAMES_FIELD_NUMBER: _ClassVar[int]
+    NOTICES_FIELD_NUMBER: _ClassVar[int]
     names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
+    notices: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., notices: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetJobRequest(_message.Message):
     __slots__ = ("name",)
@@ -556,7 +560,7 @@ class Counterfactual(_message.Message):
     def __init__(self, change: _Optional[str] = ..., flag: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class JobExplanation(_message.Message):
-    __slots__ = ("name", "state", "stage", "wait", "filters", "blocking_jobs", "earliest_start_time", "suggestion", "counterfactuals", "expected_start_time", "ahead_jobs", "ahead_count", "claimant", "victims", "hold_time")
+    __slots__ = ("name", "state", "stage", "wait", "filters", "blocking_jobs", "earliest_start_time", "suggestion", "counterfactuals", "expected_start_time", "ahead_jobs", "ahead_count", "claimant", "victims", "hold_time", "unknown_because")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
@@ -572,6 +576,7 @@ class JobExplanation(_message.Message):
     CLAIMANT_FIELD_NUMBER: _ClassVar[int]
     VICTIMS_FIELD_NUMBER: _ClassVar[int]
     HOLD_TIME_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_BECAUSE_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: JobState
     stage: str
@@ -587,7 +592,8 @@ class JobExplanation(_message.Message):
     claimant: str
     victims: _containers.RepeatedScalarFieldContainer[str]
     hold_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., stage: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., filters: _Optional[_Iterable[_Union[FilterCount, _Mapping]]] = ..., blocking_jobs: _Optional[_Iterable[str]] = ..., earliest_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., suggestion: _Optional[str] = ..., counterfactuals: _Optional[_Iterable[_Union[Counterfactual, _Mapping]]] = ..., expected_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ahead_jobs: _Optional[_Iterable[str]] = ..., ahead_count: _Optional[int] = ..., claimant: _Optional[str] = ..., victims: _Optional[_Iterable[str]] = ..., hold_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    unknown_because: str
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., stage: _Optional[str] = ..., wait: _Optional[_Union[Wait, _Mapping]] = ..., filters: _Optional[_Iterable[_Union[FilterCount, _Mapping]]] = ..., blocking_jobs: _Optional[_Iterable[str]] = ..., earliest_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., suggestion: _Optional[str] = ..., counterfactuals: _Optional[_Iterable[_Union[Counterfactual, _Mapping]]] = ..., expected_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ahead_jobs: _Optional[_Iterable[str]] = ..., ahead_count: _Optional[int] = ..., claimant: _Optional[str] = ..., victims: _Optional[_Iterable[str]] = ..., hold_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., unknown_because: _Optional[str] = ...) -> None: ...
 
 class WatchJobsRequest(_message.Message):
     __slots__ = ("parent", "resume_token", "id")

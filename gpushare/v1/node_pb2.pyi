@@ -425,20 +425,22 @@ class RepackOpened(_message.Message):
     def __init__(self, node: _Optional[str] = ..., gpus: _Optional[int] = ...) -> None: ...
 
 class RepackPlan(_message.Message):
-    __slots__ = ("moves", "opened", "largest_share_before_milli", "largest_share_after_milli", "fragmentation_before_milli", "fragmentation_after_milli")
+    __slots__ = ("moves", "opened", "largest_share_before_milli", "largest_share_after_milli", "fragmentation_before_milli", "fragmentation_after_milli", "gpu_memory_mib")
     MOVES_FIELD_NUMBER: _ClassVar[int]
     OPENED_FIELD_NUMBER: _ClassVar[int]
     LARGEST_SHARE_BEFORE_MILLI_FIELD_NUMBER: _ClassVar[int]
     LARGEST_SHARE_AFTER_MILLI_FIELD_NUMBER: _ClassVar[int]
     FRAGMENTATION_BEFORE_MILLI_FIELD_NUMBER: _ClassVar[int]
     FRAGMENTATION_AFTER_MILLI_FIELD_NUMBER: _ClassVar[int]
+    GPU_MEMORY_MIB_FIELD_NUMBER: _ClassVar[int]
     moves: _containers.RepeatedCompositeFieldContainer[RepackMove]
     opened: _containers.RepeatedCompositeFieldContainer[RepackOpened]
     largest_share_before_milli: int
     largest_share_after_milli: int
     fragmentation_before_milli: int
     fragmentation_after_milli: int
-    def __init__(self, moves: _Optional[_Iterable[_Union[RepackMove, _Mapping]]] = ..., opened: _Optional[_Iterable[_Union[RepackOpened, _Mapping]]] = ..., largest_share_before_milli: _Optional[int] = ..., largest_share_after_milli: _Optional[int] = ..., fragmentation_before_milli: _Optional[int] = ..., fragmentation_after_milli: _Optional[int] = ...) -> None: ...
+    gpu_memory_mib: int
+    def __init__(self, moves: _Optional[_Iterable[_Union[RepackMove, _Mapping]]] = ..., opened: _Optional[_Iterable[_Union[RepackOpened, _Mapping]]] = ..., largest_share_before_milli: _Optional[int] = ..., largest_share_after_milli: _Optional[int] = ..., fragmentation_before_milli: _Optional[int] = ..., fragmentation_after_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ...) -> None: ...
 
 class PlanRepackRequest(_message.Message):
     __slots__ = ()

@@ -49,6 +49,7 @@ class FakeCluster(
         self.logs: dict[tuple[str, int, int, int], bytes] = defaultdict(bytes)
         self.log_ended: set[tuple[str, int, int, int]] = set()
         self.answers: dict[str, j.CreateJobResponse] = {}
+        self.notices: list[str] = []
         self.requests: dict[str, list[Any]] = defaultdict(list)
         self.faults: dict[str, list[GpushareError]] = defaultdict(list)
         self.tenants = {"vision": t.Tenant(name="tenants/vision", max_queued_jobs=10_000)}
@@ -148,7 +149,7 @@ class FakeCluster(
         self._enter("CreateJob", request, context)
         if request.request_id in self.answers:
             return self.answers[request.request_id]
-        answer = j.CreateJobResponse()
+        answer = j.CreateJobResponse(notices=self.notices)
         resources = request.job.resources
         answer.default_request_used = not any(
             resources.HasField(field) for field in ("gpus", "gpu_milli", "gpu_memory_mib")

@@ -158,13 +158,17 @@ class Cluster:
         said = AttemptReport(attempt=attempt.id, state=state, reason=reason, **fields)  # type: ignore[arg-type]
         return self.do(ReportAttempt(node=attempt.slice.node, report=said))
 
+    def now(self, job: Job) -> Job:
+        """The job's present record: once the state was forked, a change makes a new one."""
+        return self.state.jobs[job.key]
+
     def run(self, job: Job) -> None:
-        for attempt in job.current():
+        for attempt in self.now(job).current():
             self.report(attempt, AttemptState.RUNNING, started_ms=self.now_ms)
 
     def finish(self, job: Job, exit_code: int = 0) -> None:
         """Every live task ends by itself with this code."""
-        for attempt in job.live():
+        for attempt in self.now(job).live():
             ok = exit_code == 0
             self.report(
                 attempt,

@@ -231,6 +231,20 @@ def test_a_tenant_is_isolated_and_open_again(gpushare: Cli, cluster: FakeCluster
     assert "isolated" in gpushare("tenant", "list", "-o", "wide").out
 
 
+def test_what_is_accepted_with_a_word_says_so_beside_the_answer(gpushare: Cli, cluster: FakeCluster) -> None:
+    cluster.tenants["vision"].notices.append("no registered card is a 'H100'")
+    cluster.notices.append("QUOTA_NEVER: it needs 2 cards\x1b[2J")
+    done = gpushare("tenant", "set", "vision", "--model-quota", "H100=1")
+    assert (done.code, done.err) == (0, "note: no registered card is a 'H100'\n")
+    assert "no registered" not in done.out
+    done = gpushare("submit", "--dry-run", "--gpus", "2", "--", "true")
+    assert done.code == 0
+    assert "note: it would wait for ever: QUOTA_NEVER: it needs 2 cards" in done.err
+    assert "\x1b" not in done.err
+    cluster.notices.clear()
+    del cluster.tenants["vision"].notices[:]
+
+
 def test_a_token_may_be_a_tenant_admins(gpushare: Cli, cluster: FakeCluster) -> None:
     assert gpushare("token", "create", "tina", "--role", "tenant-admin", "--tenant", "vision").code == 0
     assert cluster.seen("CreateToken")[0].role == t.ROLE_TENANT_ADMIN
@@ -383,6 +397,7 @@ def test_a_repack_is_shown_with_its_cost_before_it_is_done(gpushare: Cli, cluste
         job="tenants/vision/jobs/3", node="n1", from_gpu_uuids=["A"], to_gpu_uuids=["B"], gpu_memory_mib=2048
     )
     cluster.repack.opened.add(node="n1", gpus=1)
+    cluster.repack.gpu_memory_mib = 2048
     cluster.repack.largest_share_before_milli, cluster.repack.largest_share_after_milli = 500, 1000
     shown = gpushare("repack", "--plan")
     assert shown.out.splitlines()[1].split() == ["vision/3", "n1", "A", "B", "2GiB"]

@@ -13,9 +13,12 @@ from gpushare.address import Address
 from gpushare.config import Caps, SchedulerConfig, join_address, load_agent_config, load_scheduler_config, places
 from gpushare.configfile import ConfigError, refuse_readable_by_others
 from gpushare.core.commands import CoreSettings
-from gpushare.core.placement import POLICIES
+from gpushare.core.placement import POLICIES, make_policy
+from gpushare.core.placement.fgd import Fgd
+from gpushare.core.placement.price_fit import PriceFit
 from gpushare.reasons import Reason
 from gpushare.scheduler.main import core_settings
+from gpushare.weights import FgdWeights, PriceFitWeights
 
 UUID = "GPU-01234567-89ab-cdef-0123-456789abcdef"
 
@@ -158,9 +161,23 @@ def test_environment_reaches_tables_lists_and_booleans(home: dict[str, str]) -> 
         ("load_weight = true", 1, "load_weight", "a number like 0.5"),
         ("load_weight = '5e-1'", 1, "load_weight", "a number like 0.5"),
         ("weight = 1", 1, "weight", "no such key"),
+        ("[price_fit]\naverage = 1", 2, "price_fit.average", "did you mean price_fit.average_part?"),
+        ("[price_fit]\naverage_part = 1.1", 2, "price_fit.average_part", "is not from 0 to 1"),
+        ("[price_fit]\nloads = 1.2", 2, "price_fit.loads", "a list of numbers"),
+        ("[price_fit]\nloads = []", 2, "price_fit.loads", "a list of numbers"),
+        ("[price_fit]\nloads = [1.2, 'x']", 2, "price_fit.loads", "a number like 0.5"),
+        ("[price_fit]\nloads = [1.0]", 2, "price_fit.loads", "'1.0' is not from 1.01 to 10"),
+        (f"[price_fit]\nloads = {[1.5] * 17}", 2, "price_fit.loads", "has 17 entries; accepted: 16"),
+        ("[fgd]\nwindow_tasks = 0", 2, "fgd.window_tasks", "is zero"),
+        ("[spread]\nx = 1", 2, "spread.x", "no such key"),
         ("placement_policy = 'random'", 1, "placement_policy", "'best_fit'"),
         ("fair_share_half_life_s = '1s'", 1, "fair_share_half_life_s", "is not from 60"),
         ("backfill_depth = 65", 1, "backfill_depth", "is above 64"),
+        ("gang_port_range = '29500'", 1, "gang_port_range", "FIRST-LAST from 1024 to 65535"),
+        ("gang_port_range = '30000-29500'", 1, "gang_port_range", "is no range of ports"),
+        ("gang_port_range = '80-29500'", 1, "gang_port_range", "is no range of ports"),
+        ("gang_port_range = '29500-99999'", 1, "gang_port_range", "is no range of ports"),
+        ("gang_port_range = 29500", 1, "gang_port_range", "a text"),
         ("starvation_after_s = 0", 1, "starvation_after_s", "is zero"),
         ("power_idle_s = '10m'", 1, "power_idle_s", "power_down_command is not"),
         (
@@ -288,17 +305,37 @@ def test_policy_numbers_say_what_the_core_says(tmp_path: Path, home: dict[str, s
     assert core_settings(config) == CoreSettings(lease_ttl_ms=config.lease_ttl_s * 1000)
     text = (
         "load_weight = 1\nfair_share_half_life_s = '1d'\nmin_run_s = '10m'\nbackfill_depth = 0\n"
+        "gang_port_range = '40000-40009'\n"
         "starvation_after_s = '2h'\npower_idle_s = '15m'\npower_down_command = ['/sbin/off', '--node={node}']\n"
         "power_up_command = ['/sbin/wake', '{node}']\npower_keep_nodes = 1\npower_wake_timeout_s = '5m'\n"
     )
     said = load_scheduler_config(written(tmp_path, text), environ=home, uid=1000)
     core = core_settings(said)
     assert (core.load_weight, core.fair_share_half_life_ms, core.min_run_ms) == (1.0, 86_400_000, 600_000)
+    assert list(core.gang_ports) == list(range(40_000, 40_010))
     assert (core.backfill_depth, core.starvation_after_ms) == (0, 7_200_000)
     assert (core.power_idle_ms, core.power_keep_nodes, core.power_wake_timeout_ms) == (900_000, 1, 300_000)
     assert said.power_down_command == ("/sbin/off", "--node={node}")
     environ = {**home, "GPUSHARE_SCHEDULER_LOAD_WEIGHT": "0.25"}
     assert load_scheduler_config(environ=environ, uid=1000).load_weight == 0.25
+
+
+def test_a_policy_is_weighed_by_the_file_and_else_as_it_was_measured(tmp_path: Path, home: dict[str, str]) -> None:
+    usual = load_scheduler_config(environ=home, uid=1000)
+    assert msgspec.structs.asdict(usual.price_fit) == {
+        "loads": (1.02, 1.1, 1.2, 1.3), "charge_steps": (0.0, 0.125, 0.25, 0.5, 1.0), "average_part": 0.8,
+        "size_bonus_milli": 150.0, "wide_bonus_milli": 1000.0, "wide_part_min": 0.1, "window_tasks": 8192,
+        "most_sizes": 24, "tolerance_milli": 10.0,
+    }  # fmt: skip
+    assert msgspec.structs.asdict(usual.fgd) == {"window_tasks": 8192, "most_classes": 256}
+    text = "placement_policy = 'fgd'\n[price_fit]\nloads = [1.5, 2]\nwide_part_min = 0\n[fgd]\nwindow_tasks = 512\n"
+    environ = {**home, "GPUSHARE_SCHEDULER_PRICE_FIT_CHARGE_STEPS": "0,0.5"}
+    core = core_settings(load_scheduler_config(written(tmp_path, text), environ=environ, uid=1000))
+    price_fit, fgd = (make_policy(name, core.weights) for name in ("price_fit", "fgd"))
+    assert isinstance(price_fit, PriceFit)
+    assert isinstance(fgd, Fgd)
+    assert price_fit.weights == PriceFitWeights(loads=(1.5, 2.0), charge_steps=(0.0, 0.5), wide_part_min=0.0)
+    assert fgd.weights == FgdWeights(window_tasks=512)
 
 
 def test_the_policies_that_can_be_set_are_those_that_there_are() -> None:

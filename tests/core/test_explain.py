@@ -23,7 +23,7 @@ from gpushare.core.model import (
     TierOffer,
 )
 from gpushare.core.waiting import line_key
-from gpushare.core.whatif import World, copy_of
+from gpushare.core.whatif import World
 from gpushare.reasons import Reason
 
 MINUTE_MS = 60_000
@@ -38,7 +38,7 @@ def told(cluster: Cluster, job: Job, *sees: str) -> Explanation:
     """To a reader who sees these tenants' jobs; to one of its own tenant alone where none is named."""
     before = cluster.state.encode()
     seen = sees.__contains__ if sees else None
-    found = explain(cluster.state, job, cluster.now_ms, cluster.settings, sees=seen)
+    found = explain(cluster.state, cluster.state.jobs[job.key], cluster.now_ms, cluster.settings, sees=seen)
     assert cluster.state.encode() == before
     return found
 
@@ -398,7 +398,7 @@ def test_a_copy_shares_nothing_that_changes() -> None:
     cluster = busy(2, max_run_ms=MINUTE_MS)
     cluster.submit(count=3, resources=WHOLE, array_indexes=(0, 1))
     before = cluster.state.encode()
-    assert copy_of(cluster.state).jobs == cluster.state.jobs
+    assert cluster.state.fork().jobs == cluster.state.jobs
     world = World(cluster.state, cluster.now_ms, cluster.settings)
     world.begin()
     for _ in range(6):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scenario import Scenario
 
 from gpushare.core.events import AttemptsAllocated, AttemptStopRequested, JobsCreated
-from gpushare.core.gangs import FIRST_PORT, LAST_PORT, gang_port, missing_tasks, place_of
+from gpushare.core.gangs import gang_port, missing_tasks, place_of
 from gpushare.core.model import (
     AttemptState,
     Job,
@@ -35,6 +35,7 @@ from gpushare.reasons import Reason
 from gpushare.scheduler import convert_nodes
 
 CLAIMANT = "vision/999"
+PORTS = range(29_500, 29_540)
 
 
 def submit_gang(cluster: Cluster, **fields: object) -> Job:
@@ -500,28 +501,28 @@ def test_no_two_gangs_meet_at_one_port_of_one_host(cluster: Cluster) -> None:
     cluster.node("a2", 0, address="10.0.0.1")
     for node in ("a", "a2", "a", "a2"):
         job = submit_gang(cluster, tasks=2)
-        place(cluster, job, {0: node, 1: "b"}, port=gang_port(cluster.state, node))
+        place(cluster, job, {0: node, 1: "b"}, port=gang_port(cluster.state, node, PORTS))
     ports = [job.master_port for job in cluster.state.jobs.values()]
     assert len(set(ports)) == 4
-    assert all(FIRST_PORT <= port <= LAST_PORT for port in ports)
+    assert all(port in PORTS for port in ports)
 
 
 def test_a_port_that_the_same_pass_has_given_out_is_not_given_again(cluster: Cluster) -> None:
     taken: set[int] = set()
-    for _ in range(LAST_PORT - FIRST_PORT + 1):
-        taken.add(gang_port(cluster.state, "a", taken))
-    assert len(taken) == LAST_PORT - FIRST_PORT + 1
-    assert gang_port(cluster.state, "a", taken) == 0
-    assert gang_port(cluster.state, "b") != 0
+    for _ in PORTS:
+        taken.add(gang_port(cluster.state, "a", PORTS, taken))
+    assert len(taken) == len(PORTS)
+    assert gang_port(cluster.state, "a", PORTS, taken) == 0
+    assert gang_port(cluster.state, "b", PORTS) != 0
 
 
 def test_a_gang_that_starts_again_at_its_old_place_meets_at_another_port(cluster: Cluster) -> None:
     job = submit_gang(cluster, tasks=2, max_retries=1)
-    place(cluster, job, {0: "a", 1: "b"}, port=gang_port(cluster.state, "a"))
+    place(cluster, job, {0: "a", 1: "b"}, port=gang_port(cluster.state, "a", PORTS))
     before = job.master_port
     cluster.finish(job, 1)
     assert job.state is JobState.QUEUED
-    assert gang_port(cluster.state, "a") != before
+    assert gang_port(cluster.state, "a", PORTS) != before
 
 
 # -- anything may happen

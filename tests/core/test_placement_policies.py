@@ -13,7 +13,8 @@ from gpushare.core.placement.fgd import Fgd
 from gpushare.core.placement.fleet import Fleet
 from gpushare.core.placement.mix import FIRST_READING_TASKS, MOST_CLASSES, JobMix
 from gpushare.core.placement.policy import Policy
-from gpushare.core.placement.price_fit import PriceFit, PriceFitWeights
+from gpushare.core.placement.price_fit import PriceFit
+from gpushare.weights import PriceFitWeights
 
 LEARNING = pytest.mark.parametrize("policy", [Fgd, PriceFit])
 

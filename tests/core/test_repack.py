@@ -94,9 +94,10 @@ def test_it_resumes_on_the_card_that_was_planned_and_nobody_takes_that_place_mea
     cluster.cycle()
     assert other.key in cluster.state.holds
     cluster.report(cluster.state.attempts[move.attempt], AttemptState.SUSPENDED)
-    assert other.state is JobState.SUSPENDED
+    assert cluster.now(other).state is JobState.SUSPENDED
     cluster.cycle()
     cluster.report(cluster.state.attempts[move.attempt], AttemptState.RUNNING)
+    other, third, *rivals = (cluster.now(job) for job in (other, third, *rivals))
     assert (other.state, card_of(other)) == (JobState.RUNNING, move.to_uuid)
     assert third.state is JobState.RUNNING
     assert not cluster.state.holds
@@ -149,7 +150,7 @@ def test_where_no_card_can_be_emptied_a_larger_share_is_opened() -> None:
     assert [(m.job, m.to_uuid) for m in found.moves] == [(small.key, card_of(seven))]
     assert (found.largest_share_before_milli, found.largest_share_after_milli, found.opened) == (300, 400, ())
     carry_out(cluster, found)
-    assert card_of(small) == card_of(seven)
+    assert card_of(cluster.now(small)) == card_of(seven)
 
 
 def test_a_job_that_the_plan_does_not_move_is_refused_and_nothing_else_is_done() -> None:
@@ -169,7 +170,7 @@ def test_a_job_that_ends_on_its_way_leaves_nothing_held() -> None:
     cluster.must(ApplyRepack(jobs=(other.key,)))
     cluster.cycle()
     cluster.finish(other)
-    assert other.state is JobState.SUCCEEDED
+    assert cluster.now(other).state is JobState.SUCCEEDED
     cluster.cycle()
     assert not cluster.state.holds
 
@@ -215,8 +216,9 @@ def _opens_what_it_says(seed: int) -> bool:
         return False
     carry_out(cluster, found)
     check(cluster.state)
+    gpus = cluster.state.nodes["n"].gpus
     assert {key: card_of(cluster.state.jobs[key]) for key in places} == places
     assert sum(not g.holds for g in gpus.values()) == empty + sum(n for _, n in found.opened)
     assert max(1000 - g.used_milli for g in gpus.values()) == found.largest_share_after_milli
-    assert all(job.state is JobState.RUNNING for job in running if job.live())
+    assert all(job.state is JobState.RUNNING for job in map(cluster.now, running) if job.live())
     return True

@@ -86,6 +86,23 @@ def test_what_was_left_out_and_what_was_assumed_is_told(tmp_path: Path) -> None:
     run(test)
 
 
+def test_what_would_wait_for_ever_is_told_at_the_submit(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with api_cluster(tmp_path) as cluster:
+            request = create(qos=job_pb2.QOS_GUARANTEED, resources=job_pb2.Resources(gpus=2))
+            batch = job_pb2.BatchCreateJobsRequest(parent=request.parent, jobs=[request.job] * 2, request_id="b")
+            said = [*(await cluster.jobs("ann").CreateJob(request)).notices]
+            said += (await cluster.jobs("ann").BatchCreateJobs(batch)).notices
+            request.validate_only = True
+            request.request_id = "v"
+            said += (await cluster.jobs("ann").CreateJob(request)).notices
+            assert len(said) == 3
+            assert len(set(said)) == 1
+            assert said[0].startswith("QUOTA_NEVER: it needs 2 cards")
+
+    run(test)
+
+
 def test_a_dry_run_checks_everything_and_admits_nothing(tmp_path: Path) -> None:
     async def test() -> None:
         async with api_cluster(tmp_path) as cluster:

@@ -23,9 +23,11 @@ from gpushare.core.commands import (
     UncordonNode,
     UpdateTenant,
 )
+from gpushare.core.invariants import check
 from gpushare.core.model import AttemptState, Job, OnDisconnect, TenantSettings
 from gpushare.core.orders import StartOrder, orders_after_sync
 from gpushare.core.state import ClusterState
+from gpushare.core.whatif import World
 from gpushare.reasons import Reason
 
 SHARES = st.builds(
@@ -48,6 +50,7 @@ class ClusterMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.cluster = Cluster(tenants=("t", "u"))
+        self.forks: list[tuple[ClusterState, bytes]] = []
         for node in ("n1", "n2"):
             self.cluster.node(node, 4)
 
@@ -135,6 +138,28 @@ class ClusterMachine(RuleBasedStateMachine):
     @rule(limit=st.sampled_from([None, 0, 500, 4000]))
     def set_limit(self, limit: int | None) -> None:
         self.cluster.must(UpdateTenant(tenant="t", settings=TenantSettings(limit_milli=limit)))
+
+    @rule()
+    def fork(self) -> None:
+        """Somebody thinks about a fork while the cluster goes on, and tries other things on it."""
+        made = self.cluster.state.fork()
+        before = self.cluster.state.encode()
+        world = World(made, self.cluster.now_ms, self.cluster.settings)
+        world.begin()
+        for _ in range(3):
+            world.run_pass()
+            at_ms = world.next_ms()
+            if at_ms is not None:
+                world.go_on(at_ms)
+        assert self.cluster.state.encode() == before
+        check(world.state)
+        self.teardown()
+        self.forks = [*self.forks[-2:], (made, made.encode())]
+
+    def teardown(self) -> None:
+        """Nobody has changed a fork."""
+        for made, before in getattr(self, "forks", ()):
+            assert made.encode() == before
 
     @rule()
     def crash(self) -> None:

@@ -53,6 +53,40 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, capsys: pytest.Captu
     assert written[0] == written[1] != written[2]
 
 
+def test_weights_are_those_of_the_policy_and_the_usual_ones_change_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = "".join(f"j{n},{n},{500 * (n % 3)},64,1,{(n % 9 + 1) * 100},,{20 + n % 7 * 9}\n" for n in range(80))
+    files = write_trace(tmp_path, NODES, jobs)
+    drawn = ("--departures", "1.1", "--arrivals", "900")
+    written = []
+    for number, words in enumerate(((), ("average_part=0.8", "loads=1.02,1.1,1.2,1.3"), ("size_bonus_milli=10000",))):
+        out = tmp_path / f"{number}.csv"
+        flags = [flag for word in words for flag in ("--weight", word)]
+        assert typed(capsys, "--nodes", files[0], "--jobs", files[1], *drawn, "--out", out, *flags)[0] == 0
+        written.append(out.read_bytes())
+    assert written[0] == written[1] != written[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--weight", "average=1"], "average: there is no such key; did you mean average_part?"),
+        (["--weight", "average_part=2"], "average_part: '2' is not from 0 to 1"),
+        (["--weight", "average_part"], "accepted: K=V"),
+        (["--weight", "average_part=1", "--weight", "average_part=1"], "each key once"),
+        (["--policy", "spread", "--weight", "x=1"], "policy spread has no weights"),
+    ],
+)
+def test_a_weight_that_is_none_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], why: str
+) -> None:
+    nodes, jobs = write_trace(tmp_path, NODES, JOBS)
+    code, shown, err = typed(capsys, "--nodes", nodes, "--jobs", jobs, *words)
+    assert (code, shown) == (2, "")
+    assert why in err
+
+
 @pytest.mark.parametrize("words", [["--once"], ["--inflate", "1.5"], ["--departures", "1.2", "--arrivals", "300"]])
 def test_the_ways_to_draw(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     nodes, jobs = write_trace(tmp_path, NODES, JOBS)

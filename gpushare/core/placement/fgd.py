@@ -22,14 +22,10 @@ from gpushare.core.model import WHOLE_CARD_MILLI, TaskRequest
 from gpushare.core.placement.mix import JobClass, JobMix
 from gpushare.core.placement.pieces import Pieces, nodes_of, pieces_on
 from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need
+from gpushare.weights import FgdWeights
 
 if TYPE_CHECKING:
     from gpushare.core.placement.fleet import Fleet
-
-WINDOW_TASKS = 8192
-
-# The classes that are looked at: the most popular.
-MOST_TYPICAL = 256
 
 _STEPS = 100
 
@@ -54,8 +50,9 @@ class Fgd:
 
     name = "fgd"
 
-    def __init__(self, window_tasks: int = WINDOW_TASKS) -> None:
-        self._mix = JobMix(window_tasks)
+    def __init__(self, weights: FgdWeights | None = None) -> None:
+        self.weights = weights or FgdWeights()
+        self._mix = JobMix(self.weights.window_tasks)
         self._epoch = 0
         self._usable_mib = 0
         self._classes: list[JobClass] = []
@@ -103,7 +100,7 @@ class Fgd:
                 self._classes = self._mix.read(self._usable_mib)
                 self._epoch += 1
             self._made = (weakref.ref(fleet), fleet.layout, self._epoch)
-            self._typical = _typical(self._classes, fleet)
+            self._typical = _typical(self._classes, fleet, self.weights.most_classes)
         return self._typical
 
 
@@ -157,9 +154,9 @@ def _firsts(row: IntArray) -> BoolArray:
     return firsts
 
 
-def _typical(classes: list[JobClass], fleet: Fleet) -> Typical:
+def _typical(classes: list[JobClass], fleet: Fleet, most: int) -> Typical:
     total = sum(c.weight for c in classes)
-    with_cards = sorted((c for c in classes if c.gpus), key=lambda c: (-c.weight, c))[:MOST_TYPICAL]
+    with_cards = sorted((c for c in classes if c.gpus), key=lambda c: (-c.weight, c))[:most]
     sizes = sorted({c.milli for c in with_cards if c.gpus == 1})
     counts = sorted({c.gpus for c in with_cards if c.gpus > 1})
     popularity = np.zeros((len(with_cards), len(sizes) + len(counts)))

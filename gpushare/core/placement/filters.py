@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpushare.core.capacity import matches_model
-from gpushare.core.model import MPS_CLIENT_SLOTS
+from gpushare.core.model import MPS_CLIENT_SLOTS, Topology
 from gpushare.core.placement.ask import NO_LIMIT, Ask, Field
 from gpushare.core.placement.fleet import Fleet
 from gpushare.core.placement.place import place_task
@@ -81,7 +81,8 @@ def strongest(plan: Plan, ask: Ask, min_tasks: int = 1) -> Reason:
     else:
         place = int(verdicts(fleet, ask).max(initial=_FITS))
     plan.rollback(checkpoint)
-    return STRENGTH[place] if place != _FITS or not fleet.names or min_tasks == 1 else Reason.NO_CAPACITY
+    is_alone = min_tasks == 1 and ask.topology is not Topology.DOMAIN
+    return STRENGTH[place] if place != _FITS or not fleet.names or is_alone else Reason.NO_CAPACITY
 
 
 def _fill_up(plan: Plan, ask: Ask, min_tasks: int) -> Ask:

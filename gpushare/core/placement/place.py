@@ -50,7 +50,7 @@ def place_gang(
     """Slices for as many of `tasks` equal tasks as fit, at least `min_tasks`, which `plan` then holds; or None and the
     plan as it was. `numbers`: the tasks' indexes, 0 and up unless given."""
     named = range(tasks) if numbers is None else numbers
-    if tasks == 1:
+    if tasks == 1 and not (ask.topology is Topology.DOMAIN and ask.request.gpus > 1):
         piece = place_task(plan, ask, named[0])
         return None if piece is None else [piece]
     checkpoint = plan.checkpoint()

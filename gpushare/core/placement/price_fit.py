@@ -21,7 +21,6 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
 import numpy as np
 
 from gpushare.core.model import WHOLE_CARD_MILLI, TaskRequest
@@ -29,6 +28,7 @@ from gpushare.core.placement.card_prices import best_fillings, piece_prices
 from gpushare.core.placement.mix import JobClass, JobMix
 from gpushare.core.placement.pieces import pieces_on
 from gpushare.core.placement.policy import FloatArray, IntArray, Need
+from gpushare.weights import PriceFitWeights
 
 if TYPE_CHECKING:
     from gpushare.core.placement.fleet import Fleet
@@ -38,29 +38,6 @@ _LARGEST_PIECE_MILLI = 4 * WHOLE_CARD_MILLI
 
 # A CPU task likes a node without cards better than any that has some.
 _NO_CARDS_BONUS = 1.0
-
-
-class PriceFitWeights(msgspec.Struct, frozen=True):
-    """How the worth of a node is counted. Worths are in thousandths of a card."""
-
-    # Demand, as a multiple of all cards, at which pieces are priced; the mean of all is taken. Above 1.
-    loads: tuple[float, ...] = (1.02, 1.1, 1.2, 1.3)
-    # What may be charged for CPU and memory: parts of a card for the fleet's mean CPU (or memory) per card.
-    charge_steps: tuple[float, ...] = (0.0, 0.125, 0.25, 0.5, 1.0)
-    # Pieces are filled by the most earning classes (0), by the average of those that fit (1), or in between.
-    average_part: float = 0.8
-    # Extra worth of an empty card, and of smaller pieces by the square of their size: large pieces are kept.
-    size_bonus_milli: float = 150.0
-    # Extra worth of g cards that are free together, per card, times the part of demand that asks for g at once ...
-    wide_bonus_milli: float = 1000.0
-    # ... as far as it is above this part.
-    wide_part_min: float = 0.1
-    # Tasks by which the mix is known; older ones fade.
-    window_tasks: int = 8192
-    # Sizes of shares that are priced; more different ones are taken together.
-    most_sizes: int = 24
-    # New prices are taken over once a piece's worth moves by more than this.
-    tolerance_milli: float = 10.0
 
 
 class Site(NamedTuple):

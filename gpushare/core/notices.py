@@ -1,0 +1,62 @@
+"""What was accepted and yet is worth a word: jobs that would wait for ever, quotas on models that no card has.
+
+Pure. A notice is a sentence for the caller; it refuses nothing, since limits, guarantees and nodes may change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gpushare import names
+from gpushare.core.capacity import least_charge
+from gpushare.core.gates import waits_for_ever
+from gpushare.core.model import WHOLE_CARD_MILLI, Job, JobSpec, ModelQuota, Principal, Qos, TenantSettings
+from gpushare.core.quota import QuotaTree, least_room_ever
+from gpushare.core.sentences import sentence
+from gpushare.core.state import ClusterState
+from gpushare.core.tenant_tree import path
+
+# Names in `Outcome.notices`.
+NEVER_STARTS = "never_starts"
+MODEL_QUOTAS = "model_quotas"
+
+_TOLD_MAX = 10
+
+
+def never_starts(state: ClusterState, tenant: str, specs: Iterable[JobSpec], who: Principal) -> tuple[str, ...]:
+    """Why jobs of `tenant` that could be admitted would not start as limits and guarantees are now; one sentence for
+    equal ones."""
+    limits = [state.tenants[name].settings for name in path(state.tenants, tenant)]
+    told: dict[str, None] = {}
+    for spec in _distinct(specs):
+        if spec.qos is not Qos.GUARANTEED and not _may_pass(limits, spec):
+            continue
+        job = Job(tenant, "", spec, state.at_ms, who, submit_seq=0)
+        least = least_charge(state, spec.resources)
+        reason = None if least is None else waits_for_ever(QuotaTree(state), job, least * spec.least_tasks)
+        if reason is not None:
+            told[f"{reason}: {sentence(state, job, reason, state.at_ms)}"] = None
+    return tuple(told)[:_TOLD_MAX]
+
+
+def _distinct(specs: Iterable[JobSpec]) -> list[JobSpec]:
+    return list({(s.resources, s.least_tasks, s.qos): s for s in specs}.values())
+
+
+def _may_pass(limits: Iterable[TenantSettings], spec: JobSpec) -> bool:
+    """Whether the limits are so low that what such a job is charged has to be looked up on every card."""
+    room = least_room_ever(limits, spec.resources)
+    return room is not None and WHOLE_CARD_MILLI * max(1, spec.resources.gpus) * spec.least_tasks > room
+
+
+def unknown_models(state: ClusterState, quotas: Iterable[ModelQuota]) -> tuple[str, ...]:
+    """One sentence for each model that no registered card has; none where there is no card at all."""
+    known = sorted({gpu.inventory.model for node in state.nodes.values() for gpu in node.gpus.values()})
+    if not known:
+        return ()
+    listed = ", ".join(known[:_TOLD_MAX]) + (", ..." if len(known) > _TOLD_MAX else "")
+    return tuple(
+        f"no registered card is a {names.shown(quota.model)}, so its quota says nothing for now; there are: {listed}"
+        for quota in quotas
+        if quota.model not in known
+    )
