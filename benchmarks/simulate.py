@@ -148,7 +148,7 @@ def speed(policy: str) -> None:
 def queue(policy: str) -> None:
     """A pass after one change, with many jobs running and ten times as many waiting."""
     nodes = mixes.alike(QUEUE_NODES)
-    simulation = Simulation(node_order(nodes, 0), _queue_jobs(), policy=policy)
+    simulation = Simulation(node_order(nodes, 0), queue_jobs(), policy=policy)
     simulation.run(until_ms=1)
     filled = len(simulation.pass_s)
     fill_s = simulation.wall_s
@@ -163,7 +163,7 @@ def queue(policy: str) -> None:
     )
 
 
-def _queue_jobs() -> list[TraceJob]:
+def queue_jobs() -> list[TraceJob]:
     """6,000 whole cards and 4,000 halves fill the cluster; one of them ends each second. What waits has many shapes."""
     jobs = []
     for number in range(QUEUE_RUNNING):

@@ -73,7 +73,7 @@ def _job_cancel_requested(state: ClusterState, event: JobCancelRequested, entry:
 
 
 def _job_extended(state: ClusterState, event: JobExtended, entry: Entry) -> None:
-    job = state.jobs[event.job]
+    job = state.own_job(event.job)
     if job.submitted_run_ms is None:
         job.submitted_run_ms = job.spec.max_run_ms
     state.set_spec(job, msgspec.structs.replace(job.spec, max_run_ms=event.max_run_ms))
