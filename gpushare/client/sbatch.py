@@ -66,9 +66,10 @@ _INSTEAD = {
     "partition": "gpushare has no partitions; choose cards by --gres=gpu:TYPE:N, nodes by #GPUSHARE --node-label K=V",
     "priority": "write #GPUSHARE --priority N",
     "qos": "write #GPUSHARE --qos burst or guaranteed, or #GPUSHARE --priority N",
-    "requeue": "what is lost with its node runs again anyway; write #GPUSHARE --max-retries N for failures of its own",
+    "requeue": "what is lost with its node runs again anyway; write #GPUSHARE --max-retries N for failures of its own, "
+    "or --requeue-exit-code N",
     "reservation": "a reservation is there for its tenant's jobs without a word; leave it out",
-    "signal": "a stop is SIGTERM, then SIGKILL after #GPUSHARE --grace TIME",
+    "signal": "write #GPUSHARE --signal USR1@1m for a signal before the time limit; the stop itself follows --grace",
     "wait": "use `gpushare run`, or `gpushare wait JOB`",
     "wckey": "write #GPUSHARE --label K=V",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from cli_calls import Cli
 from cli_fake import FakeCluster
@@ -27,6 +29,16 @@ def test_submit_sends_signal_and_codes(gpushare: Cli, cluster: FakeCluster) -> N
     assert list(spec.requeue_exit_codes) == [85, 86, 3]
     gpushare("submit", "--gpus", "1", "--time", "2h", "--signal", "USR2@1s", "--", "train")
     assert cluster.seen("CreateJob")[1].job.early_signal.target == j.SIGNAL_TARGET_LEADER
+
+
+def test_a_script_says_both_in_its_own_lines(gpushare: Cli, cluster: FakeCluster, tmp_path: Path) -> None:
+    script = tmp_path / "train.sh"
+    lines = ["#!/bin/sh", "#GPUSHARE --gpus 1 --time 2h --signal USR1@1m", "#GPUSHARE --requeue-exit-code 85", "true"]
+    script.write_text("\n".join(lines))
+    assert gpushare("submit", str(script)).code == 0
+    spec = cluster.seen("CreateJob")[0].job
+    assert (spec.early_signal.signal, spec.early_signal.before.seconds) == ("USR1", 60)
+    assert list(spec.requeue_exit_codes) == [85]
 
 
 @pytest.mark.parametrize(
