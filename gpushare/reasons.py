@@ -50,6 +50,12 @@ class Reason(StrEnum):
     NODE_UNREACHABLE = "NODE_UNREACHABLE"
     LOGS_GONE = "LOGS_GONE"
     LOG_READER_STALLED = "LOG_READER_STALLED"
+    NOT_RUNNING = "NOT_RUNNING"
+    NO_INPUT = "NO_INPUT"
+    INPUT_LOST = "INPUT_LOST"
+    SSH_UNAVAILABLE = "SSH_UNAVAILABLE"
+    PORT_CLOSED = "PORT_CLOSED"
+    CONNECTION_STALLED = "CONNECTION_STALLED"
     WATCH_TOO_SLOW = "WATCH_TOO_SLOW"
     RESUME_TOKEN_INVALID = "RESUME_TOKEN_INVALID"
     PAGE_TOKEN_INVALID = "PAGE_TOKEN_INVALID"
@@ -260,6 +266,30 @@ SENTENCES: Final[Mapping[Reason, tuple[str, str]]] = MappingProxyType(
         Reason.LOG_READER_STALLED: (
             "The reader took nothing for too long, so the stream was closed.",
             "Read on from the last byte offset.",
+        ),
+        Reason.NOT_RUNNING: (
+            "The task does not run now, so nobody can connect to it.",
+            "Connect when it is RUNNING; `gpushare job JOB` shows its state.",
+        ),
+        Reason.NO_INPUT: (
+            "The job takes no input.",
+            "Submit it with `gpushare run --pty`, `gpushare run -i` or `gpushare shell`.",
+        ),
+        Reason.INPUT_LOST: (
+            "How much of its input the job has read is not known.",
+            "Look at what the job made of it, then run it again.",
+        ),
+        Reason.SSH_UNAVAILABLE: (
+            "Something that ssh needs is missing on this side or in the job.",
+            "Mend what is named; `gpushare exec` and `gpushare attach` work without it.",
+        ),
+        Reason.PORT_CLOSED: (
+            "No process of the job listens on this port.",
+            "Start its server first, on 127.0.0.1 or on all addresses of its node; `gpushare logs JOB` may say more.",
+        ),
+        Reason.CONNECTION_STALLED: (
+            "One end of the connection took nothing for too long, so it was closed.",
+            "Connect again.",
         ),
         Reason.WATCH_TOO_SLOW: (
             "The watcher fell too far behind, so the stream was closed.",

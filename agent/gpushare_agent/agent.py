@@ -22,6 +22,7 @@ import gpushare
 from gpushare.core.model import GpuCondition, GpuState, OnDisconnect
 from gpushare.reasons import Reason
 from gpushare_agent import core as decisions
+from gpushare_agent.channels import Channels
 from gpushare_agent.clientends import ClientEnds
 from gpushare_agent.core import AgentCore, Card, Effect, Holding, ResumeOrder, StartOrder
 from gpushare_agent.executor import AttemptStatus, Executor, LaunchRefused, lease_needed_ms
@@ -99,6 +100,9 @@ class Agent:
         self.core = AgentCore(self._kept_term)
         self.outbox = Outbox()
         self.reads = LogReads(self)
+        self.channels = Channels(
+            lambda: executor.connections, executor.pids, executor.log_dir, lambda: self.core.highest_term
+        )
         self.inventory = Inventory()
         self.conditions: dict[str, GpuCondition] = {}
         self._launching: Launching | None = None

@@ -126,6 +126,11 @@ class AttemptFiles:
             raise LaunchRefused(Reason.INFRA, f"the launch could not be prepared: {error}") from None
         return intent
 
+    def make_private_dir(self, attempt_id: str, user: UnixUser | None) -> None:
+        """Where there is none yet. Raises OSError."""
+        with contextlib.suppress(FileExistsError):
+            _make_owned(self.private_dir(attempt_id), user)
+
     def discard(self, attempt_id: str, keep_logs: bool) -> bool:
         """Remove what an attempt that has no process has; repeatable. False if a control group is still in use:
         the records stay then, so that the next try finds it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -62,6 +63,37 @@ class Work:
         self._threads.shutdown(wait=False)
 
 
+class Asked:
+    """Something that was asked of a shim: its `answer`, and for a process beside the task how that `ended`."""
+
+    def __init__(self, asked_id: str) -> None:
+        loop = asyncio.get_running_loop()
+        self.id = asked_id
+        self.answer: asyncio.Future[Message] = loop.create_future()
+        self.ended: asyncio.Future[int] = loop.create_future()
+
+    def hear(self, message: Message) -> None:
+        """A word of the shim on it."""
+        if message.get("event") == "exec_end":
+            if not self.ended.done():
+                self.ended.set_result(int(message["exit_code"]))
+        elif not self.answer.done():
+            self.answer.set_result(message)
+
+    def fail(self) -> None:
+        """The shim says nothing more."""
+        for future in (self.answer, self.ended):
+            if not future.done():
+                future.set_exception(ConnectionResetError("it is gone"))
+                # whoever waits hears of it; where nobody does it is no news
+                future.exception()
+
+    def drop(self) -> None:
+        """Nobody waits for it."""
+        self.answer.cancel()
+        self.ended.cancel()
+
+
 @dataclass
 class Entry:
     """One attempt. `first` is waiting for the shim's first word; `over` is set when the status is final."""
@@ -77,6 +109,9 @@ class Entry:
     # The time limit that it is to have, and that its shim has; nor can such a shim change it (False).
     run_limit_ms: int | None = None
     shim_limit_ms: int | bool | None = False
+    # Nor can it lend its task's input, or start processes beside it.
+    connects: bool = False
+    asked: dict[str, Asked] = field(default_factory=dict)
     stop: StopRecord | None = None
     stop_watch: asyncio.Task[None] | None = None
     first: asyncio.Future[Message] | None = None
@@ -142,6 +177,9 @@ class AttemptTable:
             entry.link.send({"op": "limit", "run_limit_ms": entry.run_limit_ms})
 
     def _hear(self, entry: Entry, message: Message) -> None:
+        if message.get("event") in ("exec", "exec_end", "input"):
+            self._hear_answer(entry, message)
+            return
         if message.get("event") == "refused" and entry.link is not None:
             entry.link.close()  # its death is no news: it never had the attempt
             entry.link = None
@@ -149,6 +187,13 @@ class AttemptTable:
             return
         if entry.first is not None and not entry.first.done():
             entry.first.set_result(message)
+
+    def _hear_answer(self, entry: Entry, message: Message) -> None:
+        asked = entry.asked.get(str(message.get("id")))
+        if asked is not None and not asked.answer.cancelled():
+            asked.hear(message)
+        elif isinstance(message.get("fd"), int):
+            os.close(message["fd"])
 
     def _take_status(self, entry: Entry, message: Message) -> bool:
         try:
@@ -163,6 +208,7 @@ class AttemptTable:
         entry.suspends = message.get("suspends") is True
         entry.tells = message.get("tells") is True
         entry.shim_limit_ms = message.get("run_limit_ms", False)
+        entry.connects = message.get("connects") is True
         self.put(entry, status)
         if entry.stop is not None and status.state in ("LAUNCHING", "RUNNING", "SUSPENDED"):
             self.send_stop(entry, entry.stop)
@@ -173,6 +219,8 @@ class AttemptTable:
 
     def _shim_died(self, entry: Entry) -> None:
         entry.link = None
+        for asked in entry.asked.values():
+            asked.fail()
         if entry.first is not None and not entry.first.done():
             entry.first.set_result({"event": "dead", "detail": "its shim died before it took the attempt"})
         elif not entry.status.final:

@@ -64,6 +64,9 @@ class StartOrder(msgspec.Struct, frozen=True, kw_only=True):
     working_directory: str
     array_index: int | None = None
     pty: bool = False
+    stdin: bool = False
+    window_rows: int = 0
+    window_columns: int = 0
     gpu_uuids: tuple[str, ...] = ()
     whole: bool = False
     gpu_milli: int = 0

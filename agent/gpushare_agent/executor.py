@@ -25,6 +25,7 @@ from gpushare_agent import cgroupfs, cgroups, checkpoint, procscan, settle
 from gpushare_agent.attemptfiles import AttemptFiles
 from gpushare_agent.attempttable import AttemptTable, Entry, Work, within
 from gpushare_agent.checkpoint import ExecRecord, StopRecord
+from gpushare_agent.connections import Connections
 from gpushare_agent.failpoints import failpoint
 from gpushare_agent.launcherlink import LauncherGone, LauncherProcess
 from gpushare_agent.launchspec import AttemptStatus, Containment, LaunchRefused, LaunchSpec, UnixUser
@@ -106,6 +107,11 @@ class Executor:
     def boot_id(self) -> str:
         """The boot that new attempts belong to."""
         return self._files.boot_id
+
+    @property
+    def connections(self) -> Connections:
+        """The way in to running attempts."""
+        return Connections(self._table, self._files)
 
     @property
     def launcher_pid(self) -> int:

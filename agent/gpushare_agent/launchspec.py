@@ -42,7 +42,8 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     containment. `denied_devices` are (major, minor) pairs of character devices the job must not open; None
     means no filter. `output_path` and `error_path` name files that stdout and stderr are appended to, opened as the
     job's user from `cwd`; stderr follows stdout where only the first is given, and what has no file goes to the
-    attempt's log. `private_dir` asks for a directory of the job's user
+    attempt's log. `stdin` gives the task an input that is written to through channels, and `window_rows` and
+    `window_columns` (0: the usual ones) size its terminal. `private_dir` asks for a directory of the job's user
     (`Executor.private_dir(attempt_id)`), removed when the attempt is forgotten.
     """
 
@@ -54,6 +55,9 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     script: bytes | None = None
     user: UnixUser | None = None
     pty: bool = False
+    stdin: bool = False
+    window_rows: int = 0
+    window_columns: int = 0
     run_limit_ms: int | None = None
     grace_ms: int = 10_000
     early_signal: int | None = None

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import aclosing
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +20,7 @@ import msgspec
 
 from gpushare.reasons import Reason
 from gpushare_agent import logfiles
+from gpushare_agent.logwatch import LogWatch
 from gpushare_agent.streams import STREAMS
 
 CHUNK_BYTES = 64 * 1024
@@ -67,6 +70,8 @@ class LogReads:
     def __init__(self, source: LogSource) -> None:
         self._source = source
         self._waiting: dict[str, asyncio.Event] = {}
+        self._followers: Counter[str] = Counter()
+        self._watch = LogWatch(self.changed)
 
     def changed(self, attempt_id: str) -> None:
         """The attempt's state has changed: whoever follows it looks again at once."""
@@ -76,6 +81,18 @@ class LogReads:
 
     async def read(self, order: LogOrder) -> AsyncGenerator[LogPiece, None]:
         """The pieces of one read; the last one carries `end` or an error."""
+        self._followers[order.attempt_id] += order.follow
+        try:
+            async with aclosing(self._read(order)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            self._followers[order.attempt_id] -= order.follow
+            if not self._followers[order.attempt_id]:
+                del self._followers[order.attempt_id]
+                self._watch.remove(order.attempt_id)
+
+    async def _read(self, order: LogOrder) -> AsyncGenerator[LogPiece, None]:
         offset = order.offset
         pause_s = POLL_FIRST_S
         if order.stream not in STREAMS or offset < 0:
@@ -86,6 +103,9 @@ class LogReads:
             # Asked before the read: what was printed before the end is then surely seen.
             growing = self._source.may_grow(order.attempt_id)
             directory = self._source.log_dir(order.attempt_id)
+            if order.follow and growing:
+                # Also before the read, so that nothing that is printed after it goes unnoticed.
+                self._watch.add(order.attempt_id, directory)
             if not growing and not directory.is_dir() and not self._source.has_ended(order.attempt_id):
                 detail = f"the output of {order.attempt_id} is no longer kept on this node"
                 yield LogPiece(offset, end=True, error_reason=Reason.LOGS_GONE, error_detail=detail)
@@ -118,8 +138,9 @@ class Window:
         self._open_bytes = 0
         self._freed = asyncio.Event()
 
-    async def sent(self, size_bytes: int, timeout_s: float) -> None:
-        """Counts what was sent; returns when more may follow. Raises TimeoutError for a reader that stands still."""
+    async def sent(self, size_bytes: int, timeout_s: float | None) -> None:
+        """Counts what was sent; returns when more may follow. Raises TimeoutError for a reader that stands still so
+        long."""
         self._open_bytes += size_bytes
         while self._open_bytes >= self._limit_bytes:
             self._freed.clear()

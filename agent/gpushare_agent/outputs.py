@@ -1,4 +1,5 @@
-"""The task's three streams as the shim holds them: pipes or a terminal on one side, capped logs on the other.
+"""The task's three streams as the shim holds them: pipes or a terminal on one side, capped logs on the other. Its input
+is empty, or what the agent writes to the end that it is lent.
 
 Imports the small shared modules alone. Reading never waits, so a task is never blocked by a log's reader,
 and a full disk costs bytes of log and nothing else. Once a log throws bytes away again, its stream is read
@@ -21,6 +22,7 @@ from gpushare_agent.streams import STREAMS, StreamLog
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` and `collections.abc` would cost this process a mebibyte
     from collections.abc import Callable
+    from typing import Any
 
     Watch = Callable[[int, Callable[[], None]], None]
     Unwatch = Callable[[int], None]
@@ -44,9 +46,15 @@ class _Stream:
 class Outputs:
     """Holds the log directory from the start (OSError if there is none); a log's file is made with its first byte."""
 
-    def __init__(self, log_dir: str, cap_bytes: int, pty: bool) -> None:
+    def __init__(self, log_dir: str, spec: dict[str, Any]) -> None:
         log_fd = records.open_directory(log_dir)
+        cap_bytes: int = spec["log_cap_bytes"]
+        pty: bool = spec["pty"]
         self._pty = pty
+        self._stdin: bool = spec["stdin"]
+        self._window = (spec["window_rows"] or TERMINAL_ROWS, spec["window_columns"] or TERMINAL_COLUMNS)
+        # What feeds the task, for whoever may; None where it has no input, or no longer.
+        self.input_fd: int | None = None
         self._logs = [StreamLog(log_fd, name, cap_bytes) for name in (STREAMS[:1] if pty else STREAMS)]
         self._streams: list[_Stream] = []
         self._child_ends: tuple[int, ...] = ()
@@ -55,10 +63,11 @@ class Outputs:
         """The child's stdin, stdout and stderr."""
         if self._pty:
             master, slave = os.openpty()
-            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", TERMINAL_ROWS, TERMINAL_COLUMNS, 0, 0))
+            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *self._window, 0, 0))
             sources, ends = [master], (slave, slave, slave)
+            self.input_fd = master if self._stdin else None
         else:
-            stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            stdin = self._open_stdin()
             out_read, out_write = os.pipe()
             err_read, err_write = os.pipe()
             sources, ends = [out_read, err_read], (stdin, out_write, err_write)
@@ -67,6 +76,20 @@ class Outputs:
         self._streams = [_Stream(source, log) for source, log in zip(sources, self._logs, strict=True)]
         self._child_ends = ends
         return ends
+
+    def _open_stdin(self) -> int:
+        if not self._stdin:
+            return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        self.input_fd = write
+        return read
+
+    def close_input(self) -> None:
+        """A task that reads from a pipe comes to the end of its input; a terminal has no such end."""
+        if self.input_fd is not None and not self._pty:
+            os.close(self.input_fd)
+            self.input_fd = None
 
     def close_child_ends(self) -> None:
         """In the shim, after the fork: so that the task's death is the end of the stream."""

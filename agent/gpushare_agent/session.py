@@ -1,19 +1,19 @@
 """The agent's side of the wire: one session with the scheduler after another, leases, orders in, reports out.
 
-The agent's only module that touches protobuf and grpc. Level-based: Hello and Sync say everything, so nothing has to be
-remembered of a session that broke. Invariants: a session with a leader of an older term is not followed; the lease
-counts from before its renewal was sent; a refusal or a dead scheduler never ends the agent, because jobs may run;
-every wait has a limit, and a scheduler that grants nothing for a whole lease counts as gone.
+Beside `logstreams` and `channelstreams` the agent's only module that touches protobuf and grpc. Level-based: Hello and
+Sync say everything, so nothing has to be remembered of a session that broke. Invariants: a session with a leader of an
+older term is not followed; the lease counts from before its renewal was sent; a refusal or a dead scheduler never ends
+the agent, because jobs may run; every wait has a limit, and a scheduler that grants nothing for a whole lease counts as
+gone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import grpc
@@ -24,10 +24,13 @@ from gpushare.errors import GpushareError, UnavailableError, from_rpc_error
 from gpushare.reasons import Reason
 from gpushare.rpc import aio_channel
 from gpushare.v1 import agent_pb2, agent_pb2_grpc, job_pb2, node_pb2
+from gpushare_agent.channels import Channels
+from gpushare_agent.channelstreams import ChannelStreams
 from gpushare_agent.core import Refused, Report, ResumeOrder, StartOrder
 from gpushare_agent.facts import HelloFacts, SyncFacts
 from gpushare_agent.gpus.port import GpuSample
-from gpushare_agent.logs import LogOrder, LogPiece, LogReads, Window
+from gpushare_agent.logs import LogReads
+from gpushare_agent.logstreams import WRITE_TIMEOUT_S, LogStreams, write
 from gpushare_agent.orders import resume_order, start_order
 from gpushare_agent.outbox import Outbox
 from gpushare_agent.ownaddress import own_address_towards
@@ -35,15 +38,11 @@ from gpushare_agent.sharing.watchdog import JobUse
 
 HANDSHAKE_TIMEOUT_S = 10.0
 ENROLL_TIMEOUT_S = 10.0
-WRITE_TIMEOUT_S = 10.0
 RECONNECT_FIRST_S = 0.05
 RECONNECT_MAX_S = 0.8
 REFUSED_FIRST_S = 0.5
 REFUSED_MAX_S = 15.0
 RENEWALS_REMEMBERED = 16
-LOG_WINDOW_BYTES = 1 << 20
-LOG_STALL_S = 60.0
-READS_MAX = 90
 TEXT_MAX_CHARS = 2000
 SAY_AGAIN_EVERY_S = 60.0
 
@@ -52,8 +51,6 @@ _PATIENT = frozenset(
     {Reason.UNAUTHENTICATED, Reason.PERMISSION_DENIED, Reason.DUPLICATE_AGENT, Reason.BAD_REPORT, Reason.STALE_TERM}
 )
 
-_STREAMS = {job_pb2.OUTPUT_STREAM_STDOUT: "stdout", job_pb2.OUTPUT_STREAM_STDERR: "stderr"}
-_STREAM_NUMBERS = {name: number for number, name in _STREAMS.items()}
 _ENFORCEMENT = {
     "NONE": job_pb2.ENFORCEMENT_UNSPECIFIED,
     "SOFT": job_pb2.ENFORCEMENT_SOFT,
@@ -67,6 +64,7 @@ class Node(Protocol):
 
     outbox: Outbox
     reads: LogReads
+    channels: Channels
 
     def hello(self) -> HelloFacts: ...
 
@@ -166,8 +164,12 @@ class SessionLoop:
         while True:
             pause_s = RECONNECT_FIRST_S
             try:
-                async with aio_channel(self._address, ca_pem=self._ca_pem) as channel:
-                    await self._one(_stub(channel))
+                async with (
+                    aio_channel(self._address, ca_pem=self._ca_pem) as channel,
+                    # The connections of people have one of their own: it carries only so many streams.
+                    aio_channel(self._address, ca_pem=self._ca_pem) as second,
+                ):
+                    await self._one(_stub(channel), _stub(second))
             except SessionEnd:
                 self._log.info("the session is begun anew to tell of changed cards")
             except GpushareError as err:
@@ -195,7 +197,7 @@ class SessionLoop:
             why=str(err),
         )
 
-    async def _one(self, stub: Any) -> None:
+    async def _one(self, stub: Any, second: Any) -> None:
         """One session from Hello to its end. Raises GpushareError or SessionEnd."""
         self._restart.clear()
         call = stub.Session(metadata=self._metadata)
@@ -204,7 +206,9 @@ class SessionLoop:
             self.connected = True
             self._backoff.connected()
             self._said = ("", 0.0)
-            await self._talk(stub, call, ttl_s)
+            reads = LogStreams(stub, self._metadata, self._node.reads, self._log)
+            channels = ChannelStreams(second, self._metadata, self._node.channels, self._log)
+            await self._talk(call, ttl_s, reads, channels)
         except grpc.aio.AioRpcError as err:
             raise from_rpc_error(err, self._address) from err
         except asyncio.InvalidStateError as err:
@@ -257,19 +261,18 @@ class SessionLoop:
         sync = self._node.sync()
         self._containment = sync.containment
         self._node.outbox.clear()
-        await _write(call, agent_pb2.AgentMessage(sync=_sync(sync, own_address)))
+        await write(call, agent_pb2.AgentMessage(sync=_sync(sync, own_address)))
         self._log.info(
             "in session with the scheduler", address=self._address, term=ack.term, attempts=len(sync.reports)
         )
         ttl_ms: int = max(ack.lease_ttl_ms, 300)
         return ttl_ms / 1000
 
-    async def _talk(self, stub: Any, call: Any, ttl_s: float) -> None:
+    async def _talk(self, call: Any, ttl_s: float, reads: LogStreams, channels: ChannelStreams) -> None:
         renewals: dict[int, int] = {}
-        reads = _LogStreams(stub, self._metadata, self._node.reads, self._log)
         jobs = [
             asyncio.create_task(self._write_all(call, ttl_s, renewals), name="session-write"),
-            asyncio.create_task(self._read_all(call, ttl_s, renewals, reads), name="session-read"),
+            asyncio.create_task(self._read_all(call, ttl_s, renewals, reads, channels), name="session-read"),
             asyncio.create_task(self._until_restart(), name="session-restart"),
         ]
         try:
@@ -278,7 +281,7 @@ class SessionLoop:
             for job in sorted(done, key=lambda each: each is not jobs[1]):
                 job.result()
         finally:
-            await _end_all([*jobs, *reads.tasks()])
+            await _end_all([*jobs, *reads.tasks(), *channels.tasks()])
 
     async def _until_restart(self) -> None:
         await self._restart.wait()
@@ -294,21 +297,23 @@ class SessionLoop:
                 sequence += 1
                 renewals[sequence] = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
                 renewals.pop(sequence - RENEWALS_REMEMBERED, None)
-                await _write(call, agent_pb2.AgentMessage(renewal=agent_pb2.Renewal(sequence=sequence)))
+                await write(call, agent_pb2.AgentMessage(renewal=agent_pb2.Renewal(sequence=sequence)))
                 renewed_s = now_s
             batch = self._node.outbox.take()
             for report in batch.reports:
-                await _write(call, agent_pb2.AgentMessage(attempt_report=_report(report, self._containment)))
+                await write(call, agent_pb2.AgentMessage(attempt_report=_report(report, self._containment)))
             if batch.conditions or batch.samples is not None:
                 told = agent_pb2.GpuReport(
                     conditions=[_condition(each) for each in batch.conditions],
                     samples={each.uuid: _sample(each) for each in batch.samples or () if not each.error},
                     attempt_use={each.attempt_id: _use(each) for each in batch.uses},
                 )
-                await _write(call, agent_pb2.AgentMessage(gpu_report=told))
+                await write(call, agent_pb2.AgentMessage(gpu_report=told))
             await self._node.outbox.wait(max(0.0, renewed_s + self._node.renew_every_s(ttl_s) - time.monotonic()))
 
-    async def _read_all(self, call: Any, ttl_s: float, renewals: dict[int, int], reads: _LogStreams) -> None:
+    async def _read_all(
+        self, call: Any, ttl_s: float, renewals: dict[int, int], reads: LogStreams, channels: ChannelStreams
+    ) -> None:
         """Grants and orders, until the stream ends or no grant has come for a whole lease."""
         granted_s = time.monotonic()
         while True:
@@ -322,9 +327,9 @@ class SessionLoop:
                     granted_s = time.monotonic()
                     self._node.lease_granted(sent_ns + int(ttl_s * 1e9))
             else:
-                self._obey(message, reads)
+                self._obey(message, reads, channels)
 
-    def _obey(self, message: agent_pb2.SchedulerMessage, reads: _LogStreams) -> None:
+    def _obey(self, message: agent_pb2.SchedulerMessage, reads: LogStreams, channels: ChannelStreams) -> None:
         match message.WhichOneof("message"):
             case "start_attempt":
                 self._node.start(start_order(message.start_attempt))
@@ -343,81 +348,16 @@ class SessionLoop:
             case "forget_attempt":
                 self._node.forget(message.forget_attempt.attempt_id, message.forget_attempt.term)
             case "read_logs":
-                reads.begin(_log_order(message.read_logs))
+                reads.begin(message.read_logs)
             case "cancel_read":
                 reads.cancel(message.cancel_read.read_id)
+            case "open_channel":
+                channels.begin(message.open_channel)
+            case "close_channel":
+                channels.close(message.close_channel.channel_id)
             case other:
                 # A newer scheduler may say more than we know.
                 self._log.warning("message of the scheduler passed over", kind=str(other))
-
-
-class _LogStreams:
-    """The reads of one session, each with a stream of its own back to the scheduler."""
-
-    def __init__(self, stub: Any, metadata: tuple[tuple[str, str], ...], reads: LogReads, log: Any) -> None:
-        self._stub = stub
-        self._metadata = metadata
-        self._reads = reads
-        self._log = log
-        self._slots = asyncio.Semaphore(READS_MAX)
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-
-    def tasks(self) -> list[asyncio.Task[None]]:
-        """Reads that are under way."""
-        return list(self._tasks.values())
-
-    def begin(self, order: LogOrder) -> None:
-        """Serve one read; an id that is being read already is the same read."""
-        if order.read_id in self._tasks:
-            return
-        task = asyncio.create_task(self._serve(order), name=f"read-{order.read_id}")
-        self._tasks[order.read_id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(order.read_id, None))
-
-    def cancel(self, read_id: str) -> None:
-        """The reader has gone."""
-        task = self._tasks.get(read_id)
-        if task is not None:
-            task.cancel()
-
-    async def _serve(self, order: LogOrder) -> None:
-        async with self._slots:
-            call = self._stub.SendLogs(metadata=self._metadata)
-            window = Window(LOG_WINDOW_BYTES)
-            acks = asyncio.create_task(_take_acks(call, window))
-            try:
-                async with contextlib.aclosing(self._reads.read(order)) as pieces:
-                    await self._send(call, order, pieces, window, acks)
-            except TimeoutError:
-                self._log.info("a log reader took nothing for too long", attempt=order.attempt_id, read=order.read_id)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                # The reader hung up, or the session is ending: either way nobody waits for the rest.
-                return
-            finally:
-                acks.cancel()
-                call.cancel()
-
-    async def _send(
-        self, call: Any, order: LogOrder, pieces: AsyncIterator[LogPiece], window: Window, acks: asyncio.Task[None]
-    ) -> None:
-        async for piece in pieces:
-            await _write(call, _chunk(order, piece))
-            await window.sent(len(piece.data), LOG_STALL_S)
-            if acks.done():
-                return
-        await call.done_writing()
-        # The last acknowledgement is the scheduler's word that it has the end.
-        await asyncio.wait([acks], timeout=LOG_STALL_S)
-
-
-async def _take_acks(call: Any, window: Window) -> None:
-    while (ack := await call.read()) is not grpc.aio.EOF:
-        window.confirmed(ack.bytes)
-
-
-async def _write(call: Any, message: Any) -> None:
-    async with asyncio.timeout(WRITE_TIMEOUT_S):
-        await call.write(message)
 
 
 async def _end_all(tasks: list[asyncio.Task[Any]]) -> None:
@@ -530,26 +470,3 @@ def _sample(sample: GpuSample) -> node_pb2.GpuSample:
 
 def _use(use: JobUse) -> agent_pb2.AttemptUse:
     return agent_pb2.AttemptUse(used_mib=use.used_mib, sm_percent=use.sm_percent)
-
-
-def _log_order(message: agent_pb2.ReadLogs) -> LogOrder:
-    return LogOrder(
-        read_id=message.read_id,
-        attempt_id=message.attempt_id,
-        stream=_STREAMS.get(message.stream, ""),
-        offset=message.offset,
-        follow=message.follow,
-    )
-
-
-def _chunk(order: LogOrder, piece: LogPiece) -> agent_pb2.LogChunk:
-    return agent_pb2.LogChunk(
-        read_id=order.read_id,
-        stream=_STREAM_NUMBERS.get(order.stream, job_pb2.OUTPUT_STREAM_UNSPECIFIED),
-        offset=piece.offset,
-        data=piece.data,
-        skipped_bytes=piece.skipped_bytes,
-        end=piece.end,
-        error_reason=str(piece.error_reason or ""),
-        error_detail=piece.error_detail,
-    )

@@ -5,8 +5,9 @@ harmless. It alone decides how an attempt ended: it holds the run-time limit, th
 lease and the streams, kills what is left when the main process is over, waits for the proof that all of it
 is gone, makes the exit record durable, and exits. In a file of its own the task reads that it will be stopped. It
 is suspended and let go on when an agent says so; its limits go on meanwhile, and a suspended task that is to end is
-let go first, so that it hears its SIGTERM. Agents come and go on its socket; every message to them is the whole
-status. Deadlines are nanoseconds of CLOCK_BOOTTIME.
+let go first, so that it hears its SIGTERM. The shim lends the task's input and starts processes beside the task (see
+`execs`). Agents come and go on its socket; a status to them is always the whole status. Deadlines are nanoseconds of
+CLOCK_BOOTTIME.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from gpushare_agent import (
     attemptend,
     cgroupfs,
+    execs,
     outputs,
     procscan,
     records,
@@ -105,7 +107,7 @@ def _own(directory: str, channel: int, lease_fd: int) -> Shim:
             cgroupfs.join(intent["groups"]["shim_dir"])
         syscalls.adopt_orphans()
         listener = _listen(dirfd)
-        output = outputs.Outputs(intent["log_dir"], intent["spec"]["log_cap_bytes"], intent["spec"]["pty"])
+        output = outputs.Outputs(intent["log_dir"], intent["spec"])
         failpoint("shim.bound")
         shim = Shim(dirfd, intent, listener, output, lease_fd)
         records.create(dirfd, records.EXEC, tinyjson.dumps(shim.identity), "shim.torn_exec_record")
@@ -151,6 +153,7 @@ class Shim:
         self._listener = listener
         self._output = output
         self._end = attemptend.AttemptEnd(self.spec, intent["groups"])
+        self._execs = execs.Execs(intent)
         self._task: taskset.Task | None = None
         self._task_pid = 0
         self._error_pipe = -1
@@ -192,6 +195,7 @@ class Shim:
 
     def _tick(self, now: int) -> None:
         self._output.resume(self._watch)
+        self._execs.tick(now)
         if self._task is None:
             self._record(now)
         elif self._end.over or self._killed_at is not None:
@@ -215,6 +219,9 @@ class Shim:
             waits += [max(0, -(-(deadline - now) // MS)) for deadline in deadlines if deadline is not None]
             if self.spec["on_disconnect"] == "stop_and_requeue":
                 waits.append(LEASE_CHECK_MS)
+        kill_at = self._execs.next_ns()
+        if kill_at is not None:
+            waits.append(max(0, -(-(kill_at - now) // MS)))
         paused = self._output.next_resume_ms()
         return min(waits if paused is None else [*waits, paused])
 
@@ -297,6 +304,11 @@ class Shim:
                 return
             if pid == self._task_pid:
                 self._main_ended(status)
+                continue
+            told = self._execs.reaped(pid, status)
+            self._next_kill = 0 if self._end.over else self._next_kill
+            if told is not None and told[0] in self._peers:
+                self._tell(told[0], tinyjson.dumps(told[1]))
 
     def _main_ended(self, status: int) -> None:
         failpoint("shim.task_exited")
@@ -462,7 +474,8 @@ class Shim:
         if now < self._next_kill or self._task is None:
             return
         self._killed_at = self._killed_at or now
-        if self._task.end_step() and self._end.over:
+        self._execs.kill_all()
+        if self._task.end_step() and self._end.over and not self._execs.alive:
             self._gone = True
             self._output.drain()
             failpoint("shim.before_exit_record")
@@ -509,8 +522,9 @@ class Shim:
         self._tell(fd, self._message())
 
     def _hear(self, fd: int) -> None:
+        passed: list[int] = []
         try:
-            data = os.read(fd, MAX_MESSAGE_BYTES)
+            data, passed = execs.receive(fd, MAX_MESSAGE_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -519,30 +533,54 @@ class Shim:
             self._drop_peer(fd)
             return
         try:
-            order = tinyjson.loads(data)
-            if order["op"] == "stop":
-                self._stop(order, max(0, int(order["grace_ms"])))
-            elif order["op"] == "tell":
-                if not self._gone:
-                    self._output.tell(str(order["text"]))
-            elif self._end.stopping:
-                return
-            elif order["op"] == "limit":
-                self._set_limit(int(order["run_limit_ms"]))
-            else:
-                self._suspend(order["op"] == "suspend")
-        except (ValueError, KeyError, TypeError):
+            self._obey(fd, tinyjson.loads(data), passed)
+        except (ValueError, KeyError, TypeError, OSError):
             self._drop_peer(fd)
+
+    def _obey(self, fd: int, order: dict[str, Any], passed: list[int]) -> None:
+        op = order["op"]
+        if op == "exec":
+            may = self._end.running and not self._suspend_wanted
+            self._tell(fd, tinyjson.dumps(self._execs.start(order, passed, fd, may)))
+            return
+        execs.close_all(passed)
+        if op == "stop":
+            self._stop(order, max(0, int(order["grace_ms"])))
+        elif op in ("suspend", "resume"):
+            if not self._end.stopping:
+                self._suspend(op == "suspend")
+        elif op == "limit":
+            if not self._end.stopping:
+                self._set_limit(int(order["run_limit_ms"]))
+        elif op == "tell":
+            if not self._gone:
+                self._output.tell(str(order["text"]))
+        elif op == "end_exec":
+            self._execs.end(str(order["id"]), boot_ns())
+        elif op == "input":
+            self._lend_input(fd, str(order["id"]))
+        elif op == "close_input":
+            self._output.close_input()
+
+    def _lend_input(self, fd: int, request_id: str) -> None:
+        """The descriptor itself: what is typed goes from the agent to the task without us."""
+        lent = self._output.input_fd
+        message = tinyjson.dumps({"event": "input", "id": request_id, "given": lent is not None})
+        if lent is None:
+            self._tell(fd, message)
+        else:
+            execs.pass_on(fd, message, lent)
 
     def _drop_peer(self, fd: int) -> None:
         self._unwatch(fd)
         self._peers.discard(fd)
         os.close(fd)
+        self._execs.peer_gone(fd, boot_ns())
 
     def _message(self) -> bytes:
         status = self._end.final() if self._recorded else self._end.current()
-        facts: tinyjson.Flat = {"event": "status", "task_pid": self._task_pid, "suspends": True, "tells": True}
-        return tinyjson.dumps({**facts, "run_limit_ms": self._limit.limit_ms, **self.identity, **status})
+        can: tinyjson.Flat = {"suspends": True, "tells": True, "connects": True, "run_limit_ms": self._limit.limit_ms}
+        return tinyjson.dumps({"event": "status", "task_pid": self._task_pid, **can, **self.identity, **status})
 
     def _publish(self) -> None:
         message = self._message()

@@ -13,7 +13,7 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpushare_agent import procscan, records, tinyjson
@@ -86,10 +86,14 @@ class ShimLink:
 
     def send(self, order: tinyjson.Flat) -> bool:
         """True if the order is on its way; one that is not must be repeated when the shim is heard again."""
+        return self.send_with(tinyjson.dumps(order), ())
+
+    def send_with(self, order: bytes, fds: Sequence[int]) -> bool:
+        """The same for an order that takes descriptors along; they stay ours, too."""
         if self._socket is None:
             return False
         try:
-            self._socket.send(tinyjson.dumps(order))
+            socket.send_fds(self._socket, [order], fds) if fds else self._socket.send(order)
         except OSError:
             return False
         return True
@@ -113,8 +117,9 @@ class ShimLink:
 
     def _readable(self) -> None:
         while self._socket is not None:
+            fds: list[int] = []
             try:
-                data = self._socket.recv(MAX_MESSAGE_BYTES)
+                data, fds, _, _ = socket.recv_fds(self._socket, MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
             except OSError:
@@ -126,6 +131,8 @@ class ShimLink:
                 message = tinyjson.loads(data)
             except ValueError:
                 continue
+            if fds:
+                message["fd"] = fds[0]
             self._on_message(message)
 
     def _channel_ended(self) -> None:

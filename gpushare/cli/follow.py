@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from gpushare.cli.exits import EXIT_BROKEN_PIPE, EXIT_OWN_FAILURE
 from gpushare.cli.inert import inert
@@ -25,6 +25,7 @@ from gpushare.errors import GpushareError, UnavailableError
 from gpushare.reasons import Reason
 
 if TYPE_CHECKING:
+    from gpushare.cli.feeding import Feeder
     from gpushare.cli.interrupts import Interrupts
     from gpushare.client.aio import AsyncClient
 
@@ -40,8 +41,8 @@ class OutputFollower:
     """Reads the output of jobs into a sink, from now to their end.
 
     `jobs` are as they were listed; `task_index` limits it to one task, `attempt` to one attempt (0: the newest of
-    each task, and those that follow it). With `fail_fast` the first stream that cannot be read ends it all, else
-    `errors` collects them.
+    each task, and those that follow it); `offsets` says by attempt and descriptor where to begin. With `fail_fast` the
+    first stream that cannot be read ends it all, else `errors` collects them.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class OutputFollower:
         attempt: int = 0,
         fail_fast: bool = False,
         on_change: Callable[[Job], None] | None = None,
+        offsets: Mapping[tuple[int, int], int] | None = None,
     ) -> None:
         self.errors: list[GpushareError] = []
         self._client = client
@@ -63,6 +65,7 @@ class OutputFollower:
         self._attempt = attempt
         self._fail_fast = fail_fast
         self._on_change = on_change
+        self._offsets = offsets or {}
         self._room = asyncio.Semaphore(_ATTEMPTS_AT_ONCE)
         self._readers: dict[tuple[str, int, int], asyncio.Task[None]] = {}
         self._failed = asyncio.Event()
@@ -128,6 +131,7 @@ class OutputFollower:
             task_index=task_index,
             attempt=number,
             stream=stream,
+            offset=self._offsets.get((number, fd), 0),
             follow=True,
             on_reconnect=self._on_reconnect,
         )
@@ -188,9 +192,9 @@ def first_nonzero(codes: Sequence[int]) -> int:
 
 def tell(text: str) -> None:
     """One line on stderr."""
-    # The terminal may be gone, and there is nobody else to tell.
+    # The terminal may be gone, and there is nobody else to tell; one that is in raw mode wants the CR.
     with contextlib.suppress(OSError):
-        print(inert(text), file=sys.stderr, flush=True)
+        print(inert(text), file=sys.stderr, end="\r\n" if sys.stderr.isatty() else "\n", flush=True)
 
 
 async def cancel_jobs(client: AsyncClient, names: Sequence[str]) -> list[Job]:
@@ -217,31 +221,52 @@ async def follow_and_flush(follower: OutputFollower, sink: LogSink) -> dict[str,
         await sink.close()
 
 
-async def run_to_end(client: AsyncClient, jobs: Sequence[Job], reference: str, interrupts: Interrupts) -> int:
-    """Follows jobs that were just submitted, cancels them on Ctrl-C, and returns the code for the process.
+async def run_to_end(
+    client: AsyncClient,
+    jobs: Sequence[Job],
+    reference: str,
+    interrupts: Interrupts,
+    feeder: Feeder | None = None,
+    *,
+    cancels: bool = True,
+) -> int:
+    """Follows jobs, cancels them on Ctrl-C where that `cancels`, and returns the code for the process.
 
-    `reference` is what the person can call them. Raises GpushareError where the scheduler stays out of reach.
+    `reference` is what the person can call them; `feeder` gives the one job its input. Raises GpushareError where the
+    scheduler stays out of reach.
     """
-    sink = TextSink()
-    notes = _WaitNotes()
-    follower = OutputFollower(client, jobs, sink, on_change=notes.on_change)
+    sink: LogSink = feeder.sink if feeder is not None else TextSink()
+    notes = _WaitNotes(feeder.on_change if feeder is not None else None)
+    offsets = feeder.offsets if feeder is not None else None
+    follower = OutputFollower(client, jobs, sink, on_change=notes.on_change, offsets=offsets)
     names = [job.name for job in jobs]
+    back = f"gpushare attach {reference}" if feeder is not None else f"gpushare logs -f {reference}"
     following = asyncio.create_task(follow_and_flush(follower, sink))
-    cancelling = asyncio.create_task(_cancel_when_asked(client, names, reference, interrupts))
+    feeding = asyncio.create_task(feeder.run()) if feeder is not None else None
+    cancelling = asyncio.create_task(_cancel_when_asked(client, names, reference, interrupts, cancels))
     leaving = asyncio.create_task(interrupts.leave.wait())
+    tasks: set[asyncio.Task[Any]] = {following, leaving} | ({feeding} if feeding is not None else set())
     try:
-        await asyncio.wait({following, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if feeder is not None and feeding is not None and feeding.done() and not following.done():
+            feeding.result()
+            feeder.close()
+            print(file=sys.stderr)  # the job's line is where the cursor stands
+            tell(f"note: left; job {reference} goes on ({back})")
+            return 0
         if not following.done():
-            tell(f"note: left; job {reference} goes on (gpushare logs -f {reference})")
+            tell(f"note: left; job {reference} goes on ({back})")
             return interrupts.exit_code
         ended = following.result()
     except BrokenPipeError:
-        tell(f"note: nobody reads the output; job {reference} goes on (gpushare logs -f {reference})")
+        tell(f"note: nobody reads the output; job {reference} goes on ({back})")
         return EXIT_BROKEN_PIPE
     finally:
-        for task in (following, cancelling, leaving):
+        for task in (*tasks, cancelling):
             task.cancel()
-        await asyncio.gather(following, cancelling, leaving, return_exceptions=True)
+        await asyncio.gather(*tasks, cancelling, return_exceptions=True)
+        if feeder is not None:
+            feeder.close()
     for error in follower.errors:
         tell(f"warning: {error}")
     in_order = [ended[name] for name in names]
@@ -253,19 +278,27 @@ async def run_to_end(client: AsyncClient, jobs: Sequence[Job], reference: str, i
 
 
 class _WaitNotes:
-    """Says once for each reason why a job is not running yet."""
+    """Says once for each reason why a job is not running yet; `then` hears of each change, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[Job], None] | None = None) -> None:
         self._said: set[str] = {Reason.SCHEDULING}
+        self._then = then
 
     def on_change(self, job: Job) -> None:
+        if self._then is not None:
+            self._then(job)
         if job.state == JobState.JOB_STATE_QUEUED and job.wait.reason and job.wait.reason not in self._said:
             self._said.add(job.wait.reason)
             tell(f"note: job {job.id} waits: {reason_sentence(job.wait.reason, job.wait.detail)}")
 
 
-async def _cancel_when_asked(client: AsyncClient, names: Sequence[str], reference: str, interrupts: Interrupts) -> None:
+async def _cancel_when_asked(
+    client: AsyncClient, names: Sequence[str], reference: str, interrupts: Interrupts, cancels: bool
+) -> None:
     await interrupts.cancel.wait()
+    if not cancels:
+        interrupts.leave.set()
+        return
     tell(f"note: cancelling job {reference} (Ctrl-C once more leaves without waiting for its end)")
     try:
         await cancel_jobs(client, names)

@@ -2,8 +2,8 @@
 
 Imports click and the standard library alone, so that `gpushare --help` starts fast; every command's module is imported
 when that command is asked for. Invariants: a refusal is one line `error: REASON: sentence` on stderr and never a
-traceback; exit codes are 0 ok, 1 refused or failed, 2 usage, 3 scheduler out of reach, and for `run` and `wait`, whose
-codes belong to the job, 125 for every failure of their own.
+traceback; exit codes are 0 ok, 1 refused or failed, 2 usage, 3 scheduler out of reach, and for `run`, `wait` and those
+who sit at a job, whose codes belong to it, 125 for every failure of their own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gpushare.cli.exits import (
 )
 
 # Commands that return the job's code, so that a code of their own must be told apart.
-JOB_CODE_COMMANDS = frozenset({"run", "wait"})
+JOB_CODE_COMMANDS = frozenset({"run", "wait", "shell", "attach", "exec"})
 # Set by the scripts of `gpushare completion`.
 COMPLETE_ENV = "_GPUSHARE_COMPLETE"
 
@@ -37,6 +37,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "whoami": ("gpushare.cli.logins", "whoami", "Who you are, where, and until when."),
     "submit": ("gpushare.cli.submit", "submit", "Queue a job and return at once."),
     "run": ("gpushare.cli.submit", "run", "Run a job here: follow its output, return its code."),
+    "shell": ("gpushare.cli.connecting", "shell", "Run a login shell as a job, and sit at it."),
+    "attach": ("gpushare.cli.connecting", "attach", "Sit at a running job again."),
+    "exec": ("gpushare.cli.connecting", "exec_", "Run a command beside a running task, within its limits."),
+    "port-forward": ("gpushare.cli.portforward", "port_forward", "Reach a server inside a job at a port here."),
+    "ssh-config": ("gpushare.cli.ssh", "ssh_config", "Let ssh, scp, rsync and VS Code reach a job."),
+    "ssh-proxy": ("gpushare.cli.ssh", "ssh_proxy", "What ssh-config tells ssh to run."),
     "jobs": ("gpushare.cli.jobs", "jobs", "List jobs, newest first."),
     "job": ("gpushare.cli.jobs", "job", "Everything about one job."),
     "explain": ("gpushare.cli.jobs", "explain", "Why a job waits, and what would start it."),
@@ -97,8 +103,8 @@ class RootGroup(click.Group):
 @click.group(
     cls=RootGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 ok, 1 refused or failed, 2 usage, 3 scheduler out of reach. `run` and `wait` return the "
-    "job's own code, and 125 for a failure that is not the job's.",
+    epilog="Exit codes: 0 ok, 1 refused or failed, 2 usage, 3 scheduler out of reach. `run`, `wait`, `shell`, `attach` "
+    "and `exec` return the job's own code, and 125 for a failure that is not the job's.",
 )
 @click.option("--server", metavar="HOST:PORT", help="The scheduler [env: GPUSHARE_SERVER, else the context].")
 @click.option("--token", help="Who you are; seen by `ps`, so prefer the variable [env: GPUSHARE_TOKEN].")

@@ -50,7 +50,7 @@ class LogSink(Protocol):
     async def close(self) -> None: ...
 
 
-class _Writer:
+class Writer:
     """Writes to descriptors from a thread, because a write to a stopped reader does not return."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class TextSink:
     """stdout to stdout and stderr to stderr. A terminal gets what cannot harm it, a pipe the bytes as they are."""
 
     def __init__(self) -> None:
-        self._writer = _Writer()
+        self._writer = Writer()
         self._is_terminal = {fd: os.isatty(fd) for fd in (STDOUT_FD, STDERR_FD)}
         self._filters: dict[Source, TerminalFilter] = {}
         self._lines: dict[Source, _Lines] = {}
@@ -142,11 +142,27 @@ class TextSink:
         return data
 
 
+class TerminalSink:
+    """What a job's own terminal shows, as it is: for who sits at it, and gives it its input."""
+
+    def __init__(self) -> None:
+        self._writer = Writer()
+
+    async def chunk(self, source: Source, answer: StreamLogsResponse) -> None:
+        await self._writer.write(source.fd, answer.data)
+
+    async def end(self, source: Source) -> None:
+        pass
+
+    async def close(self) -> None:
+        await self._writer.close()
+
+
 class JsonSink:
     """One JSON array on stdout, one chunk a line: base64 `data`, and `text` where it is UTF-8."""
 
     def __init__(self) -> None:
-        self._writer = _Writer()
+        self._writer = Writer()
         self._count = 0
 
     async def chunk(self, source: Source, answer: StreamLogsResponse) -> None:

@@ -124,7 +124,8 @@ _JOB_OPTIONS = (
 )
 
 
-def _job_options(function: _Function) -> _Function:
+def job_options(function: _Function) -> _Function:
+    """The options that say what a job asks for and how it runs."""
     for option in reversed(_JOB_OPTIONS):
         function = option(function)
     return function
@@ -149,7 +150,7 @@ _COMMAND_SETTINGS: dict[str, Any] = {"allow_interspersed_args": False}
 
 
 @click.command(cls=JobCommand, context_settings=_COMMAND_SETTINGS, epilog=_EPILOG)
-@_job_options
+@job_options
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def submit(dry_run: bool, parsable: bool, **options: Any) -> int | None:
     """Queue a job and return at once."""
@@ -174,18 +175,33 @@ def submit(dry_run: bool, parsable: bool, **options: Any) -> int | None:
 
 
 @click.command(cls=JobCommand, context_settings=_COMMAND_SETTINGS, epilog=_EPILOG)
-@_job_options
-@click.option("--pty", is_flag=True, help="Give the job a terminal without input; its stderr then joins stdout.")
+@job_options
+@click.option("--pty", is_flag=True, help="Give the job a terminal, yours where you sit at one; stderr joins stdout.")
+@click.option("-i", "--interactive", is_flag=True, help="Give the job what comes on standard input here.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def run(dry_run: bool, parsable: bool, pty: bool, **options: Any) -> int | None:
+def run(dry_run: bool, parsable: bool, pty: bool, interactive: bool, **options: Any) -> int | None:
     """Run a job: follow its output, return its code. Ctrl-C cancels it, losing the terminal does not.
 
-    What is typed here does not reach the job: its standard input is empty.
+    Its standard input is empty, unless -i or --pty says otherwise. With --pty Ctrl-C and all other keys are the job's;
+    `~.` at the beginning of a line leaves it running, and `gpushare attach` comes back.
     """
+    return run_job(dry_run, parsable, options, pty=pty, interactive=interactive)
+
+
+def run_job(dry_run: bool, parsable: bool, options: dict[str, Any], *, pty: bool, interactive: bool) -> int | None:
+    """Submits a job and stays with it to its end."""
+    from gpushare.cli import terminal
+    from gpushare.cli.feeding import Feeder
     from gpushare.cli.follow import run_to_end
     from gpushare.cli.interrupts import Interrupts
 
+    if interactive and pty:
+        raise click.UsageError("-i is for pipes; --pty takes input by itself where you sit at a terminal")
     asked = _asked_of(options, pty=pty)
+    one_task = asked.spec.tasks in (0, 1) and not asked.spec.array_indexes
+    if interactive and not one_task:
+        raise click.UsageError("-i is for a job of one task; give several their input with gpushare attach")
+    asked.spec.stdin = interactive or (pty and one_task and terminal.is_seat())
 
     async def work(client: AsyncClient) -> int:
         job = await _completed(client, asked)
@@ -200,11 +216,11 @@ def run(dry_run: bool, parsable: bool, pty: bool, **options: Any) -> int | None:
                 print(f"ok: {_count_text(len(answer.jobs))} would run, nothing was started")
                 return 0
             reference = _reference(client, answer)
-            _print_way_back(reference, parsable=parsable)
+            takes_input = job.spec.stdin and len(answer.jobs) == 1
+            _print_way_back(reference, "attach" if takes_input else "logs -f", parsable=parsable)
             _print_notices(answer, job)
-            if pty:
-                _note("the job gets a terminal but no input: what is typed here does not reach it")
-            return await run_to_end(client, answer.jobs, reference, interrupts)
+            feeder = Feeder(client, answer.jobs[0]) if takes_input else None
+            return await run_to_end(client, answer.jobs, reference, interrupts, feeder)
 
     return run_with_client(work, asked.options["tenant"])
 
@@ -226,8 +242,8 @@ async def _unless_left(
         leaving.cancel()
 
 
-def _print_way_back(reference: str, *, parsable: bool) -> None:
-    text = f"job {reference}; to come back: gpushare logs -f {reference}; to end it: gpushare cancel {reference}"
+def _print_way_back(reference: str, command: str, *, parsable: bool) -> None:
+    text = f"job {reference}; to come back: gpushare {command} {reference}; to end it: gpushare cancel {reference}"
     print(reference if parsable else text, file=sys.stderr, flush=True)
 
 
@@ -267,6 +283,7 @@ async def _completed(client: AsyncClient, asked: _Asked) -> _Asked:
 
 def _spec_of(options: dict[str, Any], script: bytes, argv: list[str], *, pty: bool) -> JobSpec:
     from gpushare.cli import capture
+    from gpushare.cli.feeding import window_size
     from gpushare.client.spec import job_spec
 
     return job_spec(
@@ -303,6 +320,7 @@ def _spec_of(options: dict[str, Any], script: bytes, argv: list[str], *, pty: bo
         error=options["error"],
         visible_devices=options["visible_devices"],
         pty=pty,
+        window=window_size() if pty else None,
     )
 
 

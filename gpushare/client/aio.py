@@ -22,6 +22,7 @@ import grpc.aio
 
 from gpushare import rpc
 from gpushare.client import messages as m
+from gpushare.client.connect import Connection
 from gpushare.client.retry import Backoff, may_pass
 from gpushare.client.settings import ConnectionSettings
 from gpushare.client.streams import RECONNECT_LIMIT_S, RENEW_AGAIN_S, OnReconnect, read_log, watch
@@ -211,6 +212,10 @@ class AsyncClient:
             on_reconnect=on_reconnect,
             renew=self._renew,
         )
+
+    def connect(self, start: m.ConnectionStart) -> Connection:
+        """To the input of a running task, to a process beside it, or to a port: `async with client.connect(start)`."""
+        return Connection(self._jobs.Connect(), start, self.settings.server)
 
     # -- nodes
 

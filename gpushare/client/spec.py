@@ -24,6 +24,7 @@ from gpushare.client.messages import (
     SignalTarget,
     Topology,
     VisibleDevices,
+    WindowSize,
 )
 from gpushare.names import TextError
 from gpushare.outputpath import check_output_path
@@ -106,6 +107,8 @@ def job_spec(
     labels: Mapping[str, str] | None = None,
     node_labels: Mapping[str, str] | None = None,
     pty: bool = False,
+    stdin: bool = False,
+    window: WindowSize | None = None,
     min_tasks: str | int | None = None,
     qos: str | None = None,
     preemption: str | None = None,
@@ -138,6 +141,8 @@ def job_spec(
         resources=_resources(gpus, gpu_memory, model, cpus, host_memory, fence),
         labels=_checked_pairs(labels, "label"),
         pty=pty,
+        stdin=stdin,
+        window=window,
         tasks=_number(tasks, "tasks", 1),
         min_tasks=_number(min_tasks, "min_tasks", 1),
         priority=_number(priority, "priority", -_INT64_MAX, _INT64_MAX),

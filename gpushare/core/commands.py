@@ -88,6 +88,9 @@ class RawJob(msgspec.Struct, frozen=True):
     visible_devices: VisibleDevices | None = None
     early_signal: EarlySignal | None = None
     requeue_exit_codes: tuple[int, ...] = ()
+    stdin: bool = False
+    window_rows: int = 0
+    window_columns: int = 0
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -120,6 +123,16 @@ class RequeueJob(Command, frozen=True):
     """Stop it and queue it again at its place."""
 
     job: str
+
+
+class OpenConnection(Command, frozen=True):
+    """A person wants a two-way connection to one running task. `kind` is "attach", "exec" or "forward"; `target` is the
+    command, or the port."""
+
+    job: str
+    task: int
+    kind: str
+    target: str = ""
 
 
 class CreateTenant(Command, frozen=True):

@@ -15,6 +15,7 @@ import msgspec
 from gpushare import names
 from gpushare.core import (
     decide_attempts,
+    decide_connections,
     decide_ends,
     decide_logins,
     decide_nodes,
@@ -46,6 +47,7 @@ from gpushare.core.commands import (
     NodeLeaseExpired,
     NodeLeaseLapsed,
     NodeSessionClosed,
+    OpenConnection,
     Outcome,
     Rejection,
     ReportAttempt,
@@ -236,6 +238,7 @@ _HANDLERS: dict[type[Command], Callable[[ClusterState, Any, Call, int, CoreSetti
     CancelJob: _cancel,
     ExtendJob: decide_ends.extend,
     RequeueJob: decide_ends.requeue,
+    OpenConnection: decide_connections.open_connection,
     Housekeep: _housekeep,
     CreateTenant: decide_people.create_tenant,
     UpdateTenant: decide_people.update_tenant,

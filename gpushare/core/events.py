@@ -310,6 +310,16 @@ class JobEnded(Event, frozen=True):
     signal: int | None = None
 
 
+class ConnectionOpened(Event, frozen=True):
+    """A person was let in to a running task, which changes nothing: it stands here for the audit. `connection` is
+    "attach", "exec" or "forward"; `target` the command or the port."""
+
+    job: str
+    attempt: str
+    connection: str
+    target: str = ""
+
+
 class JobsArchived(Event, frozen=True):
     """Ended jobs left memory for the history table, written in the same transaction."""
 
@@ -354,6 +364,7 @@ AnyEvent = (
     | AttemptEnded
     | JobRequeued
     | JobEnded
+    | ConnectionOpened
     | JobsArchived
 )
 

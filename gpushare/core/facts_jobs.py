@@ -19,6 +19,7 @@ from gpushare.core.events import (
     AttemptStopRequested,
     AttemptSuspendRequested,
     CapacityHeld,
+    ConnectionOpened,
     Entry,
     HoldReleased,
     JobCancelRequested,
@@ -253,6 +254,10 @@ def _jobs_archived(state: ClusterState, event: JobsArchived, entry: Entry) -> No
         state.remove_job(key)
 
 
+def _connection_opened(state: ClusterState, event: ConnectionOpened, entry: Entry) -> None:
+    state.must_attempt(event.attempt)
+
+
 HANDLERS: dict[type[Any], Callable[[ClusterState, Any, Entry], None]] = {
     JobsCreated: _jobs_created,
     JobCancelRequested: _job_cancel_requested,
@@ -267,5 +272,6 @@ HANDLERS: dict[type[Any], Callable[[ClusterState, Any, Entry], None]] = {
     AttemptEnded: _attempt_ended,
     JobRequeued: _job_requeued,
     JobEnded: _job_ended,
+    ConnectionOpened: _connection_opened,
     JobsArchived: _jobs_archived,
 }

@@ -253,6 +253,11 @@ class JobSpec(msgspec.Struct, frozen=True):
     early_signal: EarlySignal | None = None
     # A task that ends with one of them has the job queued again, at its place and free of `max_retries`; sorted.
     requeue_exit_codes: tuple[int, ...] = ()
+    # It reads what connections send; otherwise its standard input is empty.
+    stdin: bool = False
+    # Of its terminal as it starts; 0: as an agent finds right.
+    window_rows: int = 0
+    window_columns: int = 0
 
     @property
     def least_tasks(self) -> int:

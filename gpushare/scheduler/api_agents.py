@@ -24,6 +24,7 @@ from gpushare.reasons import Reason
 from gpushare.scheduler import convert_nodes, tokens
 from gpushare.scheduler.api_gate import StreamEnd, commit
 from gpushare.scheduler.auth import Caller
+from gpushare.scheduler.channels import Channels
 from gpushare.scheduler.engine import Engine
 from gpushare.scheduler.logins import LoginTokens
 from gpushare.scheduler.logs import LogReads
@@ -41,10 +42,13 @@ _log = structlog.get_logger(__name__)
 class AgentApi:
     """The servicer. One `_Conversation` a session. `login_ttl_ms` is how long a token on a host's word holds."""
 
-    def __init__(self, engine: Engine, sessions: Sessions, logs: LogReads, login_ttl_ms: int) -> None:
+    def __init__(
+        self, engine: Engine, sessions: Sessions, logs: LogReads, channels: Channels, login_ttl_ms: int
+    ) -> None:
         self._engine = engine
         self._sessions = sessions
         self._logs = logs
+        self._channels = channels
         self._logins = LoginTokens(engine, login_ttl_ms)
 
     async def enroll(self, request: agent_pb2.EnrollRequest, caller: Caller) -> agent_pb2.EnrollResponse:
@@ -108,6 +112,12 @@ class AgentApi:
         """The bytes of one read; acknowledged as its reader takes them."""
         async for taken_bytes in self._logs.join(caller.principal.node, chunks, end):
             yield agent_pb2.LogAck(bytes=taken_bytes)
+
+    def channel(
+        self, outputs: AsyncIterator[agent_pb2.ChannelOutput], caller: Caller, end: StreamEnd
+    ) -> AsyncGenerator[agent_pb2.ChannelInput, None]:
+        """The node's end of one connection."""
+        return self._channels.join(caller.principal.node, outputs, end)
 
 
 async def _first_word(messages: AsyncIterator[agent_pb2.AgentMessage]) -> agent_pb2.Hello:

@@ -9,13 +9,24 @@ from __future__ import annotations
 
 import functools
 import heapq
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import NamedTuple
 
 import msgspec
 
 from gpushare.core.admission import check_job
-from gpushare.core.commands import Call, CancelJob, Command, ExtendJob, Outcome, RawJob, RequeueJob, SubmitJobs
+from gpushare.core.commands import (
+    Call,
+    CancelJob,
+    Command,
+    ExtendJob,
+    OpenConnection,
+    Outcome,
+    RawJob,
+    RequeueJob,
+    SubmitJobs,
+)
 from gpushare.core.explain import Explanation
 from gpushare.core.model import Attempt, AttemptState, Job, JobState
 from gpushare.core.notices import NEVER_STARTS
@@ -27,6 +38,7 @@ from gpushare.scheduler import convert
 from gpushare.scheduler.api_gate import StreamEnd, call_of, commit
 from gpushare.scheduler.api_paging import PAGE_BYTES_MAX, Cursor, Place, page_size
 from gpushare.scheduler.auth import Caller, JobView, view_of
+from gpushare.scheduler.channels import Channels, first_start, target_of
 from gpushare.scheduler.engine import Engine
 from gpushare.scheduler.journal import job_from_history
 from gpushare.scheduler.logs import LogReads
@@ -67,8 +79,17 @@ class _Listing(NamedTuple):
 
 
 class JobApi:
-    def __init__(self, engine: Engine, sessions: Sessions, watches: Watches, logs: LogReads, page_max: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        sessions: Sessions,
+        watches: Watches,
+        logs: LogReads,
+        channels: Channels,
+        page_max: int,
+    ) -> None:
         self._engine = engine
+        self._channels = channels
         self._sessions = sessions
         self._watches = watches
         self._logs = logs
@@ -306,6 +327,31 @@ class JobApi:
             return (msgspec.structs.replace(attempt),)
 
         return (await self._watches.until(key, caller, end, ready))[0]
+
+    # -- connections
+
+    async def connect(
+        self, requests: AsyncIterator[job_pb2.ConnectRequest], caller: Caller, end: StreamEnd
+    ) -> AsyncGenerator[job_pb2.ConnectResponse, None]:
+        start = await first_start(requests)
+        kind, target = target_of(start)
+        key = _visible_key(start.name, caller)
+        job = self._engine.state.jobs.get(key) or job_from_history(await self._history_row(key))
+        if not caller.may_touch(job):
+            raise _not_yours(job, "connect to it")
+        if key not in self._engine.state.jobs:
+            raise error_of(Reason.NOT_RUNNING, f"Job {job.id} has ended.")
+
+        def view(state: ClusterState, outcome: Outcome) -> tuple[str, str]:
+            return outcome.names[0], state.attempts[outcome.names[0]].slice.node
+
+        command = OpenConnection(key, start.task_index, kind, target)
+        call = Call(principal=caller.principal, method="Connect")
+        attempt_id, node = await commit(self._engine, command, call, view)
+        order = agent_pb2.OpenChannel(attempt_id=attempt_id, start=start)
+        async with aclosing(self._channels.connect(node, order, requests, caller.principal, end)) as answers:
+            async for answer in answers:
+                yield answer
 
     # -- shared
 

@@ -89,6 +89,8 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "/gpushare.v1.JobService/WatchJobs": _READERS,
         # What a job prints is its user's; an operator sees that it runs, not what it says.
         "/gpushare.v1.JobService/StreamLogs": {Role.ADMIN: Reach.ALL, Role.USER: Reach.OWN_JOBS},
+        # Whoever connects acts as the job's Unix user.
+        "/gpushare.v1.JobService/Connect": {Role.ADMIN: Reach.ALL, Role.USER: Reach.OWN_JOBS},
         # What a tenant's admin may set, and whom they may give a token, the core decides.
         "/gpushare.v1.TenantService/CreateTenant": _TENANT_ADMINS,
         "/gpushare.v1.TenantService/GetTenant": _READERS,
@@ -123,6 +125,7 @@ RULES: Final[Mapping[str, Rule]] = MappingProxyType(
         "/gpushare.v1.AgentService/SendLogs": _AGENT,
         # Which nodes' word counts, the core decides.
         "/gpushare.v1.AgentService/IssueLoginToken": _AGENT,
+        "/gpushare.v1.AgentService/Channel": _AGENT,
     }
 )
 

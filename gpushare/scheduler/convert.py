@@ -252,6 +252,9 @@ def raw_job(spec: job_pb2.JobSpec) -> RawJob:
         visible_devices=_choice_in(spec.visible_devices, "visible_devices", _VISIBLE_DEVICES_IN),
         early_signal=_early_signal_in(spec.early_signal) if spec.HasField("early_signal") else None,
         requeue_exit_codes=tuple(spec.requeue_exit_codes),
+        stdin=spec.stdin,
+        window_rows=spec.window.rows,
+        window_columns=spec.window.columns,
     )
 
 
@@ -385,6 +388,8 @@ def job_spec(spec: JobSpec, view: JobView) -> job_pb2.JobSpec:
         visible_devices=VISIBLE_DEVICES[spec.visible_devices],
         early_signal=None if spec.early_signal is None else early_signal(spec.early_signal),
         requeue_exit_codes=spec.requeue_exit_codes,
+        stdin=spec.stdin,
+        window=window(spec),
     )
     if spec.name:
         made.name = spec.name
@@ -398,6 +403,13 @@ def job_spec(spec: JobSpec, view: JobView) -> job_pb2.JobSpec:
 def early_signal(asked: EarlySignal) -> job_pb2.EarlySignal:
     before = duration(asked.before_ms)
     return job_pb2.EarlySignal(signal=asked.signal, before=before, target=SIGNAL_TARGETS[asked.target])
+
+
+def window(spec: JobSpec) -> job_pb2.WindowSize | None:
+    """None where none was given."""
+    if not (spec.window_rows or spec.window_columns):
+        return None
+    return job_pb2.WindowSize(rows=spec.window_rows, columns=spec.window_columns)
 
 
 def claimant(job_key: str, sees: Sees) -> str:

@@ -230,6 +230,8 @@ def _start(order: StartOrder, term: int) -> agent_pb2.StartAttempt:
         output_path=_output_path(spec.output_path, order),
         error_path=_output_path(spec.error_path, order),
         early_signal=None if spec.early_signal is None else convert.early_signal(spec.early_signal),
+        stdin=spec.stdin,
+        window=convert.window(spec),
     )
 
 

@@ -13,6 +13,7 @@ from gpushare.core.events import (
     AttemptChanged,
     AttemptEnded,
     AttemptStopRequested,
+    ConnectionOpened,
     Entry,
     Event,
     JobsArchived,
@@ -113,6 +114,8 @@ def _job(key: str) -> tuple[str, str]:
 
 def jobs_touched(event: Event) -> tuple[str, ...]:
     """Keys of the jobs that look different after `event`; archived ones do not."""
+    if isinstance(event, ConnectionOpened):
+        return ()
     if isinstance(event, JobsCreated):
         return tuple(f"{event.tenant}/{job_id}" for job_id in event.ids())
     if isinstance(event, (AttemptChanged, AttemptEnded, AttemptStopRequested)):

@@ -34,6 +34,7 @@ from gpushare.scheduler.api_reservations import ReservationApi
 from gpushare.scheduler.api_tenants import TenantApi
 from gpushare.scheduler.api_usage import UsageApi
 from gpushare.scheduler.auth import Authenticator, Visibility
+from gpushare.scheduler.channels import Channels
 from gpushare.scheduler.denials import Denials
 from gpushare.scheduler.engine import Engine, Projector, Thunk
 from gpushare.scheduler.leases import Leases
@@ -72,6 +73,7 @@ class ApiServer:
         self._power = PowerHooks(engine, hooks, config.power_command_timeout_s, drop=self.sessions.drop)
         self._watches = Watches(engine)
         self._logs = LogReads(self.sessions)
+        self._channels = Channels(self.sessions)
         self._health = _Health()
         self.server = rpc.aio_server(message_max_bytes=config.caps.message_max_bytes)
         self._serve(Gate(engine, authenticator, self._denials, self._streams), config)
@@ -87,6 +89,7 @@ class ApiServer:
         background = {
             "leases": self.sessions.run,
             "logs": self._logs.run,
+            "channels": self._channels.run,
             "denials": self._denials.run,
             "power": self._power.run,
             "expiry": self._streams.run,
@@ -109,12 +112,14 @@ class ApiServer:
         page_max = config.caps.page_max
         fresh = TenantSettings(max_queued_jobs=config.caps.queued_per_tenant)
         servicers: dict[str, object] = {
-            "JobService": JobApi(self._engine, self.sessions, self._watches, self._logs, page_max),
+            "JobService": JobApi(self._engine, self.sessions, self._watches, self._logs, self._channels, page_max),
             "TenantService": TenantApi(self._engine, self.join_line, fresh, page_max),
             "NodeService": NodeApi(self._engine, self.sessions, self.join_line, page_max),
             "ReservationService": ReservationApi(self._engine, page_max),
             "UsageService": UsageApi(self._engine, self._denials, page_max),
-            "AgentService": AgentApi(self._engine, self.sessions, self._logs, config.login_token_ttl_s * 1000),
+            "AgentService": AgentApi(
+                self._engine, self.sessions, self._logs, self._channels, config.login_token_ttl_s * 1000
+            ),
         }
         self.server.add_generic_rpc_handlers(
             tuple(gate.handlers(service, servicers[service.name]) for service in SERVICES)

@@ -43,7 +43,7 @@ class AgentMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., sync: _Optional[_Union[Sync, _Mapping]] = ..., renewal: _Optional[_Union[Renewal, _Mapping]] = ..., attempt_report: _Optional[_Union[AttemptReport, _Mapping]] = ..., gpu_report: _Optional[_Union[GpuReport, _Mapping]] = ...) -> None: ...
 
 class SchedulerMessage(_message.Message):
-    __slots__ = ("hello_ack", "lease_grant", "start_attempt", "stop_attempt", "seal_attempt", "forget_attempt", "read_logs", "cancel_read", "suspend_attempt", "resume_attempt", "set_run_limit")
+    __slots__ = ("hello_ack", "lease_grant", "start_attempt", "stop_attempt", "seal_attempt", "forget_attempt", "read_logs", "cancel_read", "suspend_attempt", "resume_attempt", "set_run_limit", "open_channel", "close_channel")
     HELLO_ACK_FIELD_NUMBER: _ClassVar[int]
     LEASE_GRANT_FIELD_NUMBER: _ClassVar[int]
     START_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,8 @@ class SchedulerMessage(_message.Message):
     SUSPEND_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     RESUME_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     SET_RUN_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    OPEN_CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_CHANNEL_FIELD_NUMBER: _ClassVar[int]
     hello_ack: HelloAck
     lease_grant: LeaseGrant
     start_attempt: StartAttempt
@@ -66,7 +68,9 @@ class SchedulerMessage(_message.Message):
     suspend_attempt: SuspendAttempt
     resume_attempt: ResumeAttempt
     set_run_limit: SetRunLimit
-    def __init__(self, hello_ack: _Optional[_Union[HelloAck, _Mapping]] = ..., lease_grant: _Optional[_Union[LeaseGrant, _Mapping]] = ..., start_attempt: _Optional[_Union[StartAttempt, _Mapping]] = ..., stop_attempt: _Optional[_Union[StopAttempt, _Mapping]] = ..., seal_attempt: _Optional[_Union[SealAttempt, _Mapping]] = ..., forget_attempt: _Optional[_Union[ForgetAttempt, _Mapping]] = ..., read_logs: _Optional[_Union[ReadLogs, _Mapping]] = ..., cancel_read: _Optional[_Union[CancelRead, _Mapping]] = ..., suspend_attempt: _Optional[_Union[SuspendAttempt, _Mapping]] = ..., resume_attempt: _Optional[_Union[ResumeAttempt, _Mapping]] = ..., set_run_limit: _Optional[_Union[SetRunLimit, _Mapping]] = ...) -> None: ...
+    open_channel: OpenChannel
+    close_channel: CloseChannel
+    def __init__(self, hello_ack: _Optional[_Union[HelloAck, _Mapping]] = ..., lease_grant: _Optional[_Union[LeaseGrant, _Mapping]] = ..., start_attempt: _Optional[_Union[StartAttempt, _Mapping]] = ..., stop_attempt: _Optional[_Union[StopAttempt, _Mapping]] = ..., seal_attempt: _Optional[_Union[SealAttempt, _Mapping]] = ..., forget_attempt: _Optional[_Union[ForgetAttempt, _Mapping]] = ..., read_logs: _Optional[_Union[ReadLogs, _Mapping]] = ..., cancel_read: _Optional[_Union[CancelRead, _Mapping]] = ..., suspend_attempt: _Optional[_Union[SuspendAttempt, _Mapping]] = ..., resume_attempt: _Optional[_Union[ResumeAttempt, _Mapping]] = ..., set_run_limit: _Optional[_Union[SetRunLimit, _Mapping]] = ..., open_channel: _Optional[_Union[OpenChannel, _Mapping]] = ..., close_channel: _Optional[_Union[CloseChannel, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("instance_id", "boot_id", "start_counter", "agent_version", "wall_time", "highest_term", "node")
@@ -230,7 +234,7 @@ class GpuReport(_message.Message):
     def __init__(self, conditions: _Optional[_Iterable[_Union[GpuCondition, _Mapping]]] = ..., samples: _Optional[_Mapping[str, _node_pb2.GpuSample]] = ..., attempt_use: _Optional[_Mapping[str, AttemptUse]] = ...) -> None: ...
 
 class StartAttempt(_message.Message):
-    __slots__ = ("attempt_id", "term", "job_id", "task_index", "task_count", "array_index", "number", "unix_user", "argv", "script", "env", "working_directory", "pty", "gpu_uuids", "whole", "gpu_milli", "gpu_memory_mib", "cpu_milli", "memory_mib", "max_run_ms", "grace_ms", "on_disconnect", "tier", "gang", "capacity_milli", "output_path", "error_path", "visible_devices", "early_signal")
+    __slots__ = ("attempt_id", "term", "job_id", "task_index", "task_count", "array_index", "number", "unix_user", "argv", "script", "env", "working_directory", "pty", "gpu_uuids", "whole", "gpu_milli", "gpu_memory_mib", "cpu_milli", "memory_mib", "max_run_ms", "grace_ms", "on_disconnect", "tier", "gang", "capacity_milli", "output_path", "error_path", "visible_devices", "early_signal", "stdin", "window")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -267,6 +271,8 @@ class StartAttempt(_message.Message):
     ERROR_PATH_FIELD_NUMBER: _ClassVar[int]
     VISIBLE_DEVICES_FIELD_NUMBER: _ClassVar[int]
     EARLY_SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    STDIN_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
     attempt_id: str
     term: int
     job_id: str
@@ -296,7 +302,9 @@ class StartAttempt(_message.Message):
     error_path: str
     visible_devices: _job_pb2.VisibleDevices
     early_signal: _job_pb2.EarlySignal
-    def __init__(self, attempt_id: _Optional[str] = ..., term: _Optional[int] = ..., job_id: _Optional[str] = ..., task_index: _Optional[int] = ..., task_count: _Optional[int] = ..., array_index: _Optional[int] = ..., number: _Optional[int] = ..., unix_user: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., script: _Optional[bytes] = ..., env: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., pty: _Optional[bool] = ..., gpu_uuids: _Optional[_Iterable[str]] = ..., whole: _Optional[bool] = ..., gpu_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., max_run_ms: _Optional[int] = ..., grace_ms: _Optional[int] = ..., on_disconnect: _Optional[_Union[_job_pb2.OnDisconnect, str]] = ..., tier: _Optional[str] = ..., gang: _Optional[_Union[Gang, _Mapping]] = ..., capacity_milli: _Optional[int] = ..., output_path: _Optional[str] = ..., error_path: _Optional[str] = ..., visible_devices: _Optional[_Union[_job_pb2.VisibleDevices, str]] = ..., early_signal: _Optional[_Union[_job_pb2.EarlySignal, _Mapping]] = ...) -> None: ...
+    stdin: bool
+    window: _job_pb2.WindowSize
+    def __init__(self, attempt_id: _Optional[str] = ..., term: _Optional[int] = ..., job_id: _Optional[str] = ..., task_index: _Optional[int] = ..., task_count: _Optional[int] = ..., array_index: _Optional[int] = ..., number: _Optional[int] = ..., unix_user: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., script: _Optional[bytes] = ..., env: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., pty: _Optional[bool] = ..., gpu_uuids: _Optional[_Iterable[str]] = ..., whole: _Optional[bool] = ..., gpu_milli: _Optional[int] = ..., gpu_memory_mib: _Optional[int] = ..., cpu_milli: _Optional[int] = ..., memory_mib: _Optional[int] = ..., max_run_ms: _Optional[int] = ..., grace_ms: _Optional[int] = ..., on_disconnect: _Optional[_Union[_job_pb2.OnDisconnect, str]] = ..., tier: _Optional[str] = ..., gang: _Optional[_Union[Gang, _Mapping]] = ..., capacity_milli: _Optional[int] = ..., output_path: _Optional[str] = ..., error_path: _Optional[str] = ..., visible_devices: _Optional[_Union[_job_pb2.VisibleDevices, str]] = ..., early_signal: _Optional[_Union[_job_pb2.EarlySignal, _Mapping]] = ..., stdin: _Optional[bool] = ..., window: _Optional[_Union[_job_pb2.WindowSize, _Mapping]] = ...) -> None: ...
 
 class Gang(_message.Message):
     __slots__ = ("master_addr", "master_port", "rank", "world_size", "local_rank", "local_world_size", "node_rank", "nodes")
@@ -451,3 +459,39 @@ class IssueLoginTokenResponse(_message.Message):
     user: str
     tenant: str
     def __init__(self, secret: _Optional[str] = ..., ttl: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., user: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class OpenChannel(_message.Message):
+    __slots__ = ("channel_id", "attempt_id", "term", "start")
+    CHANNEL_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_ID_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    channel_id: str
+    attempt_id: str
+    term: int
+    start: _job_pb2.ConnectionStart
+    def __init__(self, channel_id: _Optional[str] = ..., attempt_id: _Optional[str] = ..., term: _Optional[int] = ..., start: _Optional[_Union[_job_pb2.ConnectionStart, _Mapping]] = ...) -> None: ...
+
+class CloseChannel(_message.Message):
+    __slots__ = ("channel_id",)
+    CHANNEL_ID_FIELD_NUMBER: _ClassVar[int]
+    channel_id: str
+    def __init__(self, channel_id: _Optional[str] = ...) -> None: ...
+
+class ChannelOutput(_message.Message):
+    __slots__ = ("channel_id", "response", "error_reason", "error_detail")
+    CHANNEL_ID_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_REASON_FIELD_NUMBER: _ClassVar[int]
+    ERROR_DETAIL_FIELD_NUMBER: _ClassVar[int]
+    channel_id: str
+    response: _job_pb2.ConnectResponse
+    error_reason: str
+    error_detail: str
+    def __init__(self, channel_id: _Optional[str] = ..., response: _Optional[_Union[_job_pb2.ConnectResponse, _Mapping]] = ..., error_reason: _Optional[str] = ..., error_detail: _Optional[str] = ...) -> None: ...
+
+class ChannelInput(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: _job_pb2.ConnectRequest
+    def __init__(self, request: _Optional[_Union[_job_pb2.ConnectRequest, _Mapping]] = ...) -> None: ...

@@ -54,6 +54,11 @@ class AgentServiceStub:
                 request_serializer=gpushare_dot_v1_dot_agent__pb2.IssueLoginTokenRequest.SerializeToString,
                 response_deserializer=gpushare_dot_v1_dot_agent__pb2.IssueLoginTokenResponse.FromString,
                 _registered_method=True)
+        self.Channel = channel.stream_stream(
+                '/gpushare.v1.AgentService/Channel',
+                request_serializer=gpushare_dot_v1_dot_agent__pb2.ChannelOutput.SerializeToString,
+                response_deserializer=gpushare_dot_v1_dot_agent__pb2.ChannelInput.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -87,6 +92,13 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Channel(self, request_iterator, context):
+        """The agent's end of one connection that an OpenChannel order asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +121,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.IssueLoginToken,
                     request_deserializer=gpushare_dot_v1_dot_agent__pb2.IssueLoginTokenRequest.FromString,
                     response_serializer=gpushare_dot_v1_dot_agent__pb2.IssueLoginTokenResponse.SerializeToString,
+            ),
+            'Channel': grpc.stream_stream_rpc_method_handler(
+                    servicer.Channel,
+                    request_deserializer=gpushare_dot_v1_dot_agent__pb2.ChannelOutput.FromString,
+                    response_serializer=gpushare_dot_v1_dot_agent__pb2.ChannelInput.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +236,33 @@ class AgentService:
             '/gpushare.v1.AgentService/IssueLoginToken',
             gpushare_dot_v1_dot_agent__pb2.IssueLoginTokenRequest.SerializeToString,
             gpushare_dot_v1_dot_agent__pb2.IssueLoginTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Channel(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/gpushare.v1.AgentService/Channel',
+            gpushare_dot_v1_dot_agent__pb2.ChannelOutput.SerializeToString,
+            gpushare_dot_v1_dot_agent__pb2.ChannelInput.FromString,
             options,
             channel_credentials,
             insecure,

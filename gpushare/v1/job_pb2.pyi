@@ -201,7 +201,7 @@ class EarlySignal(_message.Message):
     def __init__(self, signal: _Optional[str] = ..., before: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., target: _Optional[_Union[SignalTarget, str]] = ...) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("name", "display_name", "argv", "script", "env", "captured_env", "working_directory", "resources", "tasks", "array_indexes", "max_run_duration", "priority", "max_retries", "on_disconnect", "grace_duration", "labels", "pty", "min_tasks", "qos", "preemption", "on_task_failure", "topology", "after", "array_max_running", "start_within", "output_path", "error_path", "visible_devices", "early_signal", "requeue_exit_codes")
+    __slots__ = ("name", "display_name", "argv", "script", "env", "captured_env", "working_directory", "resources", "tasks", "array_indexes", "max_run_duration", "priority", "max_retries", "on_disconnect", "grace_duration", "labels", "pty", "min_tasks", "qos", "preemption", "on_task_failure", "topology", "after", "array_max_running", "start_within", "output_path", "error_path", "visible_devices", "early_signal", "requeue_exit_codes", "stdin", "window")
     class EnvEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -253,6 +253,8 @@ class JobSpec(_message.Message):
     VISIBLE_DEVICES_FIELD_NUMBER: _ClassVar[int]
     EARLY_SIGNAL_FIELD_NUMBER: _ClassVar[int]
     REQUEUE_EXIT_CODES_FIELD_NUMBER: _ClassVar[int]
+    STDIN_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
     name: str
     display_name: str
     argv: _containers.RepeatedScalarFieldContainer[str]
@@ -283,7 +285,17 @@ class JobSpec(_message.Message):
     visible_devices: VisibleDevices
     early_signal: EarlySignal
     requeue_exit_codes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., script: _Optional[bytes] = ..., env: _Optional[_Mapping[str, str]] = ..., captured_env: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., resources: _Optional[_Union[Resources, _Mapping]] = ..., tasks: _Optional[int] = ..., array_indexes: _Optional[_Iterable[int]] = ..., max_run_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., max_retries: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ..., grace_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., pty: _Optional[bool] = ..., min_tasks: _Optional[int] = ..., qos: _Optional[_Union[Qos, str]] = ..., preemption: _Optional[_Union[Preemption, str]] = ..., on_task_failure: _Optional[_Union[OnTaskFailure, str]] = ..., topology: _Optional[_Union[Topology, str]] = ..., after: _Optional[_Iterable[_Union[Dependency, _Mapping]]] = ..., array_max_running: _Optional[int] = ..., start_within: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., output_path: _Optional[str] = ..., error_path: _Optional[str] = ..., visible_devices: _Optional[_Union[VisibleDevices, str]] = ..., early_signal: _Optional[_Union[EarlySignal, _Mapping]] = ..., requeue_exit_codes: _Optional[_Iterable[int]] = ...) -> None: ...
+    stdin: bool
+    window: WindowSize
+    def __init__(self, name: _Optional[str] = ..., display_name: _Optional[str] = ..., argv: _Optional[_Iterable[str]] = ..., script: _Optional[bytes] = ..., env: _Optional[_Mapping[str, str]] = ..., captured_env: _Optional[_Mapping[str, str]] = ..., working_directory: _Optional[str] = ..., resources: _Optional[_Union[Resources, _Mapping]] = ..., tasks: _Optional[int] = ..., array_indexes: _Optional[_Iterable[int]] = ..., max_run_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., max_retries: _Optional[int] = ..., on_disconnect: _Optional[_Union[OnDisconnect, str]] = ..., grace_duration: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., pty: _Optional[bool] = ..., min_tasks: _Optional[int] = ..., qos: _Optional[_Union[Qos, str]] = ..., preemption: _Optional[_Union[Preemption, str]] = ..., on_task_failure: _Optional[_Union[OnTaskFailure, str]] = ..., topology: _Optional[_Union[Topology, str]] = ..., after: _Optional[_Iterable[_Union[Dependency, _Mapping]]] = ..., array_max_running: _Optional[int] = ..., start_within: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., output_path: _Optional[str] = ..., error_path: _Optional[str] = ..., visible_devices: _Optional[_Union[VisibleDevices, str]] = ..., early_signal: _Optional[_Union[EarlySignal, _Mapping]] = ..., requeue_exit_codes: _Optional[_Iterable[int]] = ..., stdin: _Optional[bool] = ..., window: _Optional[_Union[WindowSize, _Mapping]] = ...) -> None: ...
+
+class WindowSize(_message.Message):
+    __slots__ = ("rows", "columns")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    columns: int
+    def __init__(self, rows: _Optional[int] = ..., columns: _Optional[int] = ...) -> None: ...
 
 class Principal(_message.Message):
     __slots__ = ("user", "role", "tenant")
@@ -640,3 +652,95 @@ class StreamLogsResponse(_message.Message):
     data: bytes
     skipped_bytes: int
     def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ..., skipped_bytes: _Optional[int] = ...) -> None: ...
+
+class ConnectionStart(_message.Message):
+    __slots__ = ("name", "task_index", "attach", "exec", "forward")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TASK_INDEX_FIELD_NUMBER: _ClassVar[int]
+    ATTACH_FIELD_NUMBER: _ClassVar[int]
+    EXEC_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    task_index: int
+    attach: Attach
+    exec: Exec
+    forward: Forward
+    def __init__(self, name: _Optional[str] = ..., task_index: _Optional[int] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., exec: _Optional[_Union[Exec, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ...) -> None: ...
+
+class Attach(_message.Message):
+    __slots__ = ("window",)
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    window: WindowSize
+    def __init__(self, window: _Optional[_Union[WindowSize, _Mapping]] = ...) -> None: ...
+
+class Exec(_message.Message):
+    __slots__ = ("argv", "pty", "window", "term")
+    ARGV_FIELD_NUMBER: _ClassVar[int]
+    PTY_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    argv: _containers.RepeatedScalarFieldContainer[str]
+    pty: bool
+    window: WindowSize
+    term: str
+    def __init__(self, argv: _Optional[_Iterable[str]] = ..., pty: _Optional[bool] = ..., window: _Optional[_Union[WindowSize, _Mapping]] = ..., term: _Optional[str] = ...) -> None: ...
+
+class Forward(_message.Message):
+    __slots__ = ("port",)
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    def __init__(self, port: _Optional[int] = ...) -> None: ...
+
+class EndOfInput(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ConnectRequest(_message.Message):
+    __slots__ = ("start", "input", "end_of_input", "window", "taken_bytes")
+    START_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    END_OF_INPUT_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    start: ConnectionStart
+    input: bytes
+    end_of_input: EndOfInput
+    window: WindowSize
+    taken_bytes: int
+    def __init__(self, start: _Optional[_Union[ConnectionStart, _Mapping]] = ..., input: _Optional[bytes] = ..., end_of_input: _Optional[_Union[EndOfInput, _Mapping]] = ..., window: _Optional[_Union[WindowSize, _Mapping]] = ..., taken_bytes: _Optional[int] = ...) -> None: ...
+
+class ConnectionOpened(_message.Message):
+    __slots__ = ("node", "attempt", "pty", "stdout_bytes", "stderr_bytes", "takes_input")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    PTY_FIELD_NUMBER: _ClassVar[int]
+    STDOUT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STDERR_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TAKES_INPUT_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    attempt: int
+    pty: bool
+    stdout_bytes: int
+    stderr_bytes: int
+    takes_input: bool
+    def __init__(self, node: _Optional[str] = ..., attempt: _Optional[int] = ..., pty: _Optional[bool] = ..., stdout_bytes: _Optional[int] = ..., stderr_bytes: _Optional[int] = ..., takes_input: _Optional[bool] = ...) -> None: ...
+
+class ConnectionEnd(_message.Message):
+    __slots__ = ("exit_code",)
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    exit_code: int
+    def __init__(self, exit_code: _Optional[int] = ...) -> None: ...
+
+class ConnectResponse(_message.Message):
+    __slots__ = ("opened", "output", "error_output", "taken_bytes", "end")
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_BYTES_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    opened: ConnectionOpened
+    output: bytes
+    error_output: bytes
+    taken_bytes: int
+    end: ConnectionEnd
+    def __init__(self, opened: _Optional[_Union[ConnectionOpened, _Mapping]] = ..., output: _Optional[bytes] = ..., error_output: _Optional[bytes] = ..., taken_bytes: _Optional[int] = ..., end: _Optional[_Union[ConnectionEnd, _Mapping]] = ...) -> None: ...

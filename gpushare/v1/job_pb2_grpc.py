@@ -89,6 +89,11 @@ class JobServiceStub:
                 request_serializer=gpushare_dot_v1_dot_job__pb2.StreamLogsRequest.SerializeToString,
                 response_deserializer=gpushare_dot_v1_dot_job__pb2.StreamLogsResponse.FromString,
                 _registered_method=True)
+        self.Connect = channel.stream_stream(
+                '/gpushare.v1.JobService/Connect',
+                request_serializer=gpushare_dot_v1_dot_job__pb2.ConnectRequest.SerializeToString,
+                response_deserializer=gpushare_dot_v1_dot_job__pb2.ConnectResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -171,6 +176,14 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Connect(self, request_iterator, context):
+        """A two-way connection to one running task: to its input, to a new process beside it, or to a port it listens on.
+        The first request says which; every connection is in the audit. Of each way at most 256 KiB may be untaken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -228,6 +241,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.StreamLogs,
                     request_deserializer=gpushare_dot_v1_dot_job__pb2.StreamLogsRequest.FromString,
                     response_serializer=gpushare_dot_v1_dot_job__pb2.StreamLogsResponse.SerializeToString,
+            ),
+            'Connect': grpc.stream_stream_rpc_method_handler(
+                    servicer.Connect,
+                    request_deserializer=gpushare_dot_v1_dot_job__pb2.ConnectRequest.FromString,
+                    response_serializer=gpushare_dot_v1_dot_job__pb2.ConnectResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -527,6 +545,33 @@ class JobService:
             '/gpushare.v1.JobService/StreamLogs',
             gpushare_dot_v1_dot_job__pb2.StreamLogsRequest.SerializeToString,
             gpushare_dot_v1_dot_job__pb2.StreamLogsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Connect(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/gpushare.v1.JobService/Connect',
+            gpushare_dot_v1_dot_job__pb2.ConnectRequest.SerializeToString,
+            gpushare_dot_v1_dot_job__pb2.ConnectResponse.FromString,
             options,
             channel_credentials,
             insecure,

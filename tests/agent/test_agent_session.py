@@ -21,9 +21,9 @@ from gpushare_agent.core import AgentCore, Refused, Report, StartOrder
 from gpushare_agent.facts import HelloFacts, SyncFacts
 from gpushare_agent.gpus.port import GpuSample
 from gpushare_agent.logs import LogReads
+from gpushare_agent.logstreams import LOG_WINDOW_BYTES
 from gpushare_agent.outbox import Outbox
 from gpushare_agent.session import (
-    LOG_WINDOW_BYTES,
     RECONNECT_MAX_S,
     REFUSED_FIRST_S,
     REFUSED_MAX_S,
@@ -55,6 +55,7 @@ class StubNode:
         self.core = AgentCore()
         self.outbox = Outbox()
         self.reads = LogReads(self)
+        self.channels: Any = None
         self.orders: list[tuple[Any, ...]] = []
         self.deadlines_ns: list[int] = []
         self.reports: tuple[Report, ...] = ()

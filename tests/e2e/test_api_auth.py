@@ -33,6 +33,7 @@ ResubmitJob      admin user
 ExplainJob       admin operator user viewer tenant-admin
 WatchJobs        admin operator user viewer tenant-admin
 StreamLogs       admin user
+Connect          admin user
 CreateTenant     admin tenant-admin
 GetTenant        admin operator user viewer tenant-admin
 ListTenants      admin operator user viewer tenant-admin
@@ -63,6 +64,7 @@ Enroll           anonymous admin operator user viewer agent tenant-admin
 Session          agent
 SendLogs         agent
 IssueLoginToken  agent
+Channel          agent
 """
 CALLERS = {
     "admin": "root",
