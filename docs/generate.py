@@ -100,7 +100,7 @@ all below it, out of what the cluster sees, in both directions. Cards are shared
 card is a matter of tiers. Whatever is not in a listing answers NOT_FOUND, like a name that never was. Sentences and
 `explain` name other tenants' jobs to those who see these, else they say "a job of another tenant".
 
-Capacity is no secret: nodes, cards and the windows of reservations, with their names, are for everybody. Operators and
+`cluster` in a cell: under that setting alone, to people of tenants that are not isolated. Capacity is no secret: nodes, cards and the windows of reservations, with their names, are for everybody. Operators and
 admins answer for all tenants, isolated ones too. "own" is a job's own user, "tenant" another user or a viewer of the
 same tenant; GetJob: only in that answer, not in listings. Tokens are listed to admins; everybody is shown their own.
 
@@ -110,10 +110,10 @@ same tenant; GetJob: only in that answer, not in listings. Tokens are listed to 
 
 
 def visibility_page() -> str:
-    words = {"y": "yes", "g": "GetJob", "c": "yes", "-": ""}
+    words = {"y": "yes", "g": "GetJob", "c": "yes", "p": "`cluster`", "-": ""}
     lines = []
     for field, row in visibility_table().items():
-        closed = "" if row["other"] == "c" else words[row["other"]]
+        closed = "" if row["other"] in "cp" else words[row["other"]]
         cells = [*(words[row[column]] for column in VISIBILITY_COLUMNS), closed, closed]
         lines.append(f"| `{field}` | " + " | ".join(cells) + " |")
     return HEADER + _VISIBILITY_HEAD + "\n".join(lines) + "\n"

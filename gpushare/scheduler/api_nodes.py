@@ -133,6 +133,7 @@ class NodeApi:
             samples=live.samples,
             visible_attempts=seen,
             full=full,
+            names_strangers=full or caller.sees_jobs_of(""),
         )
 
 

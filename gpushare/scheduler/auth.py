@@ -184,8 +184,8 @@ class Caller(msgspec.Struct, frozen=True):
 
     def sees_jobs_of(self, tenant: str) -> bool:
         """Whether the caller may know that jobs of `tenant` are there: within reach, or shown to everybody. "" stands
-        for what belongs to no tenant, foreign processes on a card."""
-        return self.sees_tenant(tenant) or (self.is_open(self.tenant) and self.is_open(tenant))
+        for what belongs to no tenant, strangers' processes on a card: for all who see other tenants' jobs."""
+        return self.sees_tenant(tenant) or (self.is_open(self.tenant) and (tenant == "" or self.is_open(tenant)))
 
     @property
     def is_of_one_tenant(self) -> bool:

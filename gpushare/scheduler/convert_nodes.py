@@ -263,9 +263,11 @@ def node(
     samples: Mapping[str, node_pb2.GpuSample],
     visible_attempts: Collection[str],
     full: bool,
+    names_strangers: bool,
 ) -> node_pb2.Node:
-    """A node and its cards. Without `full` whose processes sit on a card is left out, and what is wrong with a node is
-    told by its reason alone. `visible_attempts` are those of its live attempts that the reader may see."""
+    """A node and its cards. Without `full` what is wrong with a node is told by its reason alone, without
+    `names_strangers` whose processes sit on a card is left out. `visible_attempts` are those of its live attempts that
+    the reader may see."""
     return node_pb2.Node(
         name=convert.node_name(found.name),
         state=NODE_STATES[found.state],
@@ -279,7 +281,7 @@ def node(
         allocated_memory_mib=found.used_memory_mib,
         labels=found.labels,
         gpus=[
-            _gpu(card, samples.get(card.uuid), visible_attempts, full)
+            _gpu(card, samples.get(card.uuid), visible_attempts, names_strangers)
             for card in sorted(found.gpus.values(), key=lambda each: (each.inventory.index, each.uuid))
         ],
         containment=found.containment,
@@ -299,7 +301,9 @@ def node(
     )
 
 
-def _gpu(card: Gpu, sample: node_pb2.GpuSample | None, visible_attempts: Collection[str], full: bool) -> node_pb2.Gpu:
+def _gpu(
+    card: Gpu, sample: node_pb2.GpuSample | None, visible_attempts: Collection[str], names_strangers: bool
+) -> node_pb2.Gpu:
     inventory, condition = card.inventory, card.condition
     lost = not card.present
     return node_pb2.Gpu(
@@ -310,7 +314,7 @@ def _gpu(card: Gpu, sample: node_pb2.GpuSample | None, visible_attempts: Collect
         usable_mib=inventory.usable_mib,
         state=GPU_STATES[GpuState.LOST if lost else condition.state],
         reason=Reason.GPU_LOST if lost else condition.reason,
-        detail="the agent no longer finds this card" if lost else _shown_detail(condition, full),
+        detail="the agent no longer finds this card" if lost else _shown_detail(condition, names_strangers),
         allocated_milli=card.used_milli,
         allocated_mib=card.used_mib,
         tiers=[
@@ -323,7 +327,9 @@ def _gpu(card: Gpu, sample: node_pb2.GpuSample | None, visible_attempts: Collect
             for offer in inventory.tiers
         ],
         strangers=[
-            node_pb2.Stranger(pid=s.pid if full else 0, user=s.user if full else "", memory_mib=s.memory_mib)
+            node_pb2.Stranger(
+                pid=s.pid if names_strangers else 0, user=s.user if names_strangers else "", memory_mib=s.memory_mib
+            )
             for s in condition.strangers
         ],
         sample=sample,
@@ -373,6 +379,6 @@ def moves_under_way(state: ClusterState, outcome: Outcome) -> node_pb2.RepackPla
     return made
 
 
-def _shown_detail(condition: GpuCondition, full: bool) -> str:
+def _shown_detail(condition: GpuCondition, names_strangers: bool) -> str:
     """An agent's sentence about a card with strangers on it may name them."""
-    return condition.detail if full or not condition.strangers else ""
+    return condition.detail if names_strangers or not condition.strangers else ""

@@ -38,7 +38,7 @@ async def wait_as_told(cluster: ApiCluster, who: str, name: str, reason: str) ->
 
 
 @settings
-def test_whose_processes_hold_a_card_is_told_to_operators_and_admins(tmp_path: Path, setting: str) -> None:
+def test_whose_processes_hold_a_card_is_told_where_jobs_of_others_are_shown(tmp_path: Path, setting: str) -> None:
     async def test() -> None:
         async with api_cluster(tmp_path, visibility=setting) as cluster:
             agent = await cluster.agent("n1")
@@ -46,7 +46,8 @@ def test_whose_processes_hold_a_card_is_told_to_operators_and_admins(tmp_path: P
             condition = agent_pb2.GpuCondition(uuid="GPU-n1-0", state=node_pb2.GPU_STATE_HEALTHY, strangers=[stranger])
             await agent.sync(conditions=[condition])
             job = await cluster.submit(resources=WHOLE)
-            for who, is_told in (("ann", False), ("bob", False), ("tina", False), ("olga", True), ("root", True)):
+            is_open = setting == "cluster"
+            for who, is_told in (("ann", is_open), ("bob", is_open), ("tina", is_open), ("olga", True), ("root", True)):
                 told = await wait_as_told(cluster, who, job.name, "OCCUPIED")
                 assert all("100 MiB on GPU-n1-0 of n1" in each for each in told)
                 assert {("pid 77" in each, "mallory" in each) for each in told} == {(is_told, is_told)}, who
