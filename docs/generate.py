@@ -100,9 +100,10 @@ all below it, out of what the cluster sees, in both directions. Cards are shared
 card is a matter of tiers. Whatever is not in a listing answers NOT_FOUND, like a name that never was. Sentences and
 `explain` name other tenants' jobs to those who see these, else they say "a job of another tenant".
 
-`cluster` in a cell: under that setting alone, to people of tenants that are not isolated. Capacity is no secret: nodes, cards and the windows of reservations, with their names, are for everybody. Operators and
-admins answer for all tenants, isolated ones too. "own" is a job's own user, "tenant" another user or a viewer of the
-same tenant; GetJob: only in that answer, not in listings. Tokens are listed to admins; everybody is shown their own.
+`cluster` in a cell: under that setting, to people of tenants that are not isolated. Capacity is no secret: nodes, cards
+and the windows of reservations, with their names, are for everybody. Operators and admins answer for all tenants,
+isolated ones too. "own" is a job's own user, "tenant" another user or a viewer of the same tenant; GetJob: only in that
+answer, not in listings. Tokens are listed to admins; everybody is shown their own.
 
 | field | own | tenant | tenant-admin | operator | admin | others, `cluster` | others, `tenant` | others, isolated |
 |---|---|---|---|---|---|---|---|---|
