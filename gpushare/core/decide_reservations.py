@@ -93,11 +93,11 @@ def _window_of(command: CreateReservation, now_ms: int) -> Window:
         raise refuse("start_time", f"{start_ms} ms is before 1970")
     if length_ms <= 0:
         raise refuse("end_time", f"{when(command.end_ms)} is not after the start, {when(start_ms)}")
-    if command.repeat_ms < 0 or 0 < command.repeat_ms < max(_REPEAT_MIN_MS, length_ms):
+    if command.repeat_ms and not max(_REPEAT_MIN_MS, length_ms) <= command.repeat_ms <= _TEN_YEARS_MS:
         raise refuse(
             "repeat",
             f"every {command.repeat_ms} ms; accepted: 0 for once, else at least a minute and the window's own length, "
-            f"{length_ms} ms",
+            f"{length_ms} ms, and at most ten years",
         )
     if command.until_ms and (not command.repeat_ms or command.until_ms <= start_ms):
         raise refuse("until_time", "is for a reservation that recurs, and after its start")

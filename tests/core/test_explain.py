@@ -321,6 +321,19 @@ def test_a_job_that_fits_starts_now() -> None:
     assert told(cluster, job) == Explanation(job=job.key, state=JobState.STARTING)
 
 
+def test_a_job_that_runs_again_shows_nothing_of_its_last_end() -> None:
+    cluster = busy(1, max_retries=1)
+    (job,) = cluster.state.jobs.values()
+    cluster.finish(job, 3)
+    assert (cluster.now(job).state, cluster.now(job).reason) == (JobState.QUEUED, Reason.EXIT_CODE)
+    cluster.tick(60_000)
+    cluster.cycle()
+    cluster.run(job)
+    again = cluster.now(job)
+    assert (again.state, again.reason, again.detail) == (JobState.RUNNING, None, "")
+    assert again.attempts[0].reason is Reason.EXIT_CODE
+
+
 def test_a_start_deadline_comes_before_the_room() -> None:
     cluster = busy(1, max_run_ms=10 * MINUTE_MS)
     (job,) = cluster.submit(resources=WHOLE, start_within_ms=MINUTE_MS)

@@ -242,6 +242,7 @@ def where(reservation: Reservation) -> list[str]:
         ({"end_ms": 2**62}, "end_time", "ten years"),
         ({"repeat_ms": HOUR - 1}, "repeat", "own length"),
         ({"repeat_ms": -1}, "repeat", "own length"),
+        ({"repeat_ms": 2**63 * 1000}, "repeat", "ten years"),
         ({"start_ms": 10**9, "end_ms": 10**9 + 5, "repeat_ms": 10}, "repeat", "a minute"),
         ({"until_ms": 3 * HOUR}, "until_time", "recurs"),
         ({"repeat_ms": 24 * HOUR, "until_ms": 5}, "until_time", "after its start"),
