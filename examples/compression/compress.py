@@ -77,7 +77,7 @@ def main() -> None:
 
     masks = pruned(whole, given.cut)
     cut = fit([layer * mask for layer, mask in zip(whole, masks, strict=True)], masks, inputs, label, 200)
-    print(f"pruned:    {given.cut:.0%} of the weights are gone, accuracy {accuracy(cut, unseen, truth):.3f}", flush=True)
+    print(f"pruned:    {given.cut:.0%} of its weights gone, accuracy {accuracy(cut, unseen, truth):.3f}", flush=True)
 
     small = quantised(cut)
     after = accuracy([numbers * scale for numbers, scale in small], unseen, truth)
