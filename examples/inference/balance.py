@@ -29,8 +29,10 @@ class Worker:
         self.waiting += 1
         try:
             async with self._turn:
+                if not self.alive:
+                    raise ConnectionResetError("it went away")
                 if self._streams is None:
-                    self._streams = await asyncio.open_connection("127.0.0.1", self.said["port"])
+                    self._streams = await asyncio.open_connection(self.said["host"], self.said["port"])
                 reader, writer = self._streams
                 writer.write(json.dumps({"value": value}).encode() + b"\n")
                 await writer.drain()
@@ -90,6 +92,8 @@ async def main() -> None:
     async def one_after_the_other() -> None:
         for value in values:
             answered[(await balancer.ask(value))["worker"]] += 1
+            if answered.total() == 1:
+                print("first answer", flush=True)
 
     began = time.monotonic()
     await asyncio.gather(*(one_after_the_other() for _ in range(given.at_once)))

@@ -4,6 +4,7 @@ Needs numpy. It says where it listens in a file under workers/, named after its 
 a model on a GPU: a worker with half the slice takes twice as long.
 """
 
+import argparse
 import asyncio
 import json
 import os
@@ -17,6 +18,9 @@ WHOLE_CARD_S = 0.005
 
 
 async def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--host", default="127.0.0.1", help="the name by which the balancer reaches this worker")
+    host = parser.parse_args().host
     name, milli = os.environ["GPUSHARE_JOB_ID"], int(os.environ["GPUSHARE_GPU_MILLI"])
     weights = np.random.default_rng(0).normal(0, 1, (64, 8))
     turn = asyncio.Lock()
@@ -30,11 +34,11 @@ async def main() -> None:
             await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1")
+    server = await asyncio.start_server(serve, host if host == "127.0.0.1" else None)
     port = server.sockets[0].getsockname()[1]
     WORKERS.mkdir(exist_ok=True)
     partial = WORKERS / f".{name}.partial"
-    partial.write_text(json.dumps({"name": name, "port": port, "milli": milli, "pid": os.getpid()}))
+    partial.write_text(json.dumps({"name": name, "host": host, "port": port, "milli": milli, "pid": os.getpid()}))
     partial.rename(WORKERS / f"{name}.json")
     print(f"worker {name}: {milli} thousandths of a card, try {os.environ['GPUSHARE_ATTEMPT']}", flush=True)
     async with server:

@@ -1,0 +1,52 @@
+"""Every command of every page is typed, in order, and prints what the page says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pages import Console, read_page
+from stage import ROOT, Stage
+
+GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+# Pages elsewhere that show commands with their output.
+OTHERS = [
+    path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```console" in path.read_text()
+]
+# Blocks that a page may leave to its reader, all pages together.
+MAX_NOT_RUN = 6
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("path", [*GUIDES, *OTHERS], ids=name_of)
+def test_page(path: Path, stage: Stage, tmp_path: Path) -> None:
+    assert stage.run(path, tmp_path), "a page that shows no command"
+
+
+def test_what_is_not_run_says_why_and_is_rare() -> None:
+    examples = (ROOT / "examples").glob("*/README.md")
+    steps = [(path, step) for path in (*GUIDES, *OTHERS, *examples) for step in read_page(path).steps]
+    left_out = [(path, step) for path, step in steps if isinstance(step, Console) and step.why_not]
+    assert all(len(step.why_not) > 10 for _, step in left_out)
+    assert len(left_out) <= MAX_NOT_RUN, [f"{path}:{step.line}" for path, step in left_out]
+
+
+def test_each_page_has_a_tenant_of_its_own() -> None:
+    """Pages share a cluster, and their jobs are numbered from 1."""
+    examples = sorted((ROOT / "examples").glob("*/README.md"))
+    tenants = [tenant for path in (*GUIDES, *OTHERS, *examples) if (tenant := read_page(path).options.get("tenant"))]
+    assert len(tenants) == len(set(tenants)), tenants
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *GUIDES, *sorted((ROOT / "docs").glob("*.md"))], ids=name_of)
+def test_links_lead_somewhere(path: Path) -> None:
+    targets = [link.partition("#")[0] for link in links_of(path.read_text()) if "://" not in link]
+    assert not [target for target in targets if target and not (path.parent / target).exists()]
+
+
+def links_of(text: str) -> list[str]:
+    return [part.partition(")")[0] for part in text.split("](")[1:]]
