@@ -1,4 +1,5 @@
-"""Writes the pages that are generated from code: docs/reasons.md, lifecycle.md, configuration.md and visibility.md.
+"""Writes the pages that are generated from code: docs/reasons.md, lifecycle.md, configuration.md and visibility.md, and
+the lists of docs/guides/troubleshooting.md.
 
 `python docs/generate.py` writes them; a test compares them with what would be written.
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 from gpushare import config, weights
 from gpushare.core.lifecycle import ATTEMPT_MOVES, INFRA_REASONS, JOB_MOVES, RETRYABLE_REASONS
 from gpushare.reasons import SENTENCES
+from gpushare.remedies import GROUPS
 
 HERE = Path(__file__).parent
 VISIBILITY_COLUMNS = ("own", "mate", "tenant-admin", "operator", "admin", "other")
@@ -120,11 +122,28 @@ def visibility_page() -> str:
     return HEADER + _VISIBILITY_HEAD + "\n".join(lines) + "\n"
 
 
+def troubleshooting_page() -> str:
+    """The page as it is, with its lists made anew."""
+    before, begin, rest = (
+        (HERE / "guides/troubleshooting.md").read_text().partition("<!-- generated: every reason -->\n")
+    )
+    _, end, after = rest.partition("<!-- end of what is generated -->\n")
+    lines: list[str] = []
+    for group in GROUPS:
+        lines += ["", f"## {group.title}", "", "| reason | meaning | what to do | type |", "|---|---|---|---|"]
+        for reason, command in group.commands.items():
+            meaning, way_out = SENTENCES[reason]
+            typed = f"`{command}`" if command else ""
+            lines.append(f"| `{reason}` | {meaning} | {way_out} | {typed} |")
+    return before + begin + "\n".join(lines) + "\n\n" + end + after
+
+
 PAGES = {
     "reasons.md": reasons_page,
     "lifecycle.md": lifecycle_page,
     "configuration.md": configuration_page,
     "visibility.md": visibility_page,
+    "guides/troubleshooting.md": troubleshooting_page,
 }
 
 if __name__ == "__main__":

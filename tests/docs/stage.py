@@ -14,6 +14,10 @@ import pytest
 from pages import Typed, read_page, run_page
 from upcluster import UpCluster
 
+from gpushare.client.messages import Role, TenantSettings
+from gpushare.client.settings import CONFIG_ENV, ConnectionSettings, load_settings, save_context
+from gpushare.client.sync import Client
+
 ROOT = Path(__file__).parents[2]
 STAND_INS = Path(__file__).parent / "stand_ins"
 SHAPE = "2x4xH100-80GB"
@@ -24,39 +28,43 @@ class Stage:
 
     def __init__(self, cluster: UpCluster) -> None:
         self.cluster = cluster
+        self._admin = Client(load_settings(environ={CONFIG_ENV: str(self._context_of("admin"))}), timeout_s=30.0)
         self._people: set[str] = set()
 
     def run(self, path: Path, directory: Path) -> list[Typed]:
         page = read_page(path)
-        tenant = page.options.get("tenant")
-        if tenant:
-            self.cluster.ok("tenant", "create", tenant)
+        if tenant := page.options.get("tenant"):
+            self._admin.create_tenant(tenant, TenantSettings())
         try:
             return run_page(page, directory, self._environment)
         finally:
             self._leave_idle()
 
+    def close(self) -> None:
+        self._admin.close()
+
     def _environment(self, options: Mapping[str, str]) -> dict[str, str]:
         user = options.get("user", "admin")
         if user != "admin" and user not in self._people:
-            role = options.get("role", "user")
-            join = self.cluster.ok("token", "create", user, "--tenant", options["tenant"], "--role", role).out
-            self.cluster.ok("login", "-", person=user, input=join)
+            known, tenant = self._admin.settings, options["tenant"]
+            token = self._admin.create_token(user, Role.ROLE_USER, tenant=tenant).secret
+            settings = ConnectionSettings(known.server, token, known.ca_pem, tenant, user)
+            save_context(self._context_of(user), "local", settings)
             self._people.add(user)
         return {**self.cluster.environment(user), **stand_ins()}
 
     def _leave_idle(self) -> None:
         """Pages end their jobs or do not; the next one finds free cards and open nodes."""
-        if names := self._live_jobs():
-            self.cluster.cli("cancel", *names)
-        self.cluster.until(lambda: not self._live_jobs(), "the page's jobs have ended", 60.0)
-        for node in self.cluster.ok("nodes", "-o", "json").json["nodes"]:
-            if node.get("cordoned"):
-                self.cluster.ok("node", "uncordon", node["name"].removeprefix("nodes/"))
+        live = [job.name for job in self._admin.list_jobs()]
+        for name in live:
+            self._admin.cancel_job(name)
+        self._admin.wait_jobs(live)
+        for node in self._admin.list_nodes():
+            if node.cordoned:
+                self._admin.uncordon_node(node.name)
 
-    def _live_jobs(self) -> list[str]:
-        jobs = self.cluster.ok("jobs", "-o", "json").json.get("jobs", [])
-        return [f"{job['tenant']}/{job['name'].rpartition('/')[2]}" for job in jobs]
+    def _context_of(self, user: str) -> Path:
+        return self.cluster.home / f"{user}.toml"
 
 
 def stand_ins() -> dict[str, str]:
@@ -70,6 +78,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     cluster = UpCluster(tmp_path_factory.mktemp("pages"), SHAPE)
     try:
         cluster.start("--stop-jobs")
-        yield Stage(cluster)
+        stage = Stage(cluster)
+        yield stage
+        stage.close()
     finally:
         cluster.close()
