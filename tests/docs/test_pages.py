@@ -24,6 +24,8 @@ def name_of(path: Path) -> str:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("path", [*GUIDES, *OTHERS], ids=name_of)
 def test_page(path: Path, stage: Stage, tmp_path: Path) -> None:
+    # The README's reader has a program to run.
+    (tmp_path / "train.py").write_text('print("epoch 1: loss 0.25")\n')
     assert stage.run(path, tmp_path), "a page that shows no command"
 
 
