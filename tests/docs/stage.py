@@ -28,7 +28,8 @@ class Stage:
 
     def __init__(self, cluster: UpCluster) -> None:
         self.cluster = cluster
-        self._admin = Client(load_settings(environ={CONFIG_ENV: str(self._context_of("admin"))}), timeout_s=30.0)
+        self._settings = load_settings(environ={CONFIG_ENV: str(self._context_of("admin"))})
+        self._admin = Client(self._settings, timeout_s=30.0)
         self._people: set[str] = set()
 
     def run(self, path: Path, directory: Path) -> list[Typed]:
@@ -46,7 +47,7 @@ class Stage:
     def _environment(self, options: Mapping[str, str]) -> dict[str, str]:
         user = options.get("user", "admin")
         if user != "admin" and user not in self._people:
-            known, tenant = self._admin.settings, options["tenant"]
+            known, tenant = self._settings, options["tenant"]
             token = self._admin.create_token(user, Role.ROLE_USER, tenant=tenant).secret
             settings = ConnectionSettings(known.server, token, known.ca_pem, tenant, user)
             save_context(self._context_of(user), "local", settings)

@@ -85,7 +85,7 @@ def test_pipeline(stage: Stage, tmp_path: Path) -> None:
     assert len(losses) == 6
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] == pytest.approx(0.01, rel=0.1)
-    (going_on,) = played.outputs("gpushare run --name again")
+    (going_on,) = played.outputs("gpushare logs --attempt 2 long")
     (done,) = figures(r"going on after epoch (\d+)", going_on)
     assert 2 <= done < 60
     assert [int(epoch) for epoch in re.findall(r"epoch (\d+): loss", going_on)] == list(range(int(done) + 1, 61))
