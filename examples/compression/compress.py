@@ -84,7 +84,8 @@ def main() -> None:
     ratio = dense_bytes / sparse_bytes(small)
     print(f"quantised: {sparse_bytes(small):6d} bytes, accuracy {after:.3f}, {ratio:.1f} times smaller")
     if ratio < given.min_ratio or before - after > given.max_loss:
-        raise SystemExit(f"not good enough: wanted {given.min_ratio} times smaller and at most {given.max_loss} lost")
+        print(f"not good enough: wanted {given.min_ratio} times smaller and at most {given.max_loss} lost")
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
