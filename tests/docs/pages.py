@@ -74,6 +74,13 @@ class Page(NamedTuple):
         return [command for step in self.steps if isinstance(step, Console) for command in step.commands]
 
 
+class Seat(NamedTuple):
+    """Where a shell is begun: its environment, and a command that begins it there."""
+
+    environment: Mapping[str, str]
+    prefix: Sequence[str] = ()
+
+
 class Typed(NamedTuple):
     """What a command was, and what came of it."""
 
@@ -193,13 +200,13 @@ def difference(where: str, expected: Sequence[str], got: Sequence[str]) -> str:
 class Shell:
     """One bash that keeps its directory and variables from command to command."""
 
-    def __init__(self, directory: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, directory: Path, seat: Seat) -> None:
         self._mark = secrets.token_hex(8)
         self._code = 0
         self._process = subprocess.Popen(
-            ["bash", "--noprofile", "--norc"],
+            [*seat.prefix, "bash", "--noprofile", "--norc"],
             cwd=directory,
-            env=dict(environment),
+            env=dict(seat.environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -245,8 +252,9 @@ class Shell:
             stream.close()
 
 
-def run_page(page: Page, directory: Path, environment: Callable[[Mapping[str, str]], Mapping[str, str]]) -> list[Typed]:
-    """Everything the page says, done in `directory`; what came of it. `environment` has that of a block's options.
+def run_page(page: Page, directory: Path, seat_of: Callable[[Mapping[str, str]], Seat]) -> list[Typed]:
+    """Everything the page says, done in `directory`; what came of it. `seat_of` knows where who types sits, by a
+    block's options.
 
     Raises PageError where the page is not true.
     """
@@ -263,7 +271,7 @@ def run_page(page: Page, directory: Path, environment: Callable[[Mapping[str, st
             options = {**page.options, **step.options}
             key = tuple(sorted(options.items()))
             if key not in shells:
-                shells[key] = Shell(directory, environment(options))
+                shells[key] = Shell(directory, seat_of(options))
             typed += _run_block(page, step, shells[key])
     finally:
         for shell in shells.values():

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from pages import Typed, read_page, run_page
+from pages import Seat, Typed, read_page, run_page
 from upcluster import UpCluster
 
 from gpushare.client.messages import Role, TenantSettings
@@ -37,14 +37,14 @@ class Stage:
         if tenant := page.options.get("tenant"):
             self._admin.create_tenant(tenant, TenantSettings())
         try:
-            return run_page(page, directory, self._environment)
+            return run_page(page, directory, self._seat)
         finally:
             self._leave_idle()
 
     def close(self) -> None:
         self._admin.close()
 
-    def _environment(self, options: Mapping[str, str]) -> dict[str, str]:
+    def _seat(self, options: Mapping[str, str]) -> Seat:
         user = options.get("user", "admin")
         if user != "admin" and user not in self._people:
             known, tenant = self._settings, options["tenant"]
@@ -52,7 +52,7 @@ class Stage:
             settings = ConnectionSettings(known.server, token, known.ca_pem, tenant, user)
             save_context(self._context_of(user), "local", settings)
             self._people.add(user)
-        return {**self.cluster.environment(user), **stand_ins()}
+        return Seat({**self.cluster.environment(user), **stand_ins()})
 
     def _leave_idle(self) -> None:
         """Pages end their jobs or do not; the next one finds free cards and open nodes."""

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from pages import Console, File, PageError, Typed, matches, read_page, run_page
+from pages import Console, File, PageError, Seat, Typed, matches, read_page, run_page
 
 
 def page(directory: Path, text: str) -> Path:
@@ -18,7 +18,7 @@ def page(directory: Path, text: str) -> Path:
 def run(directory: Path, text: str) -> list[Typed]:
     work = directory / "work"
     work.mkdir()
-    return run_page(read_page(page(directory, text)), work, lambda options: {**os.environ, **options})
+    return run_page(read_page(page(directory, text)), work, lambda options: Seat({**os.environ, **options}))
 
 
 @pytest.mark.parametrize(

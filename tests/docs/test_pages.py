@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
-from pages import Console, read_page
+from fleet import fleet, why_no_fleet
+from pages import Console, read_page, run_page
 from stage import ROOT, Stage
 
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+FLEET = ROOT / "docs" / "guides" / "eight-servers-on-monday.md"
 # Pages elsewhere that show commands with their output.
 OTHERS = [
     path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```console" in path.read_text()
@@ -22,11 +25,25 @@ def name_of(path: Path) -> str:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("path", [*GUIDES, *OTHERS], ids=name_of)
+@pytest.mark.parametrize("path", [path for path in (*GUIDES, *OTHERS) if path != FLEET], ids=name_of)
 def test_page(path: Path, stage: Stage, tmp_path: Path) -> None:
     # The README's reader has a program to run.
     (tmp_path / "train.py").write_text('print("epoch 1: loss 0.25")\n')
     assert stage.run(path, tmp_path), "a page that shows no command"
+
+
+@pytest.mark.root
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(bool(why_no_fleet()), reason=why_no_fleet())
+def test_eight_servers(tmp_path: Path) -> None:
+    """The one page with a cluster of its own, from bare hosts on."""
+    work = tmp_path / "work"
+    work.mkdir()
+    # Its people are other accounts than the one that runs this.
+    with tempfile.TemporaryDirectory(prefix="fleet-") as place:
+        Path(place).chmod(0o755)
+        with fleet(Path(place) / "fleet") as seat:
+            assert run_page(read_page(FLEET), work, lambda options: seat)
 
 
 def test_what_is_not_run_says_why_and_is_rare() -> None:
