@@ -1,9 +1,10 @@
-"""A head and eight servers for a page, on one machine: what `ssh root@gpu01 ...` does there happens in a host of its own.
+"""A head and eight servers for a page, on one machine: `ssh root@gpu01 ...` does it in a host of its own.
 
 Each host is a mount namespace with its own /etc/gpushare, units, /var/lib/gpushare, /run and /opt/gpushare, and its
-host name; all of them and whoever types share a network namespace, where nothing but they listens, and a process
-namespace, so that ending the typist's shell ends every daemon and job of the fleet. Stand-ins: `ssh`; systemd (`fake_systemctl`); the
-programs in /opt/gpushare, which are those of this checkout; the cards, which are simulated; the account ada. Needs root.
+host name. All of them and whoever types share a network namespace, where nothing but they listens, and a process
+namespace, so that ending the typist's shell ends every daemon and job of the fleet. Stand-ins: `ssh`; systemd
+(`fake_systemctl`); the programs in /opt/gpushare, which are those of this checkout; the cards, which are simulated; the
+account ada. Needs root.
 """
 
 from __future__ import annotations

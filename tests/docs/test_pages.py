@@ -12,6 +12,7 @@ from stage import ROOT, Stage
 
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 FLEET = ROOT / "docs" / "guides" / "eight-servers-on-monday.md"
+WHY_NO_FLEET = why_no_fleet()
 # Pages elsewhere that show commands with their output.
 OTHERS = [
     path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if "```console" in path.read_text()
@@ -34,7 +35,7 @@ def test_page(path: Path, stage: Stage, tmp_path: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(bool(why_no_fleet()), reason=why_no_fleet())
+@pytest.mark.skipif(bool(WHY_NO_FLEET), reason=WHY_NO_FLEET)
 def test_eight_servers(tmp_path: Path) -> None:
     """The one page with a cluster of its own, from bare hosts on."""
     work = tmp_path / "work"
