@@ -1,12 +1,13 @@
 """The cluster that pages are run against: simulated cards, real daemons and real processes, a tenant for each page.
 
 What a page finds that its reader would have by other means stands here and nowhere else: the programs on PATH, the
-people of its tenant, and a stand-in for PyTorch where that is not installed (`stand_ins/torch`).
+people of its tenant, and stand-ins for PyTorch and Jupyter where those are not installed (`stand_ins`).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -52,7 +53,8 @@ class Stage:
             settings = ConnectionSettings(known.server, token, known.ca_pem, tenant, user)
             save_context(self._context_of(user), "local", settings)
             self._people.add(user)
-        return Seat({**self.cluster.environment(user), **stand_ins()})
+        environment = self.cluster.environment(user)
+        return Seat({**environment, **stand_ins(environment)})
 
     def _leave_idle(self) -> None:
         """Pages end their jobs or do not; the next one finds free cards and open nodes."""
@@ -68,9 +70,14 @@ class Stage:
         return self.cluster.home / f"{user}.toml"
 
 
-def stand_ins() -> dict[str, str]:
-    """What leads programs to modules that stand in for those not installed here."""
-    return {} if importlib.util.find_spec("torch") else {"PYTHONPATH": str(STAND_INS)}
+def stand_ins(environment: Mapping[str, str]) -> dict[str, str]:
+    """What leads programs to those things that stand in for what is not installed here."""
+    found = {}
+    if importlib.util.find_spec("torch") is None:
+        found["PYTHONPATH"] = str(STAND_INS)
+    if shutil.which("jupyter", path=environment["PATH"]) is None:
+        found["PATH"] = f"{STAND_INS / 'bin'}:{environment['PATH']}"
+    return found
 
 
 @pytest.fixture(scope="session")
