@@ -16,16 +16,8 @@ from collections import deque
 
 from benchmarks.figures import Figure, Reference, spread
 from benchmarks.session import Session, command
-from gpushare.core.model import (
-    Enforcement,
-    Gpu,
-    GpuCondition,
-    GpuInventory,
-    Node,
-    Slice,
-    TaskRequest,
-    TierOffer,
-)
+from gpushare.core.kinds import Enforcement
+from gpushare.core.model import Gpu, GpuCondition, GpuInventory, Node, Slice, TaskRequest, TierOffer
 from gpushare.core.placement import POLICIES
 from gpushare.core.placement.ask import Ask
 from gpushare.core.placement.fleet import Fleet

@@ -19,7 +19,8 @@ from typing import Any
 import msgspec
 
 import gpushare
-from gpushare.core.model import GpuCondition, GpuState, OnDisconnect
+from gpushare.core.kinds import GpuState, OnDisconnect
+from gpushare.core.model import GpuCondition
 from gpushare.reasons import Reason
 from gpushare_agent import core as decisions
 from gpushare_agent.channels import Channels

@@ -14,15 +14,8 @@ from collections import OrderedDict
 
 import msgspec
 
-from gpushare.core.model import (
-    PLACEABLE_GPU_STATES,
-    WHOLE_CARD_MILLI,
-    AttemptState,
-    EarlySignal,
-    GpuState,
-    OnDisconnect,
-    VisibleDevices,
-)
+from gpushare.core.kinds import AttemptState, GpuState, OnDisconnect, VisibleDevices
+from gpushare.core.model import PLACEABLE_GPU_STATES, WHOLE_CARD_MILLI, EarlySignal
 from gpushare.reasons import Reason
 from gpushare_agent.launchspec import AttemptStatus
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from gpushare.core.model import GpuCondition, GpuState, Stranger
+from gpushare.core.kinds import GpuState
+from gpushare.core.model import GpuCondition, Stranger
 from gpushare.reasons import Reason
 from gpushare_agent.gpus.port import DriverState, GpuInfo, GpuSample, GpuSnapshot
 from gpushare_agent.sharing.exclusive import why_no_jobs

@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from gpushare.core.model import Enforcement, GpuInventory, TierOffer
+from gpushare.core.kinds import Enforcement
+from gpushare.core.model import GpuInventory, TierOffer
 from gpushare_agent import records
 from gpushare_agent.gpus.port import GpuInfo
 from gpushare_agent.sharing import port as sharing

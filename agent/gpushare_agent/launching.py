@@ -17,7 +17,7 @@ from typing import Protocol
 
 import msgspec
 
-from gpushare.core.model import OnDisconnect, SignalTarget, VisibleDevices
+from gpushare.core.kinds import OnDisconnect, SignalTarget, VisibleDevices
 from gpushare.reasons import Reason
 from gpushare_agent import unixuser
 from gpushare_agent.cardindexes import IndexDoubt, card_indexes

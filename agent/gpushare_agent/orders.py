@@ -6,7 +6,8 @@ this version took for granted before it could be said.
 
 from __future__ import annotations
 
-from gpushare.core.model import WHOLE_CARD_MILLI, EarlySignal, OnDisconnect, SignalTarget, VisibleDevices
+from gpushare.core.kinds import OnDisconnect, SignalTarget, VisibleDevices
+from gpushare.core.model import WHOLE_CARD_MILLI, EarlySignal
 from gpushare.v1 import agent_pb2, job_pb2
 from gpushare_agent.core import Gang, ResumeOrder, StartOrder
 

@@ -10,23 +10,17 @@ from gpushare import names
 from gpushare.core.capacity import never_fits
 from gpushare.core.commands import CoreSettings, RawJob, RawResources, Rejection, SubmitJobs
 from gpushare.core.due import Readiness, readiness
-from gpushare.core.model import (
-    DEFAULT_GRACE_MS,
-    WHOLE_CARD_MILLI,
-    Dependency,
+from gpushare.core.kinds import (
     Enforcement,
-    JobSpec,
     OnDisconnect,
     OnTaskFailure,
     PreemptionMode,
-    Principal,
     Qos,
     Role,
-    TaskRequest,
-    Tenant,
     Topology,
     VisibleDevices,
 )
+from gpushare.core.model import DEFAULT_GRACE_MS, WHOLE_CARD_MILLI, Dependency, JobSpec, Principal, TaskRequest, Tenant
 from gpushare.core.run_limits import RunLimits, above_cap, check_early_signal, check_requeue_codes, run_limits
 from gpushare.core.state import ClusterState
 from gpushare.outputpath import check_output_path

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from gpushare.core.kinds import Topology
 from gpushare.core.model import (
     CPU_JOB_CPU_MILLI,
     CPU_JOB_MEMORY_MIB,
@@ -20,7 +21,6 @@ from gpushare.core.model import (
     Node,
     TaskRequest,
     TierOffer,
-    Topology,
 )
 from gpushare.core.state import ClusterState
 

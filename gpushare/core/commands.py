@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import msgspec
 
-from gpushare.core.model import (
+from gpushare.core.kinds import (
     AttemptState,
-    Dependency,
-    EarlySignal,
-    GpuCondition,
-    GpuInventory,
     OnDisconnect,
     OnTaskFailure,
     Power,
     PreemptionMode,
-    Principal,
     Qos,
     Role,
-    TenantSettings,
     Topology,
     VisibleDevices,
 )
+from gpushare.core.model import Dependency, EarlySignal, GpuCondition, GpuInventory, Principal, TenantSettings
 from gpushare.reasons import Reason
 from gpushare.weights import PolicyWeights
 

@@ -15,7 +15,8 @@ import msgspec
 from gpushare.core import due
 from gpushare.core.cycle import Cycle
 from gpushare.core.due import Readiness
-from gpushare.core.model import WHOLE_CARD_MILLI, Enforcement, Job, JobSpec, Qos, Topology
+from gpushare.core.kinds import Enforcement, Qos, Topology
+from gpushare.core.model import WHOLE_CARD_MILLI, Job, JobSpec
 from gpushare.core.placement.place import place_gang
 from gpushare.core.sentences import describe, least_host
 from gpushare.core.state import ClusterState

@@ -35,10 +35,11 @@ from gpushare.core.events import (
 from gpushare.core.fairshare import FairShare
 from gpushare.core.gangs import gang_port, missing_tasks
 from gpushare.core.gates import Gates
+from gpushare.core.kinds import JobState, Topology
 from gpushare.core.lifecycle import INFRA_REASONS, OWN_FAILURE_CODE
 from gpushare.core.limits import which_limit
 from gpushare.core.making_way import TURNED_AWAY, could_claim, make_way
-from gpushare.core.model import Job, JobState, Slice, TaskRequest, Topology
+from gpushare.core.model import Job, Slice, TaskRequest
 from gpushare.core.order import Order
 from gpushare.core.placement.ask import Ask
 from gpushare.core.placement.claims import Claim

@@ -73,8 +73,9 @@ from gpushare.core.events import (
     RequestsForgotten,
     TokensForgotten,
 )
+from gpushare.core.kinds import JobState
 from gpushare.core.lifecycle import SIGTERM
-from gpushare.core.model import Job, JobState
+from gpushare.core.model import Job
 from gpushare.core.notices import NEVER_STARTS, never_starts
 from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason

@@ -18,8 +18,9 @@ from gpushare.core.commands import (
     ReportRebooted,
 )
 from gpushare.core.events import AttemptChanged, AttemptEnded
+from gpushare.core.kinds import AttemptState
 from gpushare.core.lifecycle import ATTEMPT_MOVES, consequences
-from gpushare.core.model import ENDED_ATTEMPT_STATES, Attempt, AttemptState
+from gpushare.core.model import ENDED_ATTEMPT_STATES, Attempt
 from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason
 

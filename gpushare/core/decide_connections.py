@@ -9,7 +9,8 @@ from __future__ import annotations
 from gpushare import names
 from gpushare.core.commands import Call, CoreSettings, OpenConnection, Outcome, Rejection
 from gpushare.core.events import ConnectionOpened
-from gpushare.core.model import AttemptState, Job
+from gpushare.core.kinds import AttemptState
+from gpushare.core.model import Job
 from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from gpushare import names
 from gpushare.core.commands import Call, CoreSettings, ExtendJob, Outcome, Rejection, RequeueJob
 from gpushare.core.events import AttemptStopRequested, JobExtended
-from gpushare.core.model import Attempt, AttemptState, Job, JobState, Node
+from gpushare.core.kinds import AttemptState, JobState
+from gpushare.core.model import Attempt, Job, Node
 from gpushare.core.placement.bookings import Bookings
 from gpushare.core.placement.claims import Claim, Claims, Owner, Shortfall
 from gpushare.core.reservation_cards import listed, when

@@ -13,7 +13,8 @@ from typing import Final
 from gpushare import names
 from gpushare.core.commands import Call, CoreSettings, IssueLoginToken, Outcome, Rejection
 from gpushare.core.events import LoginTokenIssued, TokenRevoked
-from gpushare.core.model import Principal, Role, Token
+from gpushare.core.kinds import Role
+from gpushare.core.model import Principal, Token
 from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason
 

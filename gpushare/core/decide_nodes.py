@@ -47,18 +47,8 @@ from gpushare.core.events import (
     NodeUncordoned,
     TokenRevoked,
 )
-from gpushare.core.model import (
-    WHOLE_CARD_MILLI,
-    AttemptState,
-    GpuCondition,
-    GpuInventory,
-    GpuState,
-    JoinToken,
-    Node,
-    NodeState,
-    OnDisconnect,
-    Power,
-)
+from gpushare.core.kinds import AttemptState, GpuState, NodeState, OnDisconnect, Power
+from gpushare.core.model import WHOLE_CARD_MILLI, GpuCondition, GpuInventory, JoinToken, Node
 from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason
 

@@ -19,7 +19,8 @@ from gpushare.core.commands import (
     UpdateTenant,
 )
 from gpushare.core.events import TenantCreated, TenantDeleted, TenantUpdated, TokenCreated, TokenRevoked
-from gpushare.core.model import Principal, Role, TenantSettings
+from gpushare.core.kinds import Role
+from gpushare.core.model import Principal, TenantSettings
 from gpushare.core.notices import MODEL_QUOTAS, unknown_models
 from gpushare.core.state import ClusterState
 from gpushare.core.tenant_tree import children, is_below

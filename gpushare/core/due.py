@@ -8,8 +8,9 @@ from __future__ import annotations
 from enum import Enum
 
 from gpushare.core.events import JobEnded
+from gpushare.core.kinds import DependencyKind, JobState
 from gpushare.core.lifecycle import OWN_FAILURE_CODE
-from gpushare.core.model import Dependency, DependencyKind, Job, JobState
+from gpushare.core.model import Dependency, Job
 from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason
 

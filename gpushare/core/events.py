@@ -8,19 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from gpushare.core.model import (
-    SYSTEM,
-    AttemptState,
-    GpuCondition,
-    GpuInventory,
-    JobSpec,
-    JobState,
-    JoinToken,
-    Power,
-    Principal,
-    Slice,
-    TenantSettings,
-)
+from gpushare.core.kinds import AttemptState, JobState, Power
+from gpushare.core.model import SYSTEM, GpuCondition, GpuInventory, JobSpec, JoinToken, Principal, Slice, TenantSettings
 from gpushare.core.promises import CapacityHold, Reservation
 from gpushare.reasons import Reason
 

@@ -20,7 +20,8 @@ from gpushare.core.due import Readiness
 from gpushare.core.events import CapacityHeld, JobEnded
 from gpushare.core.fairshare import FairShare
 from gpushare.core.forecast import expected_start
-from gpushare.core.model import Job, JobState
+from gpushare.core.kinds import JobState
+from gpushare.core.model import Job
 from gpushare.core.order import Order
 from gpushare.core.placement.claims import Claim
 from gpushare.core.placement.endings import end_ms, give_own_host

@@ -38,21 +38,9 @@ from gpushare.core.events import (
     TokenRevoked,
     TokensForgotten,
 )
+from gpushare.core.kinds import AttemptState, NodeState, Power, Role
 from gpushare.core.lifecycle import BrokenInvariant, check_attempt_move
-from gpushare.core.model import (
-    AttemptState,
-    Gpu,
-    GpuCondition,
-    GpuInventory,
-    Node,
-    NodeState,
-    Power,
-    Principal,
-    RequestRecord,
-    Role,
-    Tenant,
-    Token,
-)
+from gpushare.core.model import Gpu, GpuCondition, GpuInventory, Node, Principal, RequestRecord, Tenant, Token
 
 REQUEST_RETENTION_MS = 24 * 3600 * 1000
 

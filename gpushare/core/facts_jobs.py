@@ -30,14 +30,9 @@ from gpushare.core.events import (
     JobsCreated,
 )
 from gpushare.core.facts import REQUEST_RETENTION_MS
+from gpushare.core.kinds import AttemptState, JobState, OnTaskFailure
 from gpushare.core.lifecycle import BrokenInvariant, check_attempt_move
-from gpushare.core.model import (
-    Attempt,
-    AttemptState,
-    Job,
-    JobState,
-    OnTaskFailure,
-)
+from gpushare.core.model import Attempt, Job
 
 if TYPE_CHECKING:
     from gpushare.core.state import ClusterState

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from gpushare.core.cycle import Pass
 from gpushare.core.events import AttemptResumed, AttemptsAllocated, Event, JobEnded
-from gpushare.core.model import Job, JobState, Power
+from gpushare.core.kinds import JobState, Power
+from gpushare.core.model import Job
 from gpushare.core.sentences import Sees, named, own_tenant
 from gpushare.core.whatif import World
 

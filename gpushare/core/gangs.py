@@ -11,8 +11,9 @@ from collections.abc import Container, Iterator
 from typing import NamedTuple
 
 from gpushare.core.commands import CoreSettings
+from gpushare.core.kinds import AttemptState, JobState, OnTaskFailure
 from gpushare.core.lifecycle import INFRA_REASONS, own_failures
-from gpushare.core.model import Attempt, AttemptState, Job, JobState, Node, OnTaskFailure
+from gpushare.core.model import Attempt, Job, Node
 from gpushare.core.state import ClusterState
 
 # Variables of a gang's tasks. What was found in the submitter's environment gives way to them.

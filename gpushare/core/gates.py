@@ -9,7 +9,8 @@ from collections import Counter
 
 from gpushare.core import due
 from gpushare.core.due import Readiness
-from gpushare.core.model import Dependency, Job, JobState, Qos
+from gpushare.core.kinds import JobState, Qos
+from gpushare.core.model import Dependency, Job
 from gpushare.core.quota import QuotaTree, least_room_ever
 from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason

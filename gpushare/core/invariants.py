@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from gpushare.core.kinds import AttemptState, JobState
 from gpushare.core.lifecycle import BrokenInvariant
-from gpushare.core.model import Attempt, AttemptState, Hold, JobState
+from gpushare.core.model import Attempt, Hold
 from gpushare.core.shared_paths import path_around
 from gpushare.core.state import WAITING_STATES, ClusterState
 

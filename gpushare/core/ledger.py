@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 
-from gpushare.core.model import Account, Attempt, Hold, Job, Node, Qos, Tenant, Usage
+from gpushare.core.kinds import Qos
+from gpushare.core.model import Account, Attempt, Hold, Job, Node, Tenant, Usage
 
 
 def hold(node: Node, tenant: Tenant, job: Job, attempt: Attempt, at_ms: int, half_life_ms: int) -> None:

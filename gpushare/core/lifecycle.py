@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from gpushare.core.commands import CoreSettings
 from gpushare.core.events import AttemptEnded, AttemptStopRequested, Event, JobEnded, JobRequeued
-from gpushare.core.model import Attempt, AttemptState, Job, JobState, OnTaskFailure, PreemptionMode
+from gpushare.core.kinds import AttemptState, JobState, OnTaskFailure, PreemptionMode
+from gpushare.core.model import Attempt, Job
 from gpushare.reasons import Reason
 
 _J = JobState

@@ -6,7 +6,8 @@ trying each alone.
 
 from __future__ import annotations
 
-from gpushare.core.model import Job, Qos
+from gpushare.core.kinds import Qos
+from gpushare.core.model import Job
 from gpushare.core.placement.ask import NO_LIMIT, Ask, Room
 from gpushare.core.placement.place import place_gang
 from gpushare.core.plan import Plan

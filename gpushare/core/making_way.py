@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from gpushare.core.kinds import JobState, Qos
 from gpushare.core.limit_room import find_within_limits
-from gpushare.core.model import Job, JobState, Qos
+from gpushare.core.model import Job
 from gpushare.core.placement.ask import NO_LIMIT, Ask, Room
 from gpushare.core.preemption import Way, find_victims
 from gpushare.core.quota import Branch, Claim

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from gpushare import names
 from gpushare.core.capacity import least_charge
 from gpushare.core.gates import waits_for_ever
-from gpushare.core.model import WHOLE_CARD_MILLI, Job, JobSpec, ModelQuota, Principal, Qos, TenantSettings
+from gpushare.core.kinds import Qos
+from gpushare.core.model import WHOLE_CARD_MILLI, Job, JobSpec, ModelQuota, Principal, TenantSettings
 from gpushare.core.quota import QuotaTree, least_room_ever
 from gpushare.core.sentences import sentence
 from gpushare.core.state import ClusterState

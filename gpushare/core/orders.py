@@ -21,7 +21,8 @@ from gpushare.core.events import (
     JobExtended,
 )
 from gpushare.core.gangs import GangPlace, peers_of, place_of
-from gpushare.core.model import ENDED_ATTEMPT_STATES, WHOLE_CARD_MILLI, Attempt, AttemptState, Job, Node, Slice
+from gpushare.core.kinds import AttemptState
+from gpushare.core.model import ENDED_ATTEMPT_STATES, WHOLE_CARD_MILLI, Attempt, Job, Node, Slice
 from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason
 

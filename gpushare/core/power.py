@@ -13,7 +13,8 @@ from itertools import islice
 
 from gpushare.core.commands import CoreSettings
 from gpushare.core.events import AttemptResumed, AttemptsAllocated, CapacityHeld, Event, NodePowerRequested
-from gpushare.core.model import Job, JobState, Node, NodeState, Power, Slice
+from gpushare.core.kinds import JobState, NodeState, Power
+from gpushare.core.model import Job, Node, Slice
 from gpushare.core.placement.claims import Claim
 from gpushare.core.power_rooms import WakePlan
 from gpushare.core.reservations import claims

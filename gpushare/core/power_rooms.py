@@ -12,7 +12,8 @@ from typing import NamedTuple
 from gpushare.core.capacity import domain_of, has_labels, host_need, matches_card, share_on, tier_for
 from gpushare.core.events import AttemptsAllocated, Event
 from gpushare.core.gates import Gates
-from gpushare.core.model import WHOLE_CARD_MILLI, Gpu, GpuInventory, Job, Node, Slice, TaskRequest, Topology
+from gpushare.core.kinds import Topology
+from gpushare.core.model import WHOLE_CARD_MILLI, Gpu, GpuInventory, Job, Node, Slice, TaskRequest
 from gpushare.core.placement.ask import Room
 from gpushare.core.placement.claims import Claim, Owner
 from gpushare.core.quota import QuotaTree

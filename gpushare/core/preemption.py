@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from gpushare.core.model import WHOLE_CARD_MILLI, Attempt, AttemptState, Job, Qos, Slice, Topology
+from gpushare.core.kinds import AttemptState, Qos, Topology
+from gpushare.core.model import WHOLE_CARD_MILLI, Attempt, Job, Slice
 from gpushare.core.placement.ask import NO_LIMIT, Ask, Room
 from gpushare.core.placement.endings import freed_by, give_own_host
 from gpushare.core.placement.place import place_gang

@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from gpushare.core.model import Job, ModelQuota, Qos, Slice, TaskRequest, Tenant, TenantSettings
+from gpushare.core.kinds import Qos
+from gpushare.core.model import Job, ModelQuota, Slice, TaskRequest, Tenant, TenantSettings
 from gpushare.core.placement.ask import NO_LIMIT, Room
 from gpushare.core.state import ClusterState
 

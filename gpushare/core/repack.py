@@ -16,7 +16,8 @@ from gpushare.core.brain import Brain
 from gpushare.core.commands import CoreSettings
 from gpushare.core.cycle import Cycle
 from gpushare.core.events import AttemptSuspendRequested, CapacityHeld, Event
-from gpushare.core.model import WHOLE_CARD_MILLI, Attempt, Gpu, JobState, Node, Slice
+from gpushare.core.kinds import JobState
+from gpushare.core.model import WHOLE_CARD_MILLI, Attempt, Gpu, Node, Slice
 from gpushare.core.placement.endings import without_host
 from gpushare.core.placement.place import place_on
 from gpushare.core.plan import Plan

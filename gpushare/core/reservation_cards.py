@@ -15,7 +15,8 @@ import msgspec
 
 from gpushare.core.capacity import share_on
 from gpushare.core.commands import CreateReservation, Rejection
-from gpushare.core.model import WHOLE_CARD_MILLI, Attempt, Gpu, Node, NodeState, TaskRequest
+from gpushare.core.kinds import NodeState
+from gpushare.core.model import WHOLE_CARD_MILLI, Attempt, Gpu, Node, TaskRequest
 from gpushare.core.placement.endings import end_ms
 from gpushare.core.promises import Reservation, ReservedCard
 from gpushare.core.reservations import overlap

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from gpushare.core.model import EarlySignal, Principal, Role, Tenant
+from gpushare.core.kinds import Role
+from gpushare.core.model import EarlySignal, Principal, Tenant
 from gpushare.core.tenant_tree import path
 from gpushare.names import TextError
 from gpushare.quantity import format_duration_ms

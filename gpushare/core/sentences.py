@@ -16,7 +16,8 @@ import msgspec
 from gpushare.core import due
 from gpushare.core.capacity import host_need, least_charge
 from gpushare.core.due import Readiness
-from gpushare.core.model import DependencyKind, Gpu, Job, JobState, Node, TaskRequest
+from gpushare.core.kinds import DependencyKind, JobState
+from gpushare.core.model import Gpu, Job, Node, TaskRequest
 from gpushare.core.placement.claims import Claim
 from gpushare.core.quota import Branch, QuotaTree
 from gpushare.core.reservations import RESERVATION_CLAIM

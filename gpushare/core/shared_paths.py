@@ -11,7 +11,8 @@ from posixpath import normpath
 
 import msgspec
 
-from gpushare.core.model import Job, JobState, Node, TaskRequest
+from gpushare.core.kinds import JobState
+from gpushare.core.model import Job, Node, TaskRequest
 
 
 def published(nodes: Iterable[Node]) -> tuple[str, ...]:

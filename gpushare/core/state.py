@@ -15,18 +15,9 @@ import msgspec
 from gpushare.core import facts, facts_jobs
 from gpushare.core.events import Entry
 from gpushare.core.forks import copy_of_job, copy_of_node, copy_of_tenant
+from gpushare.core.kinds import JobState
 from gpushare.core.lifecycle import BrokenInvariant, check_job_move
-from gpushare.core.model import (
-    Attempt,
-    Job,
-    JobSpec,
-    JobState,
-    JoinToken,
-    Node,
-    RequestRecord,
-    Tenant,
-    Token,
-)
+from gpushare.core.model import Attempt, Job, JobSpec, JoinToken, Node, RequestRecord, Tenant, Token
 from gpushare.core.promises import CapacityHold, Reservation
 from gpushare.core.shared_paths import path_around, published
 from gpushare.core.waiting import WaitingLines

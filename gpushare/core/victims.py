@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from gpushare.core.model import Attempt, AttemptState, Job, PreemptionMode, Slice
+from gpushare.core.kinds import AttemptState, PreemptionMode
+from gpushare.core.model import Attempt, Job, Slice
 from gpushare.core.placement.endings import without_host
 from gpushare.core.state import ClusterState
 

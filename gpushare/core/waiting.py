@@ -11,7 +11,8 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gpushare.core.model import Dependency, Job, JobState, PreemptionMode, Qos, TaskRequest, Topology
+from gpushare.core.kinds import JobState, PreemptionMode, Qos, Topology
+from gpushare.core.model import Dependency, Job, TaskRequest
 from gpushare.core.shared_paths import placed_request
 
 

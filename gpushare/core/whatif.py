@@ -31,7 +31,8 @@ from gpushare.core.events import (
     Entry,
     Event,
 )
-from gpushare.core.model import SYSTEM, Attempt, AttemptState
+from gpushare.core.kinds import AttemptState
+from gpushare.core.model import SYSTEM, Attempt
 from gpushare.core.placement.fleet import sure_end_ms
 from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason

@@ -16,7 +16,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 import structlog
 
 from gpushare.core.commands import Call, CordonNode, EnrollNode, Outcome, ReportAttempt, ReportConditions
-from gpushare.core.model import ENDED_ATTEMPT_STATES, SYSTEM, Principal, Role
+from gpushare.core.kinds import Role
+from gpushare.core.model import ENDED_ATTEMPT_STATES, SYSTEM, Principal
 from gpushare.core.orders import Order, orders_after_sync, stale_order
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of, invalid_field

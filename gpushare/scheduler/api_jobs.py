@@ -28,7 +28,8 @@ from gpushare.core.commands import (
     SubmitJobs,
 )
 from gpushare.core.explain import Explanation
-from gpushare.core.model import Attempt, AttemptState, Job, JobState
+from gpushare.core.kinds import AttemptState, JobState
+from gpushare.core.model import Attempt, Job
 from gpushare.core.notices import NEVER_STARTS
 from gpushare.core.run_limits import run_limits
 from gpushare.core.state import ClusterState

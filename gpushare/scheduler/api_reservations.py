@@ -8,7 +8,7 @@ admins. An operator closes nodes for maintenance; what a tenant gets is an admin
 from __future__ import annotations
 
 from gpushare.core.commands import CreateReservation, DeleteReservation, Outcome
-from gpushare.core.model import Role
+from gpushare.core.kinds import Role
 from gpushare.core.promises import Reservation
 from gpushare.core.reservations import window
 from gpushare.core.state import ClusterState

@@ -14,7 +14,8 @@ from typing import Any, Final, get_args
 import msgspec
 
 from gpushare.core.events import AnyEvent
-from gpushare.core.model import Principal, Role
+from gpushare.core.kinds import Role
+from gpushare.core.model import Principal
 from gpushare.core.state import ClusterState
 from gpushare.errors import invalid_field
 from gpushare.names import shown

@@ -15,7 +15,8 @@ from typing import Final
 
 import msgspec
 
-from gpushare.core.model import Job, Principal, Role, Tenant, Token
+from gpushare.core.kinds import Role
+from gpushare.core.model import Job, Principal, Tenant, Token
 from gpushare.core.state import ClusterState
 from gpushare.core.tenant_tree import DEPTH_MAX, is_below
 from gpushare.errors import GpushareError, error_of

@@ -20,28 +20,21 @@ from gpushare import names
 from gpushare.core import ledger
 from gpushare.core.commands import RawJob, RawResources
 from gpushare.core.explain import Wait
-from gpushare.core.model import (
-    Attempt,
+from gpushare.core.kinds import (
     AttemptState,
-    Dependency,
     DependencyKind,
-    EarlySignal,
     Enforcement,
-    Job,
-    JobSpec,
     JobState,
     OnDisconnect,
     OnTaskFailure,
     PreemptionMode,
-    Principal,
     Qos,
     Role,
     SignalTarget,
-    TaskRequest,
-    Token,
     Topology,
     VisibleDevices,
 )
+from gpushare.core.model import Attempt, Dependency, EarlySignal, Job, JobSpec, Principal, TaskRequest, Token
 from gpushare.core.sentences import Sees, own_tenant
 from gpushare.errors import GpushareError, error_of, invalid_field
 from gpushare.reasons import Reason

@@ -14,17 +14,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from gpushare.core.commands import AttemptReport, Outcome, SyncNode
 from gpushare.core.gangs import RANK_ENV, GangPlace
-from gpushare.core.model import (
-    Gpu,
-    GpuCondition,
-    GpuInventory,
-    GpuState,
-    Node,
-    NodeState,
-    Power,
-    Stranger,
-    TierOffer,
-)
+from gpushare.core.kinds import GpuState, NodeState, Power
+from gpushare.core.model import Gpu, GpuCondition, GpuInventory, Node, Stranger, TierOffer
 from gpushare.core.orders import (
     ForgetOrder,
     LimitOrder,

@@ -26,7 +26,8 @@ from gpushare.core.cycle import NOTHING_YET, schedule
 from gpushare.core.decide import decide, expand
 from gpushare.core.events import AnyEvent, AttemptChanged, Entry, JobsArchived, JobsCreated, TermStarted
 from gpushare.core.invariants import check
-from gpushare.core.model import SYSTEM, AttemptState, Job, Principal
+from gpushare.core.kinds import AttemptState
+from gpushare.core.model import SYSTEM, Job, Principal
 from gpushare.core.sentences import Sees
 from gpushare.core.state import ClusterState
 from gpushare.core.waiting import line_key

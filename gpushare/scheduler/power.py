@@ -22,7 +22,8 @@ import structlog
 
 from gpushare.core.commands import Call, ReportPower
 from gpushare.core.events import Entry, NodePowerRequested, NodeSynced
-from gpushare.core.model import SYSTEM, Power
+from gpushare.core.kinds import Power
+from gpushare.core.model import SYSTEM
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError
 from gpushare.scheduler.engine import Engine

@@ -21,7 +21,8 @@ from grpc_health.v1.health import aio as health
 from gpushare import rpc
 from gpushare.config import SchedulerConfig
 from gpushare.core.events import Entry
-from gpushare.core.model import Power, TenantSettings
+from gpushare.core.kinds import Power
+from gpushare.core.model import TenantSettings
 from gpushare.core.state import ClusterState
 from gpushare.errors import error_of, refuse
 from gpushare.join import encode_join

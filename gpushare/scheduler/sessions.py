@@ -18,7 +18,8 @@ import structlog
 
 from gpushare.core.commands import Call, NodeLeaseExpired, NodeLeaseLapsed, NodeSessionClosed
 from gpushare.core.events import Entry, NodeDeclaredDead, NodeSilent
-from gpushare.core.model import SYSTEM, Attempt, Power, Principal, Role
+from gpushare.core.kinds import Power, Role
+from gpushare.core.model import SYSTEM, Attempt, Principal
 from gpushare.core.orders import Order, orders_for
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of

@@ -13,16 +13,14 @@ import msgspec
 
 from gpushare.core.commands import CoreSettings, RawJob, RawResources
 from gpushare.core.events import Entry, Event, NodeSynced, TenantCreated, TermStarted
+from gpushare.core.kinds import Enforcement, Qos, Role
 from gpushare.core.model import (
     EXCLUSIVE_TIER,
     SYSTEM,
-    Enforcement,
     GpuInventory,
     JobSpec,
     Node,
     Principal,
-    Qos,
-    Role,
     Slice,
     TenantSettings,
     TierOffer,

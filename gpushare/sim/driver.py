@@ -40,7 +40,8 @@ from gpushare.core.events import (
     JobRequeued,
     JobsCreated,
 )
-from gpushare.core.model import SYSTEM, AttemptState, Principal, Slice
+from gpushare.core.kinds import AttemptState
+from gpushare.core.model import SYSTEM, Principal, Slice
 from gpushare.reasons import Reason
 from gpushare.sim import cluster
 from gpushare.sim.observe import Observer

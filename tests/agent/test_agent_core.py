@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpushare.core.model import AttemptState, GpuState
+from gpushare.core.kinds import AttemptState, GpuState
 from gpushare.reasons import Reason
 from gpushare_agent.core import (
     FORGOTTEN_KEPT,

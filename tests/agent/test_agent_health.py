@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from gpushare.core.model import GpuCondition, GpuState
+from gpushare.core.kinds import GpuState
+from gpushare.core.model import GpuCondition
 from gpushare.reasons import Reason
 from gpushare_agent.gpus.port import DriverState, GpuInfo, GpuProcess, GpuSample, GpuSnapshot
 from gpushare_agent.health import DOUBT_FIRST_S, DOUBT_MAX_S, LEAK_AFTER_NS, Assessor, FenceDoubts

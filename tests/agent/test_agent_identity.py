@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gpushare.core.model import Enforcement
+from gpushare.core.kinds import Enforcement
 from gpushare_agent.core import Holding
 from gpushare_agent.gpus.port import GpuInfo
 from gpushare_agent.holdings import HoldingBook

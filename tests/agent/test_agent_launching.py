@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from gpushare.core.model import EarlySignal, SignalTarget, VisibleDevices
+from gpushare.core.kinds import SignalTarget, VisibleDevices
+from gpushare.core.model import EarlySignal
 from gpushare.reasons import Reason
 from gpushare_agent.core import StartOrder
 from gpushare_agent.gpus.port import DriverState, GpuInfo, GpuSnapshot

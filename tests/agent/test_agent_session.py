@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from standins.fake_scheduler import NODE, TOKEN, FakeScheduler, Switches, start_order
 
-from gpushare.core.model import AttemptState, GpuCondition, GpuState, Stranger
+from gpushare.core.kinds import AttemptState, GpuState
+from gpushare.core.model import GpuCondition, Stranger
 from gpushare.errors import GpushareError, error_of
 from gpushare.reasons import Reason
 from gpushare.v1 import agent_pb2, node_pb2

@@ -12,7 +12,7 @@ from standins.agent_process import CARD, Scene, play
 from standins.fake_scheduler import NODE
 from test_agent_core import A, B, launched, share, status, told, two_cards, whole
 
-from gpushare.core.model import AttemptState
+from gpushare.core.kinds import AttemptState
 from gpushare.reasons import Reason
 from gpushare.v1 import agent_pb2, job_pb2
 from gpushare_agent.core import AgentCore, Holding, Note, Refused, Release, Resume, ResumeOrder, Suspend

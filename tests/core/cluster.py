@@ -25,18 +25,8 @@ from gpushare.core.cycle import Pass, schedule
 from gpushare.core.decide import decide, expand
 from gpushare.core.events import AnyEvent, Entry, TermStarted
 from gpushare.core.invariants import check
-from gpushare.core.model import (
-    SYSTEM,
-    Attempt,
-    AttemptState,
-    Enforcement,
-    GpuInventory,
-    Job,
-    Principal,
-    Role,
-    TenantSettings,
-    TierOffer,
-)
+from gpushare.core.kinds import AttemptState, Enforcement, Role
+from gpushare.core.model import SYSTEM, Attempt, GpuInventory, Job, Principal, TenantSettings, TierOffer
 from gpushare.core.state import ClusterState
 
 TIERS = (TierOffer("exclusive", Enforcement.HARD), TierOffer("timeslice", Enforcement.SOFT))

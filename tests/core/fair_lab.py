@@ -19,7 +19,8 @@ from gpushare.core.events import (
     AttemptSuspendRequested,
     Entry,
 )
-from gpushare.core.model import SYSTEM, Attempt, AttemptState, Enforcement, Job, Principal, TierOffer
+from gpushare.core.kinds import AttemptState, Enforcement
+from gpushare.core.model import SYSTEM, Attempt, Job, Principal, TierOffer
 
 SUSPENDING = (
     TierOffer("exclusive", Enforcement.HARD, can_suspend=True),

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from gpushare.core.kinds import AttemptState, Enforcement, JobState, Role
 from gpushare.core.model import (
     Attempt,
-    AttemptState,
-    Enforcement,
     Gpu,
     GpuCondition,
     GpuInventory,
     Hold,
     Job,
     JobSpec,
-    JobState,
     Node,
     Principal,
-    Role,
     Slice,
     Stranger,
     TaskRequest,

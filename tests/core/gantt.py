@@ -28,7 +28,8 @@ from gpushare.core.commands import (
     SubmitJobs,
 )
 from gpushare.core.cycle import Pass, schedule
-from gpushare.core.model import Attempt, AttemptState, Job, JobState, PreemptionMode, Qos, TenantSettings, TierOffer
+from gpushare.core.kinds import AttemptState, JobState, PreemptionMode, Qos
+from gpushare.core.model import Attempt, Job, TenantSettings, TierOffer
 from gpushare.core.reservations import window
 from gpushare.reasons import Reason
 

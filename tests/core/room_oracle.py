@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from gpushare.core import due
 from gpushare.core.capacity import host_need, matches_model, share_on
 from gpushare.core.due import Readiness
-from gpushare.core.model import Attempt, AttemptState, Job, JobState, Node, Qos, Topology
+from gpushare.core.kinds import AttemptState, JobState, Qos, Topology
+from gpushare.core.model import Attempt, Job, Node
 from gpushare.core.placement.claims import Claim, Owner
 from gpushare.core.state import ClusterState
 

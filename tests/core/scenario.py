@@ -40,21 +40,17 @@ from gpushare.core.commands import (
     UncordonNode,
     UpdateTenant,
 )
-from gpushare.core.model import (
+from gpushare.core.kinds import (
     AttemptState,
-    Dependency,
     DependencyKind,
     Enforcement,
-    Job,
-    ModelQuota,
     OnTaskFailure,
     PreemptionMode,
     Qos,
     Role,
-    TenantSettings,
-    TierOffer,
     Topology,
 )
+from gpushare.core.model import Dependency, Job, ModelQuota, TenantSettings, TierOffer
 
 _SUSPENDING = (
     TierOffer("exclusive", Enforcement.HARD, can_suspend=True),

@@ -4,17 +4,8 @@ import pytest
 from cluster import Cluster, card, raw_job, user_of
 
 from gpushare.core.commands import CoreSettings, Outcome, RawResources, Rejection, SubmitJobs
-from gpushare.core.model import (
-    Dependency,
-    DependencyKind,
-    OnDisconnect,
-    OnTaskFailure,
-    PreemptionMode,
-    Principal,
-    Qos,
-    Role,
-    Topology,
-)
+from gpushare.core.kinds import DependencyKind, OnDisconnect, OnTaskFailure, PreemptionMode, Qos, Role, Topology
+from gpushare.core.model import Dependency, Principal
 from gpushare.reasons import Reason
 
 R = RawResources

@@ -5,7 +5,8 @@ import pytest
 from cluster import Cluster, card
 
 from gpushare.core.commands import ReportConditions
-from gpushare.core.model import Enforcement, GpuCondition, Stranger, TierOffer
+from gpushare.core.kinds import Enforcement
+from gpushare.core.model import GpuCondition, Stranger, TierOffer
 from gpushare.reasons import Reason
 
 TIERS = tuple(TierOffer(f"t{i}", Enforcement.SOFT) for i in range(10_000))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from gpushare.core.model import Job, JobSpec, Principal, Role, TaskRequest, Tenant, TenantSettings, Token
+from gpushare.core.kinds import Role
+from gpushare.core.model import Job, JobSpec, Principal, TaskRequest, Tenant, TenantSettings, Token
 from gpushare.core.state import ClusterState
 from gpushare.core.tenant_tree import is_below
 from gpushare.errors import GpushareError

@@ -9,20 +9,14 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from gpushare.core.kinds import AttemptState, Enforcement, GpuState, JobState, NodeState, OnDisconnect, Role
 from gpushare.core.model import (
     Account,
     Attempt,
-    AttemptState,
-    Enforcement,
-    GpuState,
     Job,
     JobSpec,
-    JobState,
     ModelQuota,
-    NodeState,
-    OnDisconnect,
     Principal,
-    Role,
     Slice,
     TaskRequest,
     Tenant,

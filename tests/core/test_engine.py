@@ -301,7 +301,7 @@ def test_snapshots_shorten_replay_and_change_nothing() -> None:
 def test_usage_counts_to_the_end_of_the_task_and_not_to_its_report() -> None:
     from cluster import Cluster
 
-    from gpushare.core.model import AttemptState
+    from gpushare.core.kinds import AttemptState
 
     cluster = Cluster()
     cluster.node("n1", 1)

@@ -10,18 +10,8 @@ from gpushare.core.brain import Brain
 from gpushare.core.commands import CoreSettings, CreateReservation, CreateTenant, RawResources, UpdateTenant
 from gpushare.core.explain import AHEAD_MAX, Explanation, explain, wait_of
 from gpushare.core.forecast import expected_start
-from gpushare.core.model import (
-    AttemptState,
-    Dependency,
-    DependencyKind,
-    Enforcement,
-    Job,
-    JobState,
-    PreemptionMode,
-    Qos,
-    TenantSettings,
-    TierOffer,
-)
+from gpushare.core.kinds import AttemptState, DependencyKind, Enforcement, JobState, PreemptionMode, Qos
+from gpushare.core.model import Dependency, Job, TenantSettings, TierOffer
 from gpushare.core.waiting import line_key
 from gpushare.core.whatif import World
 from gpushare.reasons import Reason

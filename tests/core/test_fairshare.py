@@ -10,7 +10,8 @@ from fair_lab import FairLab, Meter
 
 from gpushare.core.commands import CreateTenant, RawResources
 from gpushare.core.fairshare import FairShare
-from gpushare.core.model import Job, JobState, TenantSettings
+from gpushare.core.kinds import JobState
+from gpushare.core.model import Job, TenantSettings
 from gpushare.core.order import Order
 from gpushare.core.quota import QuotaTree
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from gpushare.core.model import GpuCondition, GpuState, TaskRequest
+from gpushare.core.kinds import GpuState
+from gpushare.core.model import GpuCondition, TaskRequest
 from gpushare.core.placement.ask import Ask
 from gpushare.core.placement.claims import MAX_STARTS, Booking, Claim, Claims, Owner
 from gpushare.core.placement.fleet import Fleet

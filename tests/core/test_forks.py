@@ -11,7 +11,8 @@ from cluster import Cluster, card, user_of
 from gpushare.core import facts, facts_jobs
 from gpushare.core.commands import CordonNode, DeclareNodeDead, RawResources, SetNode, UncordonNode, UpdateTenant
 from gpushare.core.invariants import check
-from gpushare.core.model import Principal, Role, TenantSettings
+from gpushare.core.kinds import Role
+from gpushare.core.model import Principal, TenantSettings
 from gpushare.core.state import ClusterState
 
 ADMIN = Principal(user="root", role=Role.ADMIN)

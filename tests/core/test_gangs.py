@@ -20,16 +20,8 @@ from scenario import Scenario
 
 from gpushare.core.events import AttemptsAllocated, AttemptStopRequested, JobsCreated
 from gpushare.core.gangs import gang_port, missing_tasks, place_of
-from gpushare.core.model import (
-    AttemptState,
-    Job,
-    JobSpec,
-    JobState,
-    OnTaskFailure,
-    PreemptionMode,
-    Slice,
-    TaskRequest,
-)
+from gpushare.core.kinds import AttemptState, JobState, OnTaskFailure, PreemptionMode
+from gpushare.core.model import Job, JobSpec, Slice, TaskRequest
 from gpushare.core.orders import StartOrder, orders_after_sync, orders_for
 from gpushare.reasons import Reason
 from gpushare.scheduler import convert_nodes

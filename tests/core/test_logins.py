@@ -18,7 +18,8 @@ from gpushare.core.commands import (
 )
 from gpushare.core.decide_logins import KEPT_MS, LIVE_MAX
 from gpushare.core.events import TokensForgotten
-from gpushare.core.model import Principal, Role, TenantSettings, Token
+from gpushare.core.kinds import Role
+from gpushare.core.model import Principal, TenantSettings, Token
 from gpushare.ratelimit import RateLimit
 from gpushare.reasons import Reason
 

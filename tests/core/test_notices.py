@@ -8,7 +8,8 @@ import pytest
 from cluster import Cluster, card, raw_job, user_of
 
 from gpushare.core.commands import CreateTenant, RawResources, SubmitJobs, UpdateTenant
-from gpushare.core.model import ModelQuota, Principal, Qos, Role, TenantSettings
+from gpushare.core.kinds import Qos, Role
+from gpushare.core.model import ModelQuota, Principal, TenantSettings
 from gpushare.core.notices import MODEL_QUOTAS, NEVER_STARTS
 from gpushare.reasons import Reason
 

@@ -11,19 +11,8 @@ import pytest
 from fleet_kit import CPU, HALF, WHOLE, gpu, node, share
 
 from gpushare.core.capacity import host_need, matches_card, matches_labels, never_fits, share_on, tier_for
-from gpushare.core.model import (
-    MPS_CLIENT_SLOTS,
-    MPS_V2_TIER,
-    Enforcement,
-    Gpu,
-    GpuCondition,
-    GpuState,
-    Node,
-    Slice,
-    TaskRequest,
-    TierOffer,
-    Topology,
-)
+from gpushare.core.kinds import Enforcement, GpuState, Topology
+from gpushare.core.model import MPS_CLIENT_SLOTS, MPS_V2_TIER, Gpu, GpuCondition, Node, Slice, TaskRequest, TierOffer
 from gpushare.core.placement.ask import Ask, Room
 from gpushare.core.placement.claims import Claim
 from gpushare.core.placement.filters import STRENGTH, gang_refusals, refusals, strongest

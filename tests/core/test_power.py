@@ -11,7 +11,8 @@ from gpushare.core import power
 from gpushare.core.commands import CoreSettings, RawResources, ReportPower, UpdateTenant
 from gpushare.core.cycle import schedule
 from gpushare.core.events import CapacityHeld, Event, NodePowerRequested, ReservationCreated
-from gpushare.core.model import Power, Slice, TenantSettings
+from gpushare.core.kinds import Power
+from gpushare.core.model import Slice, TenantSettings
 from gpushare.core.promises import CapacityHold, Reservation
 
 IDLE_MS = 60_000

@@ -19,7 +19,7 @@ from gpushare.client.messages import Node, NodeState
 from gpushare.client.messages import Power as ShownPower
 from gpushare.core.commands import Call, Command, NodeSessionClosed
 from gpushare.core.events import Entry, NodePowerRequested, NodeSynced
-from gpushare.core.model import Power
+from gpushare.core.kinds import Power
 from gpushare.core.state import ClusterState
 from gpushare.scheduler import power as power_module
 from gpushare.scheduler.engine import Engine

@@ -13,7 +13,8 @@ from gantt import check_chart
 from gpushare.core.brain import Brain
 from gpushare.core.commands import RawResources
 from gpushare.core.events import AttemptStopRequested, CapacityHeld
-from gpushare.core.model import AttemptState, Enforcement, Job, PreemptionMode, TierOffer, Topology
+from gpushare.core.kinds import AttemptState, Enforcement, PreemptionMode, Topology
+from gpushare.core.model import Job, TierOffer
 from gpushare.core.placement.ask import Ask, Room
 from gpushare.core.placement.place import place_gang
 from gpushare.core.plan import Plan

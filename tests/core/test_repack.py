@@ -9,7 +9,8 @@ from cluster import Cluster, card
 from gpushare.core.commands import ApplyRepack, RawResources, Rejection
 from gpushare.core.events import AttemptSuspendRequested, CapacityHeld
 from gpushare.core.invariants import check
-from gpushare.core.model import AttemptState, Enforcement, Job, JobState, PreemptionMode, TierOffer
+from gpushare.core.kinds import AttemptState, Enforcement, JobState, PreemptionMode
+from gpushare.core.model import Job, TierOffer
 from gpushare.core.repack import RepackPlan, plan_repack
 from gpushare.reasons import Reason
 

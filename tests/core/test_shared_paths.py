@@ -8,7 +8,7 @@ from scenario import Scenario
 
 from gpushare.core.commands import RawResources, Rejection
 from gpushare.core.explain import explain
-from gpushare.core.model import JobState
+from gpushare.core.kinds import JobState
 from gpushare.core.shared_paths import covers, path_around
 from gpushare.reasons import Reason
 

@@ -13,18 +13,8 @@ from gpushare.core.events import (
     AttemptSuspendRequested,
     JobsCreated,
 )
-from gpushare.core.model import (
-    Attempt,
-    AttemptState,
-    GpuCondition,
-    GpuState,
-    Job,
-    JobSpec,
-    JobState,
-    PreemptionMode,
-    Slice,
-    TaskRequest,
-)
+from gpushare.core.kinds import AttemptState, GpuState, JobState, PreemptionMode
+from gpushare.core.model import Attempt, GpuCondition, Job, JobSpec, Slice, TaskRequest
 from gpushare.core.orders import ResumeOrder, StopOrder, SuspendOrder, orders_after_sync, orders_for
 from gpushare.reasons import Reason
 from gpushare.scheduler import convert_nodes

@@ -7,7 +7,8 @@ import pytest
 from cluster import Cluster
 
 from gpushare.core.commands import CoreSettings, CreateTenant, CreateToken, DeleteTenant, Rejection, UpdateTenant
-from gpushare.core.model import ModelQuota, Principal, Role, TenantSettings
+from gpushare.core.kinds import Role
+from gpushare.core.model import ModelQuota, Principal, TenantSettings
 from gpushare.core.tenant_rules import CHILDREN_MAX
 from gpushare.reasons import Reason
 

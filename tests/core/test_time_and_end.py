@@ -16,15 +16,8 @@ from gpushare.core.commands import (
     SubmitJobs,
     UpdateTenant,
 )
-from gpushare.core.model import (
-    AttemptState,
-    EarlySignal,
-    JobState,
-    Principal,
-    Role,
-    SignalTarget,
-    TenantSettings,
-)
+from gpushare.core.kinds import AttemptState, JobState, Role, SignalTarget
+from gpushare.core.model import EarlySignal, Principal, TenantSettings
 from gpushare.core.orders import LimitOrder, StartOrder, orders_after_sync, orders_for
 from gpushare.core.placement.bookings import sure_end_ms
 from gpushare.reasons import Reason

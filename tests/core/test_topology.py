@@ -7,7 +7,8 @@ import pytest
 from cluster import Cluster, card
 
 from gpushare.core.commands import CordonNode, RawResources
-from gpushare.core.model import AttemptState, Principal, Role, Topology
+from gpushare.core.kinds import AttemptState, Role, Topology
+from gpushare.core.model import Principal
 from gpushare.reasons import Reason
 
 R = RawResources

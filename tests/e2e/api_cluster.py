@@ -20,7 +20,8 @@ import grpc.aio
 from gpushare import rpc
 from gpushare.config import Caps, SchedulerConfig
 from gpushare.core.commands import Call, CoreSettings, CreateJoinToken, CreateTenant, CreateToken, EnrollNode
-from gpushare.core.model import SYSTEM, Role, TenantSettings
+from gpushare.core.kinds import Role
+from gpushare.core.model import SYSTEM, TenantSettings
 from gpushare.errors import GpushareError, from_rpc_error
 from gpushare.scheduler.engine import Engine
 from gpushare.scheduler.server import ApiServer

@@ -12,7 +12,8 @@ from api_cluster import ApiCluster, api_cluster, create, refusal, run, until
 
 from gpushare import rpc
 from gpushare.core.commands import Call, Housekeep, RevokeToken
-from gpushare.core.model import SYSTEM, Role
+from gpushare.core.kinds import Role
+from gpushare.core.model import SYSTEM
 from gpushare.errors import GpushareError, from_rpc_error
 from gpushare.scheduler.server import SERVICES
 from gpushare.scheduler.tokens import new_token

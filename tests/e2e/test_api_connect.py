@@ -13,7 +13,8 @@ import pytest
 from api_cluster import ApiCluster, WireAgent, api_cluster, refusal, run, until
 
 from gpushare.core.commands import Call, RevokeToken
-from gpushare.core.model import SYSTEM, Role
+from gpushare.core.kinds import Role
+from gpushare.core.model import SYSTEM
 from gpushare.errors import GpushareError
 from gpushare.scheduler import channels
 from gpushare.v1 import agent_pb2, job_pb2, usage_pb2

@@ -12,7 +12,8 @@ from api_cluster import ApiCluster, WireAgent, api_cluster, card, refusal, run, 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gpushare.core.commands import Call, RevokeToken
-from gpushare.core.model import SYSTEM, NodeState
+from gpushare.core.kinds import NodeState
+from gpushare.core.model import SYSTEM
 from gpushare.errors import GpushareError
 from gpushare.scheduler import leases
 from gpushare.v1 import agent_pb2, job_pb2, node_pb2, usage_pb2

@@ -13,7 +13,8 @@ from api_cluster import api_cluster, refusal, run
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gpushare import rpc
-from gpushare.core.model import Principal, Role
+from gpushare.core.kinds import Role
+from gpushare.core.model import Principal
 from gpushare.errors import GpushareError
 from gpushare.scheduler import api_gate, api_paging, server
 from gpushare.v1 import job_pb2

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from api_cluster import ApiCluster, api_cluster, refusal, run, until
 
-from gpushare.core.model import Role
+from gpushare.core.kinds import Role
 from gpushare.v1 import job_pb2, node_pb2, tenant_pb2, usage_pb2
 
 S = tenant_pb2.TenantSettings

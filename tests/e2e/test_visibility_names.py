@@ -11,7 +11,8 @@ from filled import made
 
 from gpushare.core.commands import Call, CreateReservation, CreateTenant
 from gpushare.core.explain import Explanation
-from gpushare.core.model import SYSTEM, JobState, TenantSettings
+from gpushare.core.kinds import JobState
+from gpushare.core.model import SYSTEM, TenantSettings
 from gpushare.v1 import agent_pb2, job_pb2, node_pb2
 
 WHOLE = job_pb2.Resources(gpus=1)

@@ -21,7 +21,8 @@ from google.protobuf.message import Message
 
 from gpushare.core.commands import Call, CreateReservation, CreateTenant, CreateToken, RevokeToken, UpdateTenant
 from gpushare.core.explain import Explanation
-from gpushare.core.model import SYSTEM, Account, GpuState, JobState, Role, TenantSettings
+from gpushare.core.kinds import GpuState, JobState, Role
+from gpushare.core.model import SYSTEM, Account, TenantSettings
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, from_rpc_error
 from gpushare.reasons import Reason

@@ -23,7 +23,8 @@ from gpushare.core.commands import (
 )
 from gpushare.core.cycle import Pass
 from gpushare.core.cycle import schedule as real_schedule
-from gpushare.core.model import SYSTEM, Enforcement, GpuInventory, JobState, Principal, Role, TenantSettings, TierOffer
+from gpushare.core.kinds import Enforcement, JobState, Role
+from gpushare.core.model import SYSTEM, GpuInventory, Principal, TenantSettings, TierOffer
 from gpushare.core.state import ClusterState
 from gpushare.scheduler import engine as engine_module
 from gpushare.scheduler.engine import Engine

@@ -18,7 +18,8 @@ from fair_lab import FairLab, Meter
 from gpushare.core.commands import CreateTenant, RawResources
 from gpushare.core.cycle import Cycle, Pass
 from gpushare.core.events import AttemptsAllocated, AttemptStopRequested
-from gpushare.core.model import JobState, TenantSettings
+from gpushare.core.kinds import JobState
+from gpushare.core.model import TenantSettings
 
 ONE = RawResources(gpus=1)
 MINUTE_MS = 60_000

@@ -18,7 +18,8 @@ from room_oracle import Oracle
 
 from gpushare.core.commands import CreateReservation, CreateTenant, RawResources, SubmitJobs
 from gpushare.core.cycle import Cycle
-from gpushare.core.model import Qos, TenantSettings, Topology
+from gpushare.core.kinds import Qos, Topology
+from gpushare.core.model import TenantSettings
 
 MINUTE_MS = 60_000
 NODES = st.lists(st.tuples(st.integers(1, 4), st.sampled_from(["H100", "A100"])), min_size=1, max_size=4)

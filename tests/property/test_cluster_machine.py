@@ -24,7 +24,8 @@ from gpushare.core.commands import (
     UpdateTenant,
 )
 from gpushare.core.invariants import check
-from gpushare.core.model import AttemptState, Job, OnDisconnect, TenantSettings
+from gpushare.core.kinds import AttemptState, OnDisconnect
+from gpushare.core.model import Job, TenantSettings
 from gpushare.core.orders import StartOrder, orders_after_sync
 from gpushare.core.state import ClusterState
 from gpushare.core.whatif import World

@@ -41,23 +41,17 @@ from gpushare.core.events import (
     TenantCreated,
     TermStarted,
 )
+from gpushare.core.kinds import AttemptState, DependencyKind, Enforcement, PreemptionMode, Qos, Role, Topology
 from gpushare.core.model import (
     SYSTEM,
-    AttemptState,
     Dependency,
-    DependencyKind,
-    Enforcement,
     GpuInventory,
     Job,
     ModelQuota,
     Node,
-    PreemptionMode,
     Principal,
-    Qos,
-    Role,
     TenantSettings,
     TierOffer,
-    Topology,
 )
 from gpushare.core.state import WAITING_STATES, ClusterState
 from gpushare.reasons import Reason

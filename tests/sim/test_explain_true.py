@@ -19,7 +19,8 @@ from gpushare.core.brain import Brain
 from gpushare.core.cycle import Cycle
 from gpushare.core.events import AttemptsAllocated
 from gpushare.core.explain import STAGES, Explanation, explain
-from gpushare.core.model import Enforcement, Job, JobSpec, JobState, Qos, TenantSettings, Topology
+from gpushare.core.kinds import Enforcement, JobState, Qos, Topology
+from gpushare.core.model import Job, JobSpec, TenantSettings
 from gpushare.core.state import ClusterState
 from gpushare.core.waiting import line_key
 from gpushare.reasons import Reason

@@ -37,18 +37,8 @@ from gpushare.core.events import (
     HoldReleased,
     JobEnded,
 )
-from gpushare.core.model import (
-    AttemptState,
-    Dependency,
-    DependencyKind,
-    Job,
-    JobState,
-    OnTaskFailure,
-    PreemptionMode,
-    Qos,
-    TenantSettings,
-    Topology,
-)
+from gpushare.core.kinds import AttemptState, DependencyKind, JobState, OnTaskFailure, PreemptionMode, Qos, Topology
+from gpushare.core.model import Dependency, Job, TenantSettings
 from gpushare.core.promises import is_kept_free
 from gpushare.core.reservations import window
 from gpushare.core.waiting import line_key

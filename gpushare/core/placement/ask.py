@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpushare.core.model import TaskRequest, Topology
+from gpushare.core.kinds import Topology
+from gpushare.core.model import TaskRequest
 from gpushare.core.placement.claims import Owner
 from gpushare.core.placement.fleet import Fleet
 from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gpushare.core.model import Attempt, AttemptState, Node, Slice
+from gpushare.core.kinds import AttemptState
+from gpushare.core.model import Attempt, Node, Slice
 from gpushare.core.placement.claims import Booking, Owner
 from gpushare.core.state import ClusterState
 

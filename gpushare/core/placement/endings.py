@@ -12,7 +12,8 @@ from copy import copy
 
 import numpy as np
 
-from gpushare.core.model import Attempt, AttemptState, Slice, Topology
+from gpushare.core.kinds import AttemptState, Topology
+from gpushare.core.model import Attempt, Slice
 from gpushare.core.placement.ask import Ask
 from gpushare.core.placement.claims import Booking
 from gpushare.core.placement.fleet import Fleet, sure_end_ms

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from gpushare.core.capacity import matches_model
-from gpushare.core.model import MPS_CLIENT_SLOTS, Topology
+from gpushare.core.kinds import Topology
+from gpushare.core.model import MPS_CLIENT_SLOTS
 from gpushare.core.placement.ask import NO_LIMIT, Ask, Field
 from gpushare.core.placement.fleet import Fleet
 from gpushare.core.placement.place import place_task

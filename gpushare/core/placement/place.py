@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpushare.core.model import WHOLE_CARD_MILLI, Enforcement, Slice, Topology
+from gpushare.core.kinds import Enforcement, Topology
+from gpushare.core.model import WHOLE_CARD_MILLI, Slice
 from gpushare.core.placement.ask import NO_LIMIT, Ask, Field, avoided_nodes
 from gpushare.core.placement.fleet import Fleet
 from gpushare.core.placement.policy import IntArray
