@@ -138,7 +138,7 @@ def test_keys_come_back_as_fast_as_a_terminal_needs(up_cluster: UpCluster, termi
 def job(up_cluster: UpCluster) -> Iterator[str]:
     """A job that says where it runs and then waits."""
     words = ["submit", "--gpus", "0.1", "--host-memory", "256M", "--parsable", "--", "sh", "-c"]
-    found = up_cluster.ok(*words, "cat /proc/self/cgroup; ulimit -a; pwd; exec sleep 1000").out.strip()
+    found = up_cluster.ok(*words, "echo $$ >&2; cat /proc/self/cgroup; ulimit -a; pwd; exec sleep 1000").out.strip()
     up_cluster.wait_for(found, "RUNNING")
     yield found
     up_cluster.ok("cancel", found)
@@ -150,7 +150,7 @@ def test_exec_is_where_the_task_is(up_cluster: UpCluster, job: str) -> None:
     assert told.out == up_cluster.ok("logs", job).out
     shows = "cat /proc/$1/environ | tr '\\0' '\\n' | grep -v -e GPUSHARE_PRIVATE_DIR -e ^TERM= | sort"
     own = up_cluster.ok("exec", job, "--", "sh", "-c", shows, "sh", "self").out
-    pid = up_cluster.ok("exec", job, "--", "pgrep", "-n", "-x", "sleep").out.strip()
+    pid = up_cluster.ok("logs", job).err.strip()
     assert own == up_cluster.ok("exec", job, "--", "sh", "-c", shows, "sh", pid).out
     assert f"GPUSHARE_JOB_ID={job}\n" in own
     assert "CUDA_VISIBLE_DEVICES=GPU-" in own
