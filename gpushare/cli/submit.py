@@ -219,6 +219,8 @@ def run_job(dry_run: bool, parsable: bool, options: dict[str, Any], *, pty: bool
             takes_input = job.spec.stdin and len(answer.jobs) == 1
             _print_way_back(reference, "attach" if takes_input else "logs -f", parsable=parsable)
             _print_notices(answer, job)
+            if pty and not takes_input:
+                _note("the job gets a terminal but no input, because you sit at no terminal, or it has several tasks")
             feeder = Feeder(client, answer.jobs[0]) if takes_input else None
             return await run_to_end(client, answer.jobs, reference, interrupts, feeder)
 
