@@ -8,7 +8,7 @@ node's defaults hold; limits are the scheduler's to test, only what cannot be wr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TypedDict, TypeVar, Unpack
 
 from gpushare.client.messages import (
     Dependency,
@@ -83,89 +83,99 @@ AFTER: dict[str, DependencyKind] = {
 }
 
 
-def job_spec(
-    argv: Sequence[str],
-    *,
-    working_directory: str,
-    script: bytes = b"",
-    name: str | None = None,
-    env: Mapping[str, str] | None = None,
-    captured_env: Mapping[str, str] | None = None,
-    gpus: str | int | None = None,
-    gpu_memory: str | None = None,
-    model: str = "",
-    cpus: str | int | None = None,
-    host_memory: str | None = None,
-    tasks: str | int | None = None,
-    array: str | None = None,
-    time: str | None = None,
-    priority: str | int | None = None,
-    max_retries: str | int | None = None,
-    grace: str | None = None,
-    fence: str | None = None,
-    on_disconnect: str | None = None,
-    labels: Mapping[str, str] | None = None,
-    node_labels: Mapping[str, str] | None = None,
-    pty: bool = False,
-    stdin: bool = False,
-    window: WindowSize | None = None,
-    min_tasks: str | int | None = None,
-    qos: str | None = None,
-    preemption: str | None = None,
-    on_task_failure: str | None = None,
-    topology: str | None = None,
-    after: Sequence[tuple[str, str]] = (),
-    start_within: str | None = None,
-    output: str | None = None,
-    error: str | None = None,
-    visible_devices: str | None = None,
-    early_signal: str | None = None,
-    requeue_exit_codes: Sequence[str] = (),
-) -> JobSpec:
-    """A JobSpec for `AsyncClient.create_job`.
+class JobWords(TypedDict, total=False):
+    """What a person says of a job, each as the command line takes it; what is absent, or None, is not said."""
 
-    Quantities are the texts of the command line: `gpus` "0.25", "25%" or 2; `gpu_memory` and `host_memory` "12GiB";
-    `cpus` "4" or "500m"; `time`, `grace` and `start_within` "2h"; `array` "0-99", or "0-99%8" for at most 8 at once;
-    `model` one card model or several ("A100,H100"); `early_signal` "USR1@10m" or "USR1@10m:all"; `requeue_exit_codes`
-    codes as texts ("85", "85,86"). `after` holds pairs of a kind ("after", "afterany", "afterok") and a job's resource
-    name. `output` and `error` are files on the node, "logs/%j.out". `argv` holds the arguments alone where there is a
-    `script`. Raises TextError with `field`.
-    """
+    name: str | None
+    env: Mapping[str, str] | None
+    captured_env: Mapping[str, str] | None
+    # "0.25", "25%" or 2.
+    gpus: str | int | None
+    # "12GiB", as host_memory.
+    gpu_memory: str | None
+    # One card model, or several: "A100,H100".
+    model: str
+    # "4" or "500m".
+    cpus: str | int | None
+    host_memory: str | None
+    tasks: str | int | None
+    # "0-99", or "0-99%8" for at most 8 at once.
+    array: str | None
+    # "2h", as grace and start_within.
+    time: str | None
+    priority: str | int | None
+    max_retries: str | int | None
+    grace: str | None
+    fence: str | None
+    on_disconnect: str | None
+    labels: Mapping[str, str] | None
+    node_labels: Mapping[str, str] | None
+    pty: bool
+    stdin: bool
+    window: WindowSize | None
+    min_tasks: str | int | None
+    qos: str | None
+    preemption: str | None
+    on_task_failure: str | None
+    topology: str | None
+    # Pairs of a kind ("after", "afterany", "afterok") and a job's resource name.
+    after: Sequence[tuple[str, str]]
+    start_within: str | None
+    # Files on the node, "logs/%j.out".
+    output: str | None
+    error: str | None
+    visible_devices: str | None
+    # "USR1@10m" or "USR1@10m:all".
+    early_signal: str | None
+    # Codes as texts: "85", "85,86".
+    requeue_exit_codes: Sequence[str]
+
+
+def job_spec(argv: Sequence[str], *, working_directory: str, script: bytes = b"", **words: Unpack[JobWords]) -> JobSpec:
+    """A JobSpec for `AsyncClient.create_job`. `argv` holds the arguments alone where there is a `script`. Raises
+    TextError with `field`."""
+    unknown = ", ".join(words.keys() - JobWords.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"job_spec() got an unexpected keyword argument: {unknown}")
+    array, name, pty = words.get("array"), words.get("name"), words.get("pty", False)
     spec = JobSpec(
         argv=[_utf8(argument, f"argv[{index}]") for index, argument in enumerate(argv)],
         script=script,
         name=None if name is None else _utf8(name, "name"),
         working_directory=_utf8(working_directory, "working_directory"),
-        env=_checked_pairs(env, "env"),
-        captured_env=_checked_pairs(captured_env, "captured_env"),
-        resources=_resources(gpus, gpu_memory, model, cpus, host_memory, fence),
-        labels=_checked_pairs(labels, "label"),
+        env=_checked_pairs(words.get("env"), "env"),
+        captured_env=_checked_pairs(words.get("captured_env"), "captured_env"),
+        resources=_resources(words),
+        labels=_checked_pairs(words.get("labels"), "label"),
         pty=pty,
-        stdin=stdin,
-        window=window,
-        tasks=_number(tasks, "tasks", 1),
-        min_tasks=_number(min_tasks, "min_tasks", 1),
-        priority=_number(priority, "priority", -_INT64_MAX, _INT64_MAX),
-        max_retries=_number(max_retries, "max_retries"),
-        on_disconnect=_choice(on_disconnect, "on_disconnect", ON_DISCONNECT),
-        qos=_choice(qos, "qos", QOS),
-        preemption=_choice(preemption, "preemption", PREEMPTIONS),
-        on_task_failure=_choice(on_task_failure, "on_task_failure", ON_TASK_FAILURE),
-        topology=_choice(topology, "topology", TOPOLOGIES),
-        output_path=_output_path(output, "output", array, name, pty=pty),
-        error_path=_output_path(error, "error", array, name, pty=pty),
-        visible_devices=_choice(visible_devices, "visible_devices", VISIBLE_DEVICES),
-        after=[Dependency(job=_utf8(job, "after"), kind=_choice(kind, "after", AFTER)) for kind, job in after],
+        stdin=words.get("stdin", False),
+        window=words.get("window"),
+        tasks=_number(words.get("tasks"), "tasks", 1),
+        min_tasks=_number(words.get("min_tasks"), "min_tasks", 1),
+        priority=_number(words.get("priority"), "priority", -_INT64_MAX, _INT64_MAX),
+        max_retries=_number(words.get("max_retries"), "max_retries"),
+        on_disconnect=_choice(words.get("on_disconnect"), "on_disconnect", ON_DISCONNECT),
+        qos=_choice(words.get("qos"), "qos", QOS),
+        preemption=_choice(words.get("preemption"), "preemption", PREEMPTIONS),
+        on_task_failure=_choice(words.get("on_task_failure"), "on_task_failure", ON_TASK_FAILURE),
+        topology=_choice(words.get("topology"), "topology", TOPOLOGIES),
+        output_path=_output_path(words.get("output"), "output", array, name, pty=pty),
+        error_path=_output_path(words.get("error"), "error", array, name, pty=pty),
+        visible_devices=_choice(words.get("visible_devices"), "visible_devices", VISIBLE_DEVICES),
+        after=[
+            Dependency(job=_utf8(job, "after"), kind=_choice(kind, "after", AFTER))
+            for kind, job in words.get("after", ())
+        ],
     )
-    spec.requeue_exit_codes.extend(_codes(requeue_exit_codes))
-    if early_signal is not None:
-        spec.early_signal.CopyFrom(_early_signal(early_signal))
-    spec.resources.node_labels.update(_checked_pairs(node_labels, "node_label"))
+    spec.requeue_exit_codes.extend(_codes(words.get("requeue_exit_codes", ())))
+    if (signal := words.get("early_signal")) is not None:
+        spec.early_signal.CopyFrom(_early_signal(signal))
+    spec.resources.node_labels.update(_checked_pairs(words.get("node_labels"), "node_label"))
     _set_array(spec, array)
     for text, field, duration in (
-        (time, "time", spec.max_run_duration),
-        (grace, "grace", spec.grace_duration),
-        (start_within, "start_within", spec.start_within),
+        (words.get("time"), "time", spec.max_run_duration),
+        (words.get("grace"), "grace", spec.grace_duration),
+        (words.get("start_within"), "start_within", spec.start_within),
     ):
         if text is not None:
             duration.FromMilliseconds(parse_duration_ms(text, field))
@@ -209,31 +219,24 @@ def _codes(texts: Sequence[str]) -> list[int]:
 
 def request_of(gpus: str | int | None, gpu_memory: str | None, model: str = "") -> Resources:
     """The GPU part of a request alone; a tenant's default request is one too."""
-    return _resources(gpus, gpu_memory, model, None, None, None)
+    return _resources({"gpus": gpus, "gpu_memory": gpu_memory, "model": model})
 
 
-def _resources(
-    gpus: str | int | None,
-    gpu_memory: str | None,
-    model: str,
-    cpus: str | int | None,
-    host_memory: str | None,
-    fence: str | None,
-) -> Resources:
-    resources = Resources(gpu_model=_models(model))
-    if gpus is not None:
+def _resources(words: JobWords) -> Resources:
+    resources = Resources(gpu_model=_models(words.get("model", "")))
+    if (gpus := words.get("gpus")) is not None:
         amount = parse_gpus(str(gpus))
         if amount.gpu_milli:
             resources.gpu_milli = amount.gpu_milli
         else:
             resources.gpus = amount.gpus
-    if gpu_memory is not None:
+    if (gpu_memory := words.get("gpu_memory")) is not None:
         resources.gpu_memory_mib = parse_memory_mib(gpu_memory, "gpu_memory")
-    if cpus is not None:
+    if (cpus := words.get("cpus")) is not None:
         resources.cpu_milli = parse_cpu_milli(str(cpus), "cpus")
-    if host_memory is not None:
+    if (host_memory := words.get("host_memory")) is not None:
         resources.memory_mib = parse_memory_mib(host_memory, "host_memory")
-    enforcement = _choice(fence, "fence", FENCES)
+    enforcement = _choice(words.get("fence"), "fence", FENCES)
     if enforcement is not None:
         resources.min_enforcement = enforcement
     return resources

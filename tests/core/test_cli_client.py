@@ -238,3 +238,8 @@ def test_the_client_needs_neither_the_core_nor_the_scheduler() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_word_that_no_job_knows_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="gpuz"):
+        job_spec(["true"], working_directory="/", gpuz="1")  # type: ignore[call-arg]
