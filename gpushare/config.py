@@ -41,6 +41,8 @@ from gpushare.weights import FgdWeights, PriceFitWeights
 
 SCHEDULER_ENV_PREFIX = "GPUSHARE_SCHEDULER_"
 AGENT_ENV_PREFIX = "GPUSHARE_AGENT_"
+SCHEDULER_FILE = "scheduler.toml"
+AGENT_FILE = "agent.toml"
 DAY_S = 86_400
 LABELS_MAX = 64
 LABEL_MAX_BYTES = 256
@@ -147,7 +149,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     # host:port of the scheduler; "" takes the one that the agent joined.
     server: str = ""
-    # A file of mode 0600 with the join string, read once when the agent has no credentials yet.
+    # A file of mode 0600 with the join string. Once the agent is enrolled it may be gone; a new line in it enrols anew.
     join_file: Path | None = None
     # Where other nodes reach this one, for the tasks of one job on several nodes; "" is the address of this host from
     # which the scheduler is reached.
@@ -215,6 +217,14 @@ def places(environ: Mapping[str, str] = os.environ, uid: int | None = None) -> P
     return Places(config, state, Path(runtime) / "gpushare" if runtime else state / "run")
 
 
+def right_text(path: Path | None, name: str) -> str:
+    """What `--check` says of a configuration that was loaded from `path`, or from the usual file of that `name`."""
+    usual = places().config_dir / name
+    if path is None and not usual.exists():
+        return f"there is no {usual}; the defaults and the environment are right"
+    return f"{path or usual} is right"
+
+
 def load_scheduler_config(
     path: Path | None = None,
     *,
@@ -226,7 +236,7 @@ def load_scheduler_config(
     where = places(environ, uid)
     layers = [
         {"state_dir": Setting(where.state_dir / "scheduler", _DEFAULT)},
-        _file(path, where.config_dir / "scheduler.toml"),
+        _file(path, where.config_dir / SCHEDULER_FILE),
         read_environment(SCHEDULER_ENV_PREFIX, SchedulerConfig, environ),
         read_flags(flags or {}),
     ]
@@ -294,7 +304,7 @@ def load_agent_config(
     where = places(environ, uid)
     layers = [
         _agent_defaults(where, uid),
-        _file(path, where.config_dir / "agent.toml"),
+        _file(path, where.config_dir / AGENT_FILE),
         read_environment(AGENT_ENV_PREFIX, AgentConfig, environ),
         read_flags(flags or {}),
     ]
@@ -312,7 +322,7 @@ def load_agent_config(
     if config.advertise_address:
         _check_host(said, "advertise_address", config.advertise_address)
     _check_labels(config.labels, said)
-    if config.join_file is not None:
+    if config.join_file is not None and os.path.exists(config.join_file):
         refuse_readable_by_others(config.join_file, "join_file")
     _check_cards(config, said)
     _check_shared_paths(config, said)

@@ -30,6 +30,7 @@ from gpushare.reasons import Reason
 
 FILE_MAX_BYTES = 1 << 20
 MIB = 1 << 20
+_PRINTED_BITS = 1024
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 _FRACTION = re.compile(r"[0-9]+(\.[0-9]+)?")
@@ -272,6 +273,7 @@ def _one_of(kind: inspect.LiteralType, key: str, setting: Setting, value: object
 def _fraction(kind: inspect.FloatType, key: str, setting: Setting) -> float:
     """A number with a point or without; bounded on both sides."""
     value = setting.value
+    _refuse_huge(key, setting)
     if isinstance(value, str) and _FRACTION.fullmatch(value):
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -286,6 +288,7 @@ def _integer(kind: inspect.IntType, key: str, setting: Setting) -> int:
     minimum = 0 if kind.ge is None else kind.ge
     maximum = MAX_INT32 if kind.le is None else kind.le
     value = setting.value
+    _refuse_huge(key, setting)
     try:
         if isinstance(value, str) and not _WHOLE.fullmatch(value):
             value = _with_unit(value, key)
@@ -300,6 +303,12 @@ def _integer(kind: inspect.IntType, key: str, setting: Setting) -> int:
     if not minimum <= value <= maximum:
         raise ConfigError(setting, key, f"{shown(str(setting.value))} is not from {minimum} to {maximum}")
     return value
+
+
+def _refuse_huge(key: str, setting: Setting) -> None:
+    """Python refuses to print numbers of more digits than anybody writes; hexadecimal ones can be read all the same."""
+    if isinstance(setting.value, int) and setting.value.bit_length() > _PRINTED_BITS:
+        raise ConfigError(setting, key, f"this number has more than {_PRINTED_BITS} bits")
 
 
 def _with_unit(text: str, key: str) -> int:

@@ -79,5 +79,15 @@ def decode_join(text: str) -> JoinString:
     return JoinString(address, secret, ca_pem)
 
 
+def decode_agent_join(text: str, field: str = "join") -> JoinString:
+    """The same for an agent, which a person's line is of no use to."""
+    join = decode_join(text)
+    if not join.is_for_agent:
+        raise invalid_field(
+            field, "this line is for `gpushare login`; an agent's comes from `gpushare node join-token NODE`"
+        )
+    return join
+
+
 def _refused(why: str) -> GpushareError:
     return invalid_field("join", f"the join string {why}")

@@ -123,6 +123,11 @@ class StateDirectory:
         records.replace(self._dirfd, CREDENTIALS, msgspec.json.encode(credentials))
 
 
+def is_enrolled(state_dir: Path) -> bool:
+    """There are credentials, as far as this user may see; takes no lock and makes nothing."""
+    return os.path.exists(state_dir / CREDENTIALS)
+
+
 def place_logs(state_dir: Path, log_dir: Path) -> None:
     """Output lies under the state directory; where the configuration wants it elsewhere, a link leads there.
 

@@ -13,16 +13,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gpushare.config import AgentConfig, load_agent_config
+from gpushare.config import AGENT_FILE, AgentConfig, load_agent_config, right_text
+from gpushare.configfile import refuse_readable_by_others
 from gpushare.errors import GpushareError
 from gpushare.host.commands import agent_host, is_for_host
 from gpushare.host.systemd import Systemd, own_unit_warnings
-from gpushare.join import JoinString, decode_join
+from gpushare.join import JoinString, decode_agent_join
 from gpushare_agent.agent import StatusRelay
 from gpushare_agent.cgroups import CgroupsUnavailable, InstanceInUse
 from gpushare_agent.executor import Executor, ExecutorConfig
-from gpushare_agent.gpus.catalogue import CatalogueError
-from gpushare_agent.identity import Identity, IdentityError, StateDirectory, place_logs
+from gpushare_agent.gpus.catalogue import CatalogueError, parse_node
+from gpushare_agent.identity import Identity, IdentityError, StateDirectory, is_enrolled, place_logs
 from gpushare_agent.logsetup import make_log, place_of
 from gpushare_agent.scratch import ScratchUnusable
 
@@ -45,12 +46,16 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(given)
     try:
         config = load_agent_config(arguments.config)
+        if config.simulate:
+            parse_node(config.simulate)
         if arguments.check:
-            return 0
+            return _say_right(arguments.config, config)
         join = _join(arguments.join, config)
         state = StateDirectory.open(config.state_dir)
         place_logs(config.state_dir, config.log_dir)
         identity = state.begin()
+    except CatalogueError as err:
+        return _refuse(f"simulate: {err}")
     except (GpushareError, IdentityError) as err:
         return _refuse(str(err))
     except OSError as err:
@@ -110,11 +115,22 @@ def _start_executor(config: AgentConfig, identity: Identity, relay: StatusRelay,
 
 
 def _join(given: str | None, config: AgentConfig) -> JoinString | None:
-    """The join line of the command line, else of the configured file; None without either."""
-    text = given
-    if text is None and config.join_file is not None:
-        text = config.join_file.read_text(encoding="ascii", errors="replace")
-    return decode_join(text) if text else None
+    """The join line of the command line, else of the configured file; None without either. Only an agent that is not
+    enrolled needs that file."""
+    text, file = given, config.join_file
+    if text is None and file is not None and (file.exists() or not is_enrolled(config.state_dir)):
+        refuse_readable_by_others(file, "join_file")
+        text = file.read_text(encoding="ascii", errors="replace")
+    return decode_agent_join(text) if text else None
+
+
+def _say_right(given: Path | None, config: AgentConfig) -> int:
+    """A join file that is not there yet is no fault of the configuration."""
+    print(right_text(given, AGENT_FILE))
+    if config.join_file is not None and not config.join_file.exists() and not is_enrolled(config.state_dir):
+        note = f"note: there is no join_file {config.join_file}; the agent cannot start before it is there"
+        print(note, file=sys.stderr)
+    return 0
 
 
 def _refuse(why: str) -> int:

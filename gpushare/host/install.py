@@ -21,7 +21,7 @@ from gpushare.errors import FailedPreconditionError, PermissionDeniedError, inva
 from gpushare.host import places, templates
 from gpushare.host.places import below
 from gpushare.host.systemd import Systemd
-from gpushare.join import decode_join
+from gpushare.join import decode_agent_join
 from gpushare.names import shown
 from gpushare.reasons import Reason
 
@@ -92,10 +92,7 @@ def agent_plan(root: Path, join: str, managed_gpus: Sequence[str], profile: bool
 
 def _join_path(config: Path, join: str) -> str:
     """Where the agent will look for its join line: as a configuration that is there says, else the usual place."""
-    if not decode_join(join).is_for_agent:
-        raise invalid_field(
-            "--join", "this line is for `gpushare login`; an agent's comes from `gpushare node join-token NODE`"
-        )
+    decode_agent_join(join, "--join")
     if not config.exists():
         return places.AGENT_JOIN
     found = read_toml(config)

@@ -1,9 +1,9 @@
 """Installed versions side by side, and the link that says which one the host runs.
 
 `/opt/gpushare/versions/NAME` is a virtual environment each, `/opt/gpushare/current` a link to one of them, `previous` a
-link to the one before. Imports the standard library and the places. Invariants: a version that is run is never changed,
-only another is put beside it; the link is switched by one rename; a version that has not shown that it runs on this
-host is never switched to; where a daemon does not come back the link is what it was before.
+link to the one before. Imports the standard library, the configuration and the places. Invariants: a version that is
+run is never changed, only another is put beside it; the link is switched by one rename; a version that has not shown
+that it runs on this host is never switched to; where a daemon does not come back the link is what it was before.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from gpushare.config import AGENT_ENV_PREFIX
+from gpushare.configfile import read_toml
 from gpushare.errors import FailedPreconditionError, GpushareError, PermissionDeniedError, invalid_field
 from gpushare.host.places import INSTALL_DIR, UNITS, below
 from gpushare.host.systemd import Systemd
@@ -169,7 +171,19 @@ class Versions:
         _smoke([str(bin_dir / "python"), "-P", "-c", _IMPORTS], installed.name)
         for unit, (program, config) in UNITS.items():
             if self._systemd.is_installed(unit):
-                _smoke([str(bin_dir / program), "--check", "--config", str(below(self._root, config))], installed.name)
+                file = below(self._root, config)
+                _smoke([str(bin_dir / program), "--check", "--config", str(file)], installed.name, self._moved(file))
+
+    def _moved(self, config: Path) -> dict[str, str]:
+        """Below another root, the join file that an agent's configuration names is there too; as the environment says
+        it, versions of any age take it."""
+        try:
+            said = read_toml(config).get("join_file")
+        except GpushareError:
+            return {}  # for the version itself to find, and to say
+        if said is None or not isinstance(said.value, str) or self._root == Path("/"):
+            return {}
+        return {f"{AGENT_ENV_PREFIX}JOIN_FILE": str(below(self._root, said.value))}
 
     def _run(self, installed: Installed, restart: bool) -> None:
         """Switch to it and restart what runs; back where a daemon does not come up."""
@@ -249,18 +263,24 @@ def _build(command: Sequence[str]) -> None:
         raise _failed(f"the new version cannot be installed: {said}", "Nothing was changed.")
 
 
-def _smoke(command: Sequence[str], name: str) -> str:
-    code, said = _output(command, SMOKE_LIMIT_S)
+def _smoke(command: Sequence[str], name: str, environ: Mapping[str, str] = {}) -> str:
+    code, said = _output(command, SMOKE_LIMIT_S, environ)
     if code != 0:
         raise _failed(f"version {name} does not run on this host: {said}", "Nothing was changed.")
     return said
 
 
-def _output(command: Sequence[str], limit_s: float) -> tuple[int, str]:
-    """The code, and the last lines of what it said."""
+def _output(command: Sequence[str], limit_s: float, environ: Mapping[str, str] = {}) -> tuple[int, str]:
+    """The code, and the last lines of what it said; `environ` goes before our own."""
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=limit_s
+            command,
+            env={**os.environ, **environ},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=limit_s,
         )
     except subprocess.TimeoutExpired:
         return 124, f"{command[0]} did not end within {limit_s:g} s"

@@ -19,7 +19,14 @@ from pathlib import Path
 import structlog
 
 from gpushare.address import is_wildcard
-from gpushare.config import SchedulerConfig, gang_ports, join_address, load_scheduler_config
+from gpushare.config import (
+    SCHEDULER_FILE,
+    SchedulerConfig,
+    gang_ports,
+    join_address,
+    load_scheduler_config,
+    right_text,
+)
 from gpushare.configfile import ConfigError
 from gpushare.core.commands import Call, CoreSettings, Housekeep
 from gpushare.core.lifecycle import BrokenInvariant
@@ -63,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as err:
         return _cannot_start(err.reason, str(err).removeprefix(f"{err.reason}: "))
     if args.check:
+        print(right_text(args.config, SCHEDULER_FILE))
         return 0
     _configure_log()
     os.umask(0o077)

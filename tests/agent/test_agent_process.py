@@ -22,6 +22,7 @@ from standins.fake_nvml import FakeNvml, uuid_of
 from standins.fake_scheduler import NODE, FakeScheduler, Session, Switches
 
 from gpushare.errors import error_of
+from gpushare.join import encode_join
 from gpushare.reasons import Reason
 from gpushare.v1 import agent_pb2, job_pb2, node_pb2
 from gpushare_agent.gpus.catalogue import card_uuid
@@ -428,6 +429,56 @@ class TestStart:
         assert "no_such_key" in said
         assert "agent.toml" in said
         assert "Traceback" not in said
+
+    def checked(self, config: Path) -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "gpushare_agent.main", "--check", "--config", str(config)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    def test_a_check_says_what_a_start_would_refuse_and_notes_what_is_not_there_yet(self, tmp_path: Path) -> None:
+        agent = AgentProcess(tmp_path, "127.0.0.1:1", simulate="1xL40S", join_file=str(tmp_path / "join"))
+        config = agent.config_file
+        code, out, err = self.checked(config)
+        assert (code, out) == (0, f"{config} is right\n")
+        assert f"there is no join_file {tmp_path / 'join'}" in err
+        config.write_text(config.read_text().replace("1xL40S", "4xVOODOO2"))
+        code, out, err = self.checked(config)
+        assert (code, out) == (1, "")
+        assert "simulate: no simulated card is called 'VOODOO2'" in err
+        assert not agent.state_dir.exists()
+
+    def test_a_join_file_is_needed_before_enrolment_and_not_after(self, tmp_path: Path) -> None:
+        async def act() -> None:
+            async with FakeScheduler() as scheduler:
+                agent = AgentProcess(tmp_path, scheduler.address, simulate="1xL40S", join_file=str(tmp_path / "join"))
+                try:
+                    await agent.start(join=False)
+                    assert agent.process is not None
+                    assert await asyncio.wait_for(agent.process.wait(), 15) == 1
+                    assert f"{tmp_path / 'join'}: join_file: this file cannot be read" in agent.log()
+                    await agent.start()
+                    await scheduler.synced(1)
+                    await agent.stop()
+                    await agent.start(join=False)
+                    await scheduler.synced(2)
+                    await agent.stop()
+                    assert self.checked(agent.config_file)[2] == ""
+                finally:
+                    await agent.clean_up()
+
+        asyncio.run(act())
+
+    def test_a_persons_line_is_told_from_an_agents(self, tmp_path: Path) -> None:
+        agent = AgentProcess(tmp_path, "127.0.0.1:1", simulate="1xL40S")
+        agent.join = encode_join("127.0.0.1:1", "gps_" + "a" * 43, "")
+
+        async def act() -> None:
+            await agent.start()
+            assert agent.process is not None
+            assert await asyncio.wait_for(agent.process.wait(), 15) == 1
+
+        asyncio.run(act())
+        assert "this line is for `gpushare login`" in agent.log()
 
     @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
     def test_a_root_agent_that_cannot_make_control_groups_does_not_start(self, tmp_path: Path) -> None:

@@ -277,6 +277,14 @@ def test_unknown_or_wrong_environment_and_flags_are_named(home: dict[str, str]) 
         load_scheduler_config(environ=home, flags={"lease_ttl_s": "soon"}, uid=1000)
 
 
+@pytest.mark.parametrize("key", ["lease_ttl_s", "load_weight"])
+def test_a_number_that_python_does_not_print_is_refused_like_another(
+    tmp_path: Path, home: dict[str, str], key: str
+) -> None:
+    with pytest.raises(ConfigError, match=f":1: {key}: this number has more than 1024 bits"):
+        load_scheduler_config(written(tmp_path, f"{key} = 0x{'f' * 5000}"), environ=home, uid=1000)
+
+
 def test_a_secret_that_others_can_read_is_refused_without_being_shown(tmp_path: Path, home: dict[str, str]) -> None:
     secret = tmp_path / "join"
     secret.write_text("gps-join-v1.hidden")
@@ -290,6 +298,8 @@ def test_a_secret_that_others_can_read_is_refused_without_being_shown(tmp_path: 
         assert str(secret) in str(caught.value)
         assert f"chmod 600 {secret}" in str(caught.value)
         assert "hidden" not in str(caught.value)
+    secret.unlink()
+    assert load_agent_config(path, environ=home, uid=1000).join_file == secret, "an enrolled agent needs it no more"
     with pytest.raises(ConfigError, match="No such file"):
         refuse_readable_by_others(tmp_path / "absent", "join_file")
 

@@ -87,6 +87,24 @@ def test_a_version_that_does_not_run_here_is_never_current(host: Host) -> None:
     assert host.said == []
 
 
+def test_the_configuration_below_the_root_is_tried_with_the_join_file_below_it(host: Host) -> None:
+    """The file is written for the host that it will be on."""
+    unit = host.root / "etc/systemd/system/gpushare-agent.service"
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Service]\n")
+    config = host.root / "etc/gpushare/agent.toml"
+    config.parent.mkdir()
+    config.write_text('join_file = "/etc/gpushare/agent.join"\n')
+    agent = host.add("1.0") / "bin/gpushare-agent"
+    agent.write_text('#!/bin/sh\necho "$* $GPUSHARE_AGENT_JOIN_FILE" > "$(dirname "$0")/tried"\n')
+    agent.chmod(0o755)
+    host.add("2.0")
+    host.point("current", "2.0")
+    host.versions.rollback("1.0", restart=True)
+    tried = (agent.parent / "tried").read_text()
+    assert tried == f"--check --config {config} {host.root}/etc/gpushare/agent.join\n"
+
+
 def test_one_change_at_a_time(host: Host) -> None:
     host.add("1.0")
     with (host.base / "lock").open("w") as lock:
