@@ -106,6 +106,8 @@ class Agent:
         )
         self.inventory = Inventory()
         self.conditions: dict[str, GpuCondition] = {}
+        # What is wrong with the cards as they are managed, beside what is wrong with the host.
+        self.card_warnings: tuple[str, ...] = ()
         self._launching: Launching | None = None
         self._cards_known = asyncio.Event()
         self._nudge: Callable[[], None] = lambda: None
@@ -180,7 +182,7 @@ class Agent:
             conditions=tuple(self.conditions.values()),
             reports=tuple(self.core.reports()),
             shared_paths=self._facts.shared_paths,
-            warnings=self._facts.warnings,
+            warnings=(*self._facts.warnings, *self.card_warnings),
         )
 
     def begin_term(self, term: int) -> decisions.Refused | None:
@@ -255,7 +257,9 @@ class Agent:
         changed = [c for uuid, c in conditions.items() if self.conditions.get(uuid, GpuCondition(uuid)) != c]
         self.conditions = dict(conditions)
         for condition in changed:
-            self._log.warning(
+            good = condition.state is GpuState.HEALTHY and not condition.strangers
+            say = self._log.info if good else self._log.warning
+            say(
                 "card changed", card=condition.uuid, state=str(condition.state), reason=condition.reason,
                 detail=condition.detail, strangers=[f"pid {s.pid} of {s.user}" for s in condition.strangers],
             )  # fmt: skip

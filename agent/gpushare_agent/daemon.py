@@ -27,10 +27,10 @@ from gpushare_agent import logs, unixuser
 from gpushare_agent.agent import Agent, NodeFacts, StatusRelay
 from gpushare_agent.executor import Executor
 from gpushare_agent.gpus.catalogue import SimulatedNode, parse_node
-from gpushare_agent.gpus.port import GpuInfo, GpuLibrary, GpuSnapshot
+from gpushare_agent.gpus.port import DriverState, GpuInfo, GpuLibrary, GpuSnapshot
 from gpushare_agent.identity import Credentials, Identity, IdentityError, StateDirectory
 from gpushare_agent.inpassing import in_passing
-from gpushare_agent.inventory import CardBook, HostSize, Inventory, fence_lines, host_size, inventory_of
+from gpushare_agent.inventory import CardBook, HostSize, Inventory, absent_text, fence_lines, host_size, inventory_of
 from gpushare_agent.launching import Launching, LaunchSettings
 from gpushare_agent.loginrpc import issuing
 from gpushare_agent.logins import LoginServer
@@ -180,7 +180,10 @@ class Daemon:
             assert self._session is not None
             await self._session.run()
 
-        first_look = asyncio.create_task(monitor.look(), name="first-look")
+        async def look_first() -> None:
+            self._name_absent(agent, await monitor.look())
+
+        first_look = asyncio.create_task(look_first(), name="first-look")
         parts = {
             asyncio.create_task(watch(), name="monitor"),
             asyncio.create_task(converse(), name="session"),
@@ -228,7 +231,7 @@ class Daemon:
             book.write(inventory)
         except OSError as err:
             self._log.warning("the inventory is not kept for the next start", why=str(err))
-        news = inventory != agent.inventory
+        news = self._name_absent(agent, snapshot) or inventory != agent.inventory
         for line in fence_lines(inventory.gpus) if news or first else ():
             self._log.info(line)
         if not news:
@@ -236,6 +239,22 @@ class Daemon:
         agent.register(inventory)
         if self._session is not None and self._session.connected:
             self._session.restart()
+
+    def _name_absent(self, agent: Agent, snapshot: GpuSnapshot) -> bool:
+        """Warns of managed cards that are not there; whether that is news."""
+        if snapshot.state is not DriverState.OK:
+            return False
+        named = None if self._config.managed_gpus == ("all",) else self._config.managed_gpus
+        text = absent_text(snapshot.infos, named)
+        warnings = (text,) if text else ()
+        if warnings == agent.card_warnings:
+            return False
+        agent.card_warnings = warnings
+        if text:
+            self._log.warning(text)
+        if self._session is not None and self._session.connected:
+            self._session.restart()
+        return True
 
     def _tell_logins(self, managed: set[str], snapshot: GpuSnapshot) -> None:
         """The cards that are not ours, for the login shells of a host that hides the others from them."""

@@ -89,6 +89,13 @@ def managed(infos: Iterable[GpuInfo], managed_gpus: Collection[str] | None) -> l
     return [info for info in infos if managed_gpus is None or info.uuid in managed_gpus]
 
 
+def absent_text(infos: Iterable[GpuInfo], managed_gpus: Collection[str] | None) -> str:
+    """Names the cards that are said to be ours and that the driver does not have; "" where there is none."""
+    here = {info.uuid for info in infos}
+    absent = sorted(uuid for uuid in managed_gpus or () if uuid not in here)
+    return f"managed_gpus names cards that the driver does not have: {', '.join(absent)}" if absent else ""
+
+
 def inventory_of(
     infos: Iterable[GpuInfo], usable_mib: Mapping[str, int], tiers: sharing.TierReport
 ) -> tuple[GpuInventory, ...]:

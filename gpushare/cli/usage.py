@@ -5,7 +5,8 @@ Imports click; the client only when a command runs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,7 @@ from gpushare.cli.session import with_client
 
 if TYPE_CHECKING:
     from gpushare.client.aio import AsyncClient
+    from gpushare.client.messages import AuditEvent
 
 _AUDIT_LIMIT = 100
 _AUDIT_COLUMNS = ("SEQ", "TIME", "USER", "ROLE", "TENANT", "WHAT", "SUBJECT")
@@ -57,7 +59,7 @@ async def audit(
     client: AsyncClient, denials: bool, user: str, tenant: str, kind: str, limit: str | None, output: str
 ) -> None:
     """Who did what, newest first (admin)."""
-    from gpushare.cli.output import print_json_list, short_name, time_text
+    from gpushare.cli.output import print_json_list, time_text
     from gpushare.cli.table import print_table
     from gpushare.quantity import parse_int
 
@@ -74,7 +76,7 @@ async def audit(
         return
     columns = [*_AUDIT_COLUMNS]
     if denials:
-        columns.append("REASON")
+        columns += ["REASON", "WHY"]
     if output == WIDE:
         columns += ["REQUEST ID", "DETAIL"]
     rows = []
@@ -86,11 +88,29 @@ async def audit(
             event.principal.role,
             event.principal.tenant,
             event.kind,
-            short_name(event.subject),
+            _subject_text(event),
         ]
         if denials:
-            cells.append(event.reason)
+            cells += [event.reason, _details(event).get("detail", "")]
         if output == WIDE:
             cells += [event.request_id, event.detail_json]
         rows.append(cells)
     print_table(columns, rows)
+
+
+def _subject_text(event: AuditEvent) -> str:
+    """What it was about; of a login also whose, of a connection also what kind and to what."""
+    from gpushare.cli.output import short_name
+
+    name = short_name(event.subject)
+    said = _details(event)
+    if event.kind == "LoginTokenIssued":
+        return f"{name} for {said.get('principal', {}).get('user', '')}"
+    if event.kind == "ConnectionOpened":
+        return " ".join(word for word in (name, said.get("connection", ""), said.get("target", "")) if word)
+    return name
+
+
+def _details(event: AuditEvent) -> dict[str, Any]:
+    said = json.loads(event.detail_json or "{}")
+    return said if isinstance(said, dict) else {}

@@ -36,7 +36,8 @@ def issue(
     if node is None or not node.trust_logins:
         return Rejection(
             Reason.HOST_NOT_TRUSTED,
-            f"the word of host {command.node} about who is logged in there does not count; an admin changes that with "
+            f"the word of host {command.node} that {command.unix_user} is logged in there does not count; an admin "
+            "changes that with "
             f"`gpushare node set {command.node} --trust-logins on`",
         )
     tenant = _tenant_of(state, command)

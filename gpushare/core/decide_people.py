@@ -21,7 +21,7 @@ from gpushare.core.commands import (
 from gpushare.core.events import TenantCreated, TenantDeleted, TenantUpdated, TokenCreated, TokenRevoked
 from gpushare.core.kinds import Role
 from gpushare.core.model import Principal, TenantSettings
-from gpushare.core.notices import MODEL_QUOTAS, unknown_models
+from gpushare.core.notices import GUARANTEES, MODEL_QUOTAS, beyond_the_cards, unknown_models
 from gpushare.core.state import ClusterState
 from gpushare.core.tenant_tree import children, is_below
 from gpushare.reasons import Reason
@@ -71,7 +71,7 @@ def create_tenant(
     return Outcome(
         events=(TenantCreated(tenant=command.tenant, settings=command.settings),),
         names=(command.tenant,),
-        notices=_notices(state, command.settings, TenantSettings()),
+        notices=_notices(state, command.tenant, command.settings, TenantSettings()),
     )
 
 
@@ -90,14 +90,17 @@ def update_tenant(
     return Outcome(
         events=(TenantUpdated(tenant=command.tenant, settings=command.settings),),
         names=(command.tenant,),
-        notices=_notices(state, command.settings, tenant.settings),
+        notices=_notices(state, command.tenant, command.settings, tenant.settings),
     )
 
 
-def _notices(state: ClusterState, has: TenantSettings, had: TenantSettings) -> dict[str, tuple[str, ...]]:
-    """What is new and says nothing as things are."""
-    found = unknown_models(state, [quota for quota in has.model_quotas if quota not in had.model_quotas])
-    return {MODEL_QUOTAS: found} if found else {}
+def _notices(state: ClusterState, tenant: str, has: TenantSettings, had: TenantSettings) -> dict[str, tuple[str, ...]]:
+    """What is new and means nothing, or less than it says, as things are."""
+    found = {
+        MODEL_QUOTAS: unknown_models(state, [quota for quota in has.model_quotas if quota not in had.model_quotas]),
+        GUARANTEES: beyond_the_cards(state, tenant, has),
+    }
+    return {name: notices for name, notices in found.items() if notices}
 
 
 def delete_tenant(

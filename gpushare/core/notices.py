@@ -1,4 +1,5 @@
-"""What was accepted and yet is worth a word: jobs that would wait for ever, quotas on models that no card has.
+"""What was accepted and yet is worth a word: jobs that would wait for ever, quotas on models that no card has, more
+guarantees than there are cards.
 
 Pure. A notice is a sentence for the caller; it refuses nothing, since limits, guarantees and nodes may change.
 """
@@ -13,13 +14,15 @@ from gpushare.core.gates import waits_for_ever
 from gpushare.core.kinds import Qos
 from gpushare.core.model import WHOLE_CARD_MILLI, Job, JobSpec, ModelQuota, Principal, TenantSettings
 from gpushare.core.quota import QuotaTree, least_room_ever
-from gpushare.core.sentences import sentence
+from gpushare.core.sentences import cards, sentence
 from gpushare.core.state import ClusterState
+from gpushare.core.tenant_rules import guaranteed_together_milli
 from gpushare.core.tenant_tree import path
 
 # Names in `Outcome.notices`.
 NEVER_STARTS = "never_starts"
 MODEL_QUOTAS = "model_quotas"
+GUARANTEES = "guarantees"
 
 _TOLD_MAX = 10
 
@@ -60,4 +63,18 @@ def unknown_models(state: ClusterState, quotas: Iterable[ModelQuota]) -> tuple[s
         f"no registered card is a {names.shown(quota.model)}, so its quota says nothing for now; there are: {listed}"
         for quota in quotas
         if quota.model not in known
+    )
+
+
+def beyond_the_cards(state: ClusterState, tenant: str, has: TenantSettings) -> tuple[str, ...]:
+    """A sentence where the settings raise what all tenants are guaranteed above the cards that are registered."""
+    there_milli = WHOLE_CARD_MILLI * sum(len(node.gpus) for node in state.nodes.values())
+    wanted_milli = guaranteed_together_milli(state.tenants, tenant, has)
+    known = state.tenant(tenant)
+    had_milli = guaranteed_together_milli(state.tenants, tenant, known.settings if known else TenantSettings())
+    if not there_milli or wanted_milli <= max(there_milli, had_milli):
+        return ()
+    return (
+        f"guarantees are {cards(wanted_milli)} cards together, the cluster has {cards(there_milli)}: not all can be "
+        "honoured at once",
     )

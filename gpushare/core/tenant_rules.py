@@ -152,6 +152,13 @@ def bad_guarantees(tenants: Tenants, tenant: str, has: TenantSettings, own: str 
     return None
 
 
+def guaranteed_together_milli(tenants: Tenants, tenant: str, has: TenantSettings) -> int:
+    """What the tenants at the top, and those below them, are guaranteed over all models once `tenant` is as `has`."""
+    wanted = {**{t.name: t.settings for t in tenants.values() if not t.deleted}, tenant: has}
+    needs = _needs(wanted)
+    return sum(_given(each, needs[name])[""] for name, each in wanted.items() if each.parent not in wanted)
+
+
 def _needs(settings: Mapping[str, TenantSettings]) -> dict[str, Counter[str]]:
     """By tenant: what is guaranteed below it, by model and ("") over all models. Deepest first, so that a tenant
     without a guarantee of its own passes on what its children have."""

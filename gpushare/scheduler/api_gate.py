@@ -49,6 +49,9 @@ _AUDITED = frozenset(
         Reason.DUPLICATE_AGENT,
         Reason.JOIN_SECRET_INVALID,
         Reason.HOST_NOT_TRUSTED,
+        Reason.LOGIN_DENIED,
+        Reason.LOGIN_UNMAPPED,
+        Reason.TENANT_AMBIGUOUS,
     }
 )
 _FULL = frozenset({Reason.QUEUE_FULL, Reason.BUSY})

@@ -28,7 +28,7 @@ from gpushare.core.commands import (
 )
 from gpushare.core.decide_people import GRANTABLE_ROLES
 from gpushare.core.model import TaskRequest, TenantSettings, Token
-from gpushare.core.notices import MODEL_QUOTAS
+from gpushare.core.notices import GUARANTEES, MODEL_QUOTAS
 from gpushare.core.preview import QuotaQuestion
 from gpushare.core.state import ClusterState
 from gpushare.errors import FieldViolation, GpushareError, error_of, invalid_field
@@ -134,7 +134,8 @@ class TenantApi:
     def _shown_tenant(self, state: ClusterState, outcome: Outcome) -> tenant_pb2.Tenant:
         """Also for a repeated request whose tenant was deleted since: the tombstone says what it was."""
         shown = self._shown(state, [outcome.names[0]])[0]
-        shown.notices.extend(outcome.notices.get(MODEL_QUOTAS, ()))
+        for name in (MODEL_QUOTAS, GUARANTEES):
+            shown.notices.extend(outcome.notices.get(name, ()))
         return shown
 
     def _settings(self, old: TenantSettings, new: tenant_pb2.TenantSettings) -> TenantSettings:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from gpushare.core.kinds import Role
 from gpushare.core.model import Principal
 from gpushare.errors import GpushareError
 from gpushare.scheduler.engine import Engine
@@ -50,7 +51,9 @@ class Denials:
         now_ms = self._engine.now_ms()
         host = _host(peer)
         user = who.user if who else ""
-        key = (rpc, str(error.reason), user, who.tenant if who else "", "" if who else host)
+        # An agent speaks for many people, and each who was refused is a line of its own.
+        person = error.message if who and who.role is Role.AGENT else ""
+        key = (rpc, str(error.reason), user, who.tenant if who else "", person if who else host)
         kind = self._kinds.get(key)
         if kind is not None and now_ms - kind.written_ms < SAME_EVERY_MS:
             kind.left_out += 1

@@ -21,6 +21,8 @@ from gpushare.core.events import (
     JoinTokenCreated,
     LoginTokenIssued,
     RequestCompleted,
+    ReservationCreated,
+    ReservationDeleted,
     TokensForgotten,
 )
 from gpushare.core.model import Job, Principal, attempt_parts
@@ -100,6 +102,10 @@ def about(event: Event) -> tuple[str, str]:
         return "", f"{len(event.token_ids)} tokens"
     if isinstance(event, JoinTokenCreated):
         return "", f"nodes/{event.join.node}"
+    if isinstance(event, ReservationCreated):
+        return event.reservation.tenant, f"reservations/{event.reservation.name}"
+    if isinstance(event, ReservationDeleted):
+        return "", f"reservations/{event.name}"
     for field, form in (("job", ""), ("tenant", "tenants/{}"), ("node", "nodes/{}"), ("token_id", "tokens/{}")):
         value = getattr(event, field, None)
         if isinstance(value, str):

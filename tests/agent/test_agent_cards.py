@@ -75,6 +75,22 @@ def test_eight_cards_with_a_stranger_on_one_and_another_falling_off_the_bus(
     assert fake.setters() == []
 
 
+@pytest.mark.parametrize("absent", [(7,), (6, 7)], ids=["one of two", "both"])
+def test_a_managed_card_that_the_driver_does_not_have_is_named(tmp_path: Path, absent: tuple[int, ...]) -> None:
+    fake = FakeNvml.with_cards(tmp_path, 2)
+    named = [uuid_of(0), uuid_of(7)] if len(absent) == 1 else [uuid_of(each) for each in absent]
+
+    async def act(scene: Scene) -> None:
+        text = f"managed_gpus names cards that the driver does not have: {', '.join(uuid_of(each) for each in absent)}"
+        session = scene.scheduler.session
+        await scene.scheduler.until(lambda: session.sync is not None)
+        assert session.sync is not None
+        assert text in session.sync.warnings
+        assert text in scene.agent.log()
+
+    play(tmp_path, act, simulate="", environ=fake.environ(), managed_gpus=named)
+
+
 def test_a_driver_that_was_replaced_under_the_agent_is_a_clear_state_and_passes(tmp_path: Path) -> None:
     fake = FakeNvml.with_cards(tmp_path, 2)
 

@@ -53,6 +53,7 @@ class FakeCluster(
         self.requests: dict[str, list[Any]] = defaultdict(list)
         self.faults: dict[str, list[GpushareError]] = defaultdict(list)
         self.tenants = {"vision": t.Tenant(name="tenants/vision", max_queued_jobs=10_000)}
+        self.audit = [u.AuditEvent(sequence=7, kind="JobCreated", subject="tenants/vision/jobs/1", detail_json="{}")]
         self.nodes = {"node-1": a_node()}
         self.reservations: dict[str, n.Reservation] = {}
         self.in_the_way: list[str] = []
@@ -415,8 +416,7 @@ class FakeCluster(
         self, request: u.ListAuditEventsRequest, context: grpc.ServicerContext
     ) -> u.ListAuditEventsResponse:
         self._enter("ListAuditEvents", request, context)
-        event = u.AuditEvent(sequence=7, kind="JobCreated", subject="tenants/vision/jobs/1", detail_json="{}")
-        return u.ListAuditEventsResponse(events=[event])
+        return u.ListAuditEventsResponse(events=self.audit)
 
 
 def a_node() -> n.Node:

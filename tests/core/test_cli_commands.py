@@ -13,6 +13,7 @@ from cli_fake import CARD, FakeCluster
 from gpushare.errors import error_of
 from gpushare.reasons import Reason
 from gpushare.v1 import job_pb2 as j
+from gpushare.v1 import usage_pb2 as u
 
 # -- submit
 
@@ -190,6 +191,27 @@ def test_no_traceback_and_no_control_character_of_others_reaches_the_person(
 
 
 # -- JSON
+
+
+def test_the_audit_says_whose_login_which_connection_and_why_not(gpushare: Cli, cluster: FakeCluster) -> None:
+    cluster.audit = [
+        u.AuditEvent(
+            sequence=2, kind="LoginTokenIssued", subject="tokens/k7", detail_json='{"principal": {"user": "ada"}}'
+        ),
+        u.AuditEvent(
+            sequence=1,
+            kind="ConnectionOpened",
+            subject="tenants/vision/jobs/42",
+            detail_json='{"connection": "exec", "target": "nvidia-smi -L"}',
+        ),
+    ]
+    lines = gpushare("audit").out.splitlines()
+    assert lines[1].endswith("LoginTokenIssued  k7 for ada")
+    assert lines[2].endswith("ConnectionOpened  vision/42 exec nvidia-smi -L")
+    cluster.audit = [
+        u.AuditEvent(kind="Denied", reason="LOGIN_UNMAPPED", detail_json='{"detail": "no tenant takes eve"}'),
+    ]
+    assert gpushare("audit", "--denials").out.splitlines()[1].endswith("LOGIN_UNMAPPED  no tenant takes eve")
 
 
 @pytest.mark.parametrize(

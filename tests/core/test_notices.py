@@ -10,7 +10,7 @@ from cluster import Cluster, card, raw_job, user_of
 from gpushare.core.commands import CreateTenant, RawResources, SubmitJobs, UpdateTenant
 from gpushare.core.kinds import Qos, Role
 from gpushare.core.model import ModelQuota, Principal, TenantSettings
-from gpushare.core.notices import MODEL_QUOTAS, NEVER_STARTS
+from gpushare.core.notices import GUARANTEES, MODEL_QUOTAS, NEVER_STARTS
 from gpushare.reasons import Reason
 
 R = RawResources
@@ -89,3 +89,25 @@ def test_a_quota_on_a_model_that_no_card_has_names_those_that_there_are() -> Non
 def test_where_there_is_no_card_at_all_no_model_is_strange() -> None:
     settings = TenantSettings(model_quotas=(ModelQuota("H100-80G"),))
     assert not Cluster().must(CreateTenant("audio", settings), ADMIN).notices
+
+
+# Guarantees of lab, of vision below it, and of audio at the top, then the notice to the last one who was set.
+GUARANTEED: dict[str, tuple[int, int, int, str]] = {
+    "as many as there are": (2000, 0, 6000, ""),
+    "more than there are": (2000, 0, 6500, "guarantees are 8.5 cards together, the cluster has 8: "),
+    "what is below one that has more": (2000, 2000, 6000, ""),
+    "what is below one that has none": (0, 3000, 6000, "guarantees are 9 cards together, the cluster has 8: "),
+}
+
+
+@pytest.mark.parametrize("name", GUARANTEED)
+def test_guarantees_beyond_the_cards_are_accepted_with_a_word(name: str) -> None:
+    lab, vision, audio, said = GUARANTEED[name]
+    made = Cluster(tenants=("lab", "vision"))
+    made.node("n1", 8)
+    made.must(UpdateTenant("lab", TenantSettings(guaranteed_milli=lab)), ADMIN)
+    made.must(UpdateTenant("vision", TenantSettings(parent="lab", guaranteed_milli=vision)), ADMIN)
+    notices = made.must(CreateTenant("audio", TenantSettings(guaranteed_milli=audio)), ADMIN).notices
+    assert [each.startswith(said) for each in notices.get(GUARANTEES, ())] == ([True] if said else [])
+    less = TenantSettings(guaranteed_milli=audio - 1)
+    assert not made.must(UpdateTenant("audio", less), ADMIN).notices, "who gives back is not warned"

@@ -76,6 +76,28 @@ def test_a_host_that_nobody_trusts_is_refused_and_that_is_kept(tmp_path: Path) -
     run(test)
 
 
+def test_every_person_who_is_refused_is_in_the_audit_with_the_host(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with api_cluster(tmp_path) as cluster:
+            await trusted(cluster)
+            tenant = tenant_pb2.TenantSettings(unix_users=["ada"])
+            await cluster.tenants("root").CreateTenant(
+                tenant_pb2.CreateTenantRequest(tenant_id="speech", settings=tenant, request_id=fresh())
+            )
+            for person in ("zed", "mallory", "ada", "root"):
+                await refusal(cluster.agents("n1").IssueLoginToken(wanted(person)))
+            request = usage_pb2.ListAuditEventsRequest(denials=True)
+            denials = (await cluster.usage("root").ListAuditEvents(request)).events
+            assert {d.principal.user for d in denials} == {"n1"}
+            expected = {
+                "zed": "LOGIN_UNMAPPED", "mallory": "LOGIN_UNMAPPED", "ada": "TENANT_AMBIGUOUS", "root": "LOGIN_DENIED",
+            }  # fmt: skip
+            for person, reason in expected.items():
+                assert [d.reason for d in denials if person in d.detail_json] == [reason], person
+
+    run(test)
+
+
 def test_the_audit_names_node_and_person_and_hides_the_rest(tmp_path: Path) -> None:
     async def test() -> None:
         async with api_cluster(tmp_path) as cluster:

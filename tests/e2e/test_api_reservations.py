@@ -59,7 +59,9 @@ def test_a_reservation_is_made_listed_and_deleted(tmp_path: Path) -> None:
         listed = await cluster.reservations("root").ListReservations(node_pb2.ListReservationsRequest())
         assert list(listed.reservations) == []
         audit = await cluster.usage("root").ListAuditEvents(usage_pb2.ListAuditEventsRequest(kind="ReservationDeleted"))
-        assert [e.principal.user for e in audit.events] == ["root"]
+        assert [(e.principal.user, e.subject) for e in audit.events] == [("root", found.name)]
+        audit = await cluster.usage("root").ListAuditEvents(usage_pb2.ListAuditEventsRequest(kind="ReservationCreated"))
+        assert [(e.principal.user, e.subject) for e in audit.events] == [("root", found.name)]
 
     api_test(tmp_path, body)
 
