@@ -250,7 +250,7 @@ def _jobs_archived(state: ClusterState, event: JobsArchived, entry: Entry) -> No
 
 
 def _connection_opened(state: ClusterState, event: ConnectionOpened, entry: Entry) -> None:
-    state.must_attempt(event.attempt)
+    """For the audit alone."""
 
 
 HANDLERS: dict[type[Any], Callable[[ClusterState, Any, Entry], None]] = {
