@@ -5,7 +5,8 @@
 #
 # SOURCE is a wheel, a source directory, or a version. What follows goes to pip, e.g. --no-index --find-links DIR on a
 # host without network. Later versions: `gpushare host upgrade`. It makes /opt/gpushare/versions/VERSION, the link
-# /opt/gpushare/current, and links to the programs in /usr/local/bin. Nothing is started.
+# /opt/gpushare/current, and links to the programs in /usr/local/bin; GPUSHARE_ROOT=DIR has all of it below DIR. Nothing
+# is started.
 set -eu
 
 [ $# -ge 1 ] || { echo "usage: install.sh WHEEL|DIR|VERSION [PIP_ARG...]" >&2; exit 2; }
@@ -19,6 +20,22 @@ python=${PYTHON:-python3}
 "$python" -c 'import venv, ensurepip' 2>/dev/null ||
     { echo "install.sh: $python has no venv (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 
+# Everybody's gpushare runs on this Python.
+closed=$("$python" -c '
+import os, sys
+path = os.path.realpath(sys.executable)
+while path != "/":
+    path = os.path.dirname(path)
+    if not os.stat(path).st_mode & 1:
+        print(path)
+        break
+')
+if [ -n "$closed" ] && [ -z "$root" ]; then
+    echo "install.sh: $python lies below $closed, which other users cannot enter: name another Python, e.g." \
+        "PYTHON=/usr/bin/python3 sh install.sh ..." >&2
+    exit 1
+fi
+
 # The program installs itself: a copy that is thrown away makes the one that stays.
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -27,7 +44,9 @@ case $source in
 [0-9]*) wanted="gpushare-cluster==$source" ;;
 *) wanted=$source ;;
 esac
+echo "fetching $wanted and what it needs, in a directory that is thrown away"
 "$scratch/venv/bin/pip" --disable-pip-version-check install --quiet "$@" "$wanted"
+echo "installing it for good; this takes a minute or two"
 "$scratch/venv/bin/gpushare" host upgrade ${root:+--root "$root"} "$source" -- "$@"
 
 mkdir -p "$root/usr/local/bin"

@@ -7,12 +7,17 @@ the lists of docs/guides/troubleshooting.md.
 from __future__ import annotations
 
 import inspect
+import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import msgspec
 
 from gpushare import config, weights
 from gpushare.core.lifecycle import ATTEMPT_MOVES, INFRA_REASONS, JOB_MOVES, RETRYABLE_REASONS
+from gpushare.quantity import format_duration_ms
 from gpushare.reasons import SENTENCES
 from gpushare.remedies import GROUPS
 
@@ -43,30 +48,59 @@ def _diagram(moves: Mapping[str, frozenset[str]]) -> list[str]:
     return ["```mermaid", "stateDiagram-v2", f"    [*] --> {first}", *arrows, *ends, "```"]
 
 
+_CONFIGURATION_HEAD = """# Configuration
+
+TOML, in `/etc/gpushare` for root, else in `$XDG_CONFIG_HOME/gpushare` (`~/.config/gpushare`); each key may also come
+from the environment (`GPUSHARE_SCHEDULER_LISTEN`, ...). An unknown key, a wrong unit or a secret that others can read
+is refused with file, line and key; `gpushare-scheduler --check` and `gpushare-agent --check` look for such.
+
+A key that ends in its unit (`_s`, `_ms`, `_mib`, `_bytes`) takes a number of that unit, or a text that carries its own:
+`lease_ttl_s = "15s"`, `log_keep_s = "30d"`, `gpu_reserve_mib = "1GiB"`. Where two defaults are given, the first is
+root's; `~/.local/state` stands for `$XDG_STATE_HOME`, and without a `$XDG_RUNTIME_DIR` it is
+`~/.local/state/gpushare/run` in place of `$XDG_RUNTIME_DIR/gpushare`.
+"""
+
+
 def configuration_page() -> str:
     """Keys, defaults and comments, read from the source of the structs themselves."""
-    lines = [
-        "# Configuration",
-        "",
-        "TOML; each key may also come from the environment (`GPUSHARE_SCHEDULER_LISTEN`, ...). An",
-    ]
-    lines[-1] += " unknown key, a wrong unit or a secret that others can read is refused with file, line and key."
-    for struct, title in (
-        (config.SchedulerConfig, "scheduler.toml"),
-        (config.Caps, "scheduler.toml, table [caps]"),
-        (weights.PriceFitWeights, "scheduler.toml, table [price_fit]: weights of that placement policy"),
-        (weights.FgdWeights, "scheduler.toml, table [fgd]: weights of that placement policy"),
-        (config.AgentConfig, "agent.toml"),
+    lines = _CONFIGURATION_HEAD.splitlines()
+    scheduler, agent = (_for_both(load) for load in (config.load_scheduler_config, config.load_agent_config))
+    for pair, title in (
+        (scheduler, "scheduler.toml"),
+        ((config.Caps(),) * 2, "scheduler.toml, table [caps]"),
+        ((weights.PriceFitWeights(),) * 2, "scheduler.toml, table [price_fit]: weights of that placement policy"),
+        ((weights.FgdWeights(),) * 2, "scheduler.toml, table [fgd]: weights of that placement policy"),
+        (agent, "agent.toml"),
     ):
-        lines += ["", f"## {title}", "", "| key | default | what |", "|---|---|---|", *_keys(struct)]
-    lines += [
-        "",
-        "Paths by default: `/var/lib/gpushare`, `/run/gpushare`, `/etc/gpushare` for root, else the XDG directories.",
-    ]
+        lines += ["", f"## {title}", "", "| key | default | what |", "|---|---|---|", *_keys(*pair)]
     return HEADER + "\n".join(lines) + "\n"
 
 
-def _keys(struct: type) -> list[str]:
+def _for_both(load: Callable[..., msgspec.Struct]) -> tuple[msgspec.Struct, msgspec.Struct]:
+    """What holds where nothing is said: for root, and for somebody else."""
+    environ = {"HOME": "/HOME", "XDG_RUNTIME_DIR": "/RUNTIME"}
+    return load(Path(os.devnull), environ={}, uid=0), load(Path(os.devnull), environ=environ, uid=1000)
+
+
+def _toml(key: str, value: object) -> str:
+    """A value as it would be written into the file."""
+    if value is None:
+        return "unset"
+    if isinstance(value, msgspec.Struct):
+        return "a table of its own"
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str):
+        value = value.replace("/HOME", "~").replace("/RUNTIME", "$XDG_RUNTIME_DIR")
+    text = f"`{json.dumps(value)}`"
+    unit_ms = 1000 if key.endswith("_s") else 1 if key.endswith("_ms") else 0
+    if unit_ms and isinstance(value, int) and value * unit_ms >= 60_000:
+        text += f" (`{json.dumps(format_duration_ms(value * unit_ms))}`)"
+    return text
+
+
+def _keys(struct_of_root: msgspec.Struct, struct_of_others: msgspec.Struct) -> list[str]:
+    struct = type(struct_of_root)
     source = inspect.getsource(struct).splitlines()
     rows: list[str] = []
     said: list[str] = []
@@ -76,8 +110,9 @@ def _keys(struct: type) -> list[str]:
         if text.startswith("#"):
             said.append(text.lstrip("# "))
         elif field:
-            default = field[2].partition(" = ")[2] or "(set at start)"
-            rows.append(f"| `{field[1]}` | `{default}` | {' '.join(said).replace('|', chr(92) + '|')} |")
+            told = [_toml(field[1], getattr(each, field[1])) for each in (struct_of_root, struct_of_others)]
+            default = " or ".join(dict.fromkeys(told))
+            rows.append(f"| `{field[1]}` | {default} | {' '.join(said).replace('|', chr(92) + '|')} |")
             said = []
     return rows
 

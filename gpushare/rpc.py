@@ -7,6 +7,7 @@ limit; a port is never shared with another process.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
@@ -164,17 +165,31 @@ def bind(server: grpc.aio.Server, listen: str, leaf: LeafSource | None) -> Addre
             what_to_do="Leave TLS on, or listen on 127.0.0.1.",
         )
     try:
+        _try_to_bind(wanted)
         if leaf is None:
             port = server.add_insecure_port(str(wanted))
         else:
             port = server.add_secure_port(str(wanted), _server_credentials(leaf))
-    except RuntimeError as err:
+    except (RuntimeError, OSError) as err:
+        why = f": {err.strerror}" if isinstance(err, OSError) and err.strerror else ""
         raise FailedPreconditionError(
             Reason.CONFIG_INVALID,
-            f"listen {wanted}: this address cannot be listened on; another process may have it.",
+            f"listen {wanted}: this address cannot be listened on{why}; another process may have it.",
             what_to_do="Stop the other process, or choose another address or port.",
         ) from err
     return Address(wanted.host, port)
+
+
+def _try_to_bind(wanted: Address) -> None:
+    """Raises OSError where the address cannot be had: grpc would say so too, in lines of its own on stderr first."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        wanted.host, wanted.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    with socket.socket(family, kind, protocol) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tried.bind(address)
+        # Two may bind the same port as long as neither listens.
+        tried.listen(1)
 
 
 def _server_credentials(leaf: LeafSource) -> grpc.ServerCredentials:

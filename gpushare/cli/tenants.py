@@ -162,11 +162,14 @@ def _print_changed(found: Tenant, output: str) -> None:
 
 def _print_tenant(found: Tenant, output: str) -> None:
     from gpushare.cli.output import print_json
+    from gpushare.cli.table import print_fields
 
     if output == JSON:
         print_json(found)
+    elif output == WIDE:
+        _print_tenants([found], wide=True)
     else:
-        _print_tenants([found], wide=output == WIDE)
+        print_fields((name.lower(), value) for name, value in zip(_WIDE_COLUMNS, _wide_row(found, 0), strict=True))
 
 
 def _print_tenants(found: list[Tenant], *, wide: bool) -> None:

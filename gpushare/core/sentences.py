@@ -105,7 +105,7 @@ def sentence(
         Reason.NO_NODES: lambda: (
             "no node with cards is registered yet; an admin adds one with `gpushare node join-token NODE`"
         ),
-        Reason.NO_CAPACITY: lambda: f"no card has room for {need} now",
+        Reason.NO_CAPACITY: lambda: f"no card has room for {need} now{_beside_the_cordoned(state)}",
         Reason.HOST_CAPACITY: lambda: f"cards have room, but no node has the CPU or host memory for {need} now",
         Reason.OCCUPIED: lambda: f"{_strangers(state, sees)} hold what {need} needs; they are not gpushare's to stop",
         Reason.GPU_UNHEALTHY: lambda: f"the cards that it could use are out of service: {_unhealthy(state)}",
@@ -380,6 +380,12 @@ def _strangers(state: ClusterState, sees: Sees) -> str:
 
 def _unavailable(state: ClusterState) -> str:
     return _listed([f"{n.name} ({_why_away(n)})" for n in state.nodes.values() if not n.is_placeable])
+
+
+def _beside_the_cordoned(state: ClusterState) -> str:
+    """Room there may be on nodes that an admin has closed: whoever waits for it is told."""
+    closed = [node for node in state.nodes.values() if node.cordoned and node.gpus]
+    return f"; closed to new tasks: {_listed([f'{n.name} ({_why_away(n)})' for n in closed])}" if closed else ""
 
 
 def _why_away(node: Node) -> str:

@@ -77,13 +77,14 @@ class SchedulerFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything. `config_trouble` is why a daemon would refuse its file; `params` are the driver's own settings,
-    `device_modes` the mode bits of each /dev/nvidia*; `users` maps an asked name to "root", "missing", or "uid N";
-    `clock` is "synchronised", "free" or "" (nobody can tell); `foreign` are running programs that hand out the same
-    cards."""
+    """Everything. `python_closed` is a directory above this Python that only its owner may enter; `config_trouble` is
+    why a daemon would refuse its file; `params` are the driver's own settings, `device_modes` the mode bits of each
+    /dev/nvidia*; `users` maps an asked name to "root", "missing", or "uid N"; `clock` is "synchronised", "free" or ""
+    (nobody can tell); `foreign` are running programs that hand out the same cards."""
 
     root: bool = False
     python: tuple[int, int] = (3, 11)
+    python_closed: str = ""
     driver: DriverFacts = DriverFacts()
     config_trouble: tuple[str, ...] = ()
     managed_gpus: tuple[str, ...] = ("all",)

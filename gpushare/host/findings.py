@@ -61,6 +61,12 @@ def _python(facts: HostFacts) -> Iterable[Finding]:
     found = ".".join(map(str, facts.python))
     if facts.python < (3, 11):
         yield _fail("python", found, "install Python 3.11 or newer")
+    elif facts.root and facts.python_closed:
+        yield _warn(
+            "python",
+            f"{found} lies below {facts.python_closed}, which other users cannot enter: gpushare does not run for them",
+            "PYTHON=/usr/bin/python3 sh deploy/install.sh WHEEL",
+        )
     else:
         yield _ok("python", found)
 

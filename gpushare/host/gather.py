@@ -54,6 +54,7 @@ def gather(users: Collection[str] = (), root: Path = Path("/")) -> HostFacts:
     return HostFacts(
         root=os.geteuid() == 0,
         python=sys.version_info[:2],
+        python_closed=_closed_above(Path(sys.executable).resolve()),
         driver=_driver(),
         config_trouble=tuple(trouble),
         managed_gpus=agent.managed_gpus if agent is not None else ("all",),
@@ -121,6 +122,13 @@ def _driver() -> DriverFacts:
     keys = CardFacts.__struct_fields__
     cards = [CardFacts(**{key: info[key] for key in keys if key in info}) for info in said["infos"]]
     return DriverFacts(state="OK", version=said.get("driver_version", ""), cards=tuple(cards))
+
+
+def _closed_above(program: Path) -> str:
+    """The directory nearest to `program` that other users cannot enter."""
+    with contextlib.suppress(OSError):
+        return next((str(each) for each in program.parents if not each.stat().st_mode & 0o001), "")
+    return ""
 
 
 def _params(root: Path) -> dict[str, str]:

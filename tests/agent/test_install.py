@@ -7,6 +7,7 @@ import pty
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -263,3 +264,21 @@ def test_an_interactive_login_sees_the_cards_that_are_not_managed(
         os.close(theirs)
     assert f"<{expected}>" in done.stdout, done
     assert ("gpushare run --gpus" in done.stdout) == (expected == cards)
+
+
+def test_a_python_that_other_users_cannot_reach_is_not_installed_on(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    subprocess.run([sys.executable, "-m", "venv", "--copies", "--without-pip", closed], check=True)
+    closed.chmod(0o700)
+    script = Path(__file__).parents[2] / "deploy" / "install.sh"
+    environ = {key: value for key, value in os.environ.items() if key != "GPUSHARE_ROOT"}
+    done = subprocess.run(
+        ["sh", str(script), "no-such.whl"],
+        env={**environ, "PYTHON": str(closed / "bin/python")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"lies below {closed}, which other users cannot enter" in done.stderr
+    assert "PYTHON=/usr/bin/python3" in done.stderr

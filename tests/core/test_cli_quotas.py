@@ -237,6 +237,8 @@ def test_what_is_accepted_with_a_word_says_so_beside_the_answer(gpushare: Cli, c
     done = gpushare("tenant", "set", "vision", "--model-quota", "H100=1")
     assert (done.code, done.err) == (0, "note: no registered card is a 'H100'\n")
     assert "no registered" not in done.out
+    cluster.tenants["vision"].guaranteed_milli = 4000
+    assert "guaranteed:      4" in gpushare("tenant", "set", "vision", "--guaranteed", "4").out.splitlines()
     done = gpushare("submit", "--dry-run", "--gpus", "2", "--", "true")
     assert done.code == 0
     assert "note: it would wait for ever: QUOTA_NEVER: it needs 2 cards" in done.err

@@ -34,6 +34,8 @@ HEALTHY: dict[str, Any] = {
 # What is amiss (merged into the healthy host, one level deep) => CHECK LEVEL words of what mends it; more after `+`.
 CASES = r"""
 {"python": [3, 10]}                                            => python FAIL Python 3.11
+{"python_closed": "/root"}                                     => python WARN PYTHON=/usr/bin/python3
+{"python_closed": "/home/ada", "root": false}                  =>
 {"config_trouble": ["agent.toml:3: nodes: no such key"]}       => config FAIL gpushare-agent --check
 {"driver": {"state": "NO_LIBRARY", "detail": "no libnvidia"}}  => driver FAIL install the NVIDIA driver
 {"driver": {"state": "NO_DRIVER", "detail": "not loaded"}}     => driver FAIL modprobe nvidia

@@ -7,7 +7,7 @@ import pytest
 from cluster import Cluster, card, user_of
 
 from gpushare.core.brain import Brain
-from gpushare.core.commands import CoreSettings, CreateReservation, CreateTenant, RawResources, UpdateTenant
+from gpushare.core.commands import CordonNode, CoreSettings, CreateReservation, CreateTenant, RawResources, UpdateTenant
 from gpushare.core.explain import AHEAD_MAX, Explanation, explain, wait_of
 from gpushare.core.forecast import expected_start
 from gpushare.core.kinds import AttemptState, DependencyKind, Enforcement, JobState, PreemptionMode, Qos
@@ -62,6 +62,14 @@ def set_tenant(cluster: Cluster, tenant: str, **fields: object) -> None:
 
 
 # -- reasons
+
+
+def test_a_job_without_room_is_told_of_nodes_that_are_closed_to_it() -> None:
+    cluster = busy(1)
+    cluster.node("spare", 1)
+    (job,) = cluster.submit(resources=WHOLE)
+    cluster.must(CordonNode("spare", drain=True))
+    assert told(cluster, job).wait.detail.endswith("now; closed to new tasks: spare (draining)")  # type: ignore[union-attr]
 
 
 def test_a_full_cluster_names_whom_it_waits_for_and_until_when() -> None:

@@ -545,3 +545,15 @@ def test_http_proxies_of_the_environment_do_not_catch_local_calls(monkeypatch: p
             assert await call(str(address)) == b"x"
 
     run(body)
+
+
+def test_a_port_that_is_taken_is_one_refusal_and_no_line_of_grpcs(capfd: pytest.CaptureFixture[str]) -> None:
+    async def check() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            with pytest.raises(FailedPreconditionError, match=f"listen 127.0.0.1:{port}: .*Address already in use"):
+                bind(aio_server(), f"127.0.0.1:{port}", None)
+        assert bind(aio_server(), f"127.0.0.1:{port}", None).port == port
+
+    asyncio.run(check())
+    assert capfd.readouterr().err == ""
