@@ -15,6 +15,8 @@ import unicodedata
 NAME_MAX_CHARS = 63
 DISPLAY_NAME_MAX_CHARS = 256
 SHARED_PATHS_MAX = 64
+# Of a terminal, in characters each way.
+WINDOW_MAX = 9999
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _ACCOUNT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,63}")

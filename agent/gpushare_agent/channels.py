@@ -28,6 +28,7 @@ from gpushare_agent import listeners, tinyjson
 from gpushare_agent.attempttable import Asked
 from gpushare_agent.connections import Connections, NotConnected
 from gpushare_agent.descriptors import Inlet, Outlets
+from gpushare_agent.inpassing import in_passing
 from gpushare_agent.logfiles import segments
 from gpushare_agent.streams import STREAMS
 
@@ -188,7 +189,7 @@ class _Executed:
 
     @classmethod
     async def open(cls, order: ChannelOrder, connections: Connections) -> _Executed:
-        private_dir = await asyncio.to_thread(connections.private_dir, order.attempt_id)
+        private_dir = await in_passing(partial(connections.private_dir, order.attempt_id))
         env = {"GPUSHARE_PRIVATE_DIR": str(private_dir)} | ({"TERM": order.terminal} if order.terminal else {})
         with contextlib.ExitStack() as theirs:
             streams, inlet, outlets = _terminal(order, theirs) if order.pty else _pipes(theirs)

@@ -7,6 +7,7 @@ mapped user; a card that a stranger holds is not given away whole.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import stat
@@ -34,6 +35,7 @@ from gpushare_agent.users import UserLookup
 DEVICES = Path("/dev")
 # Processes and threads of one attempt: far above what a program needs, far below what a fork bomb takes.
 PIDS_MAX = 32_768
+SCRATCH_TIMEOUT_S = 30.0
 
 
 class FenceFailed(LaunchRefused):
@@ -152,7 +154,13 @@ class Launching:
             if reason is not None:
                 raise LaunchRefused(Reason.NOT_STARTED, f"ended before it was started ({reason})")
 
-        await in_passing(partial(self._scratch.make, order.attempt_id, ready.user))
+        try:
+            await asyncio.wait_for(
+                in_passing(partial(self._scratch.make, order.attempt_id, ready.user)), SCRATCH_TIMEOUT_S
+            )
+        except TimeoutError:
+            text = f"the disk of scratch_dir did not answer within {SCRATCH_TIMEOUT_S:g} s"
+            raise LaunchRefused(Reason.INFRA, text) from None
         await self._executor.launch(self._spec(order, ready, fenced), read_back)
 
     def _infos(self, order: StartOrder) -> list[GpuInfo]:

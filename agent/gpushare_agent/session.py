@@ -1,6 +1,6 @@
 """The agent's side of the wire: one session with the scheduler after another, leases, orders in, reports out.
 
-Beside `logstreams` and `channelstreams` the agent's only module that touches protobuf and grpc. Level-based: Hello and
+Imports protobuf and grpc, as few modules of the agent may (the import contract names them). Level-based: Hello and
 Sync say everything, so nothing has to be remembered of a session that broke. Invariants: a session with a leader of an
 older term is not followed; the lease counts from before its renewal was sent; a refusal or a dead scheduler never ends
 the agent, because jobs may run; every wait has a limit, and a scheduler that grants nothing for a whole lease counts as

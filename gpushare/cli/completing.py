@@ -88,7 +88,8 @@ def _context_names() -> list[str]:
 
 
 def _looked_up(ctx: click.Context, lookup: Lookup) -> list[Offer]:
-    """What the scheduler knows; nothing where it does not say so at once, or within `--timeout`."""
+    """What the scheduler knows; nothing where it does not say so at once, or within `--timeout`. Nobody is logged in
+    for it: a key that is pressed makes no token."""
     from gpushare.cli.session import quiet_grpc
 
     quiet_grpc()
@@ -100,7 +101,11 @@ def _looked_up(ctx: click.Context, lookup: Lookup) -> list[Offer]:
         flags = ctx.find_root().params
         limit_s = parse_duration_ms(flags["timeout"], "timeout") / 1000 if flags.get("timeout") else TIMEOUT_S
         settings = load_settings(
-            server=flags.get("server"), token=flags.get("token"), ca_file=flags.get("ca"), context=flags.get("context")
+            server=flags.get("server"),
+            token=flags.get("token"),
+            ca_file=flags.get("ca"),
+            context=flags.get("context"),
+            only_kept=True,
         )
 
         async def ask() -> list[Offer]:

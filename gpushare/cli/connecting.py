@@ -45,6 +45,7 @@ async def attach(client: AsyncClient, job: str) -> int | None:
 
     `~.` at the beginning of a line leaves it running; so does Ctrl-C where the job has no terminal of its own.
     """
+    from gpushare.cli import terminal
     from gpushare.cli.feeding import Feeder
     from gpushare.cli.follow import run_to_end
     from gpushare.cli.interrupts import Interrupts
@@ -56,6 +57,10 @@ async def attach(client: AsyncClient, job: str) -> int | None:
     if has_ended(found):
         told = f"Job {found.id} has ended."
         raise FailedPreconditionError(Reason.NOT_RUNNING, told, what_to_do=f"Its output: gpushare logs {job}")
+    if found.spec.pty and found.spec.stdin and not os.isatty(terminal.STDIN_FD):
+        raise click.UsageError(
+            f"job {job} has a terminal, and your input is none; to read its output: gpushare logs -f {job}"
+        )
     feeder = Feeder(client, found, task_index)
     with Interrupts() as interrupts:
         await feeder.look_back()

@@ -11,9 +11,12 @@ from __future__ import annotations
 import fcntl
 import os
 import subprocess
+import time
 from pathlib import Path
 
 MARK = b"gpushare-ssh"
+KEYGEN_TIMEOUT_S = 10.0
+LOCK_TIMEOUT_S = 10.0
 
 #: Arguments: check or serve; the public key that is let in. The first line of its output is MARK and "ok USER HOSTKEY",
 #: or MARK and "error TEXT"; behind an ok comes the protocol of ssh itself.
@@ -133,7 +136,7 @@ class SshHome:
 
 
 class _Lock:
-    """One process at a time."""
+    """One process at a time. Raises SetupError where another one does not end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -141,7 +144,17 @@ class _Lock:
 
     def __enter__(self) -> None:
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        until_s = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= until_s:
+                    os.close(self._fd)
+                    text = f"another gpushare has held {self._path} for {LOCK_TIMEOUT_S:g} s; end it, then try again"
+                    raise SetupError(text) from None
+            time.sleep(0.05)
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
@@ -150,8 +163,17 @@ class _Lock:
 def _make_key(path: Path) -> None:
     arguments = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "gpushare", "-f", str(path)]
     try:
-        done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=KEYGEN_TIMEOUT_S,
+        )
     except FileNotFoundError:
         raise SetupError("there is no ssh-keygen here; install the package openssh-client") from None
+    except subprocess.TimeoutExpired:
+        raise SetupError(f"ssh-keygen did not end within {KEYGEN_TIMEOUT_S:g} s") from None
     if done.returncode:
         raise SetupError(f"ssh-keygen: {done.stderr.strip() or done.stdout.strip()}")

@@ -198,8 +198,12 @@ def _write(file: Path, kept: _Kept) -> None:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # mkstemp makes it 0600; a rename never shows half a file to another command.
         descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    except OSError:
+        return
+    try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
             json.dump(asdict(kept), out)
         os.replace(temporary, file)
     except OSError:
-        return
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)

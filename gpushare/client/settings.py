@@ -73,9 +73,11 @@ def load_settings(
     context: str | None = None,
     tenant: str = "",
     environ: Mapping[str, str] = os.environ,
+    only_kept: bool = False,
 ) -> ConnectionSettings:
     """The connection to use; each of the arguments beats the environment, which beats the context file. Where none of
-    them names a scheduler, this host's agent is asked; `tenant` is for whom, where a person belongs to several.
+    them names a scheduler, this host's agent is asked; `tenant` is for whom, where a person belongs to several. With
+    `only_kept` the agent is not asked: a login that it gave before is used as long as it counts.
 
     Raises FailedPreconditionError(CONFIG_INVALID) that names the file and key, or says how to log in; and what the
     agent refuses with.
@@ -85,7 +87,7 @@ def load_settings(
     has_both = bool((server or environ.get(SERVER_ENV)) and (token or environ.get(TOKEN_ENV)))
     chosen = _chosen(read_contexts(path), context, path)
     if not has_both and (chosen is None or chosen.socket):
-        chosen = _of_host(chosen, server or environ.get(SERVER_ENV, ""), tenant, environ)
+        chosen = _of_host(chosen, server or environ.get(SERVER_ENV, ""), tenant, environ, only_kept)
     server = server or environ.get(SERVER_ENV) or (chosen.server if chosen else "")
     token = token or environ.get(TOKEN_ENV) or (chosen.token if chosen else "")
     if not server:
@@ -117,7 +119,7 @@ def load_settings(
 
 
 def _of_host(
-    chosen: ConnectionSettings | None, server: str, tenant: str, environ: Mapping[str, str]
+    chosen: ConnectionSettings | None, server: str, tenant: str, environ: Mapping[str, str], only_kept: bool
 ) -> ConnectionSettings | None:
     """The connection that this host's agent gives: to a person without any context, or whose context says so. A token
     for one scheduler is nothing for another that was named."""
@@ -126,7 +128,8 @@ def _of_host(
     socket = chosen.socket if chosen is not None else hostlogin.find_socket(environ)
     if not socket or (server and (chosen is None or chosen.server != server)):
         return None
-    return hostlogin.log_in(socket, tenant or (chosen.tenant if chosen is not None else ""), environ=environ)
+    find = hostlogin.peek if only_kept else hostlogin.log_in
+    return find(socket, tenant or (chosen.tenant if chosen is not None else ""), environ=environ)
 
 
 def settings_of_join(join: JoinString, *, tenant: str = "", user: str = "") -> ConnectionSettings:

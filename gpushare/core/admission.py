@@ -31,8 +31,6 @@ _INT32_MAX = 2**31 - 1
 _MODELS_MAX = 16
 _AFTER_MAX = 64
 # Of the lease, what a grace must leave for renewals.
-# Of a terminal, in characters each way.
-WINDOW_MAX = 9999
 _LEASE_SPARE_MS = 1000
 
 
@@ -164,8 +162,8 @@ def check_job(raw: RawJob, tenant: Tenant, limits: RunLimits, who: Principal, se
         early_signal=check_early_signal(raw.early_signal, max_run_ms),
         requeue_exit_codes=check_requeue_codes(raw.requeue_exit_codes),
         stdin=raw.stdin,
-        window_rows=_in_range("window.rows", raw.window_rows, 0, WINDOW_MAX),
-        window_columns=_in_range("window.columns", raw.window_columns, 0, WINDOW_MAX),
+        window_rows=_in_range("window.rows", raw.window_rows, 0, names.WINDOW_MAX),
+        window_columns=_in_range("window.columns", raw.window_columns, 0, names.WINDOW_MAX),
     )
 
 

@@ -27,6 +27,7 @@ from gpushare.host.places import AGENT_CONFIG, SCHEDULER_CONFIG, UNITS, below
 from gpushare.host.systemd import Systemd, why_jobs_die
 
 NVML_LIMIT_S = 30.0
+KILLED_LIMIT_S = 1.0
 KILL_FROM_KERNEL = (5, 14)
 LIMITING = ("memory", "pids", "cpu")
 _TIME_ERROR = 5
@@ -109,14 +110,20 @@ def _of_host(root: Path, path: str) -> tuple[Path | None, int | None]:
 
 def _driver() -> DriverFacts:
     command = [sys.executable, "-P", "-m", "gpushare_agent.gpus.nvml", str(os.getpid())]
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
     try:
-        done = subprocess.run(command, input=b"\n", capture_output=True, timeout=NVML_LIMIT_S)
+        output, _ = child.communicate(b"\n", timeout=NVML_LIMIT_S)
     except subprocess.TimeoutExpired:
+        # Stuck in the driver it takes no signal, so nobody waits for its end for long.
+        child.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.communicate(timeout=KILLED_LIMIT_S)
         return DriverFacts(state="HUNG", detail=f"the driver does not answer within {NVML_LIMIT_S:g} s")
     try:
-        said = json.loads(done.stdout.splitlines()[0])
+        said = json.loads(output.splitlines()[0])
     except (ValueError, IndexError):
-        return DriverFacts(state="ERROR", detail=f"the NVIDIA library ended its process with {done.returncode}")
+        return DriverFacts(state="ERROR", detail=f"the NVIDIA library ended its process with {child.returncode}")
     if said.get("state", "OK") != "OK":
         return DriverFacts(state=said["state"], detail=said.get("detail", ""))
     keys = CardFacts.__struct_fields__

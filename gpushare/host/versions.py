@@ -189,8 +189,9 @@ class Versions:
         """Switch to it and restart what runs; back where a daemon does not come up."""
         before, before_that = self.current(), self.previous()
         units = [unit for unit in UNITS if self._systemd.is_active(unit)]
-        self._point("current", installed.name)
+        # In this order, so that whatever ends us in between leaves no way back to the version before the last.
         self._point("previous", before)
+        self._point("current", installed.name)
         self._say(f"current is {installed.name}" + (f", was {before}" if before else ""))
         if not restart or not units:
             here = [UNITS[unit][0] for unit in UNITS if self._systemd.is_installed(unit)]

@@ -16,7 +16,7 @@ from gpushare.core.commands import (
     UncordonNode,
 )
 from gpushare.core.model import Node
-from gpushare.core.repack import RepackPlan, RepackQuestion
+from gpushare.core.repack import RepackQuestion
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of
 from gpushare.reasons import Reason
@@ -92,7 +92,7 @@ class NodeApi:
     async def plan_repack(self, request: node_pb2.PlanRepackRequest, caller: Caller) -> node_pb2.RepackPlan:
         now_ms, settings = self._engine.now_ms(), self._engine.settings
         plan = await self._engine.ask(lambda state, brain: RepackQuestion(state, now_ms, settings, brain))
-        return convert_nodes.repack_plan(plan or RepackPlan())
+        return convert_nodes.repack_plan(plan)
 
     async def apply_repack(self, request: node_pb2.ApplyRepackRequest, caller: Caller) -> node_pb2.RepackPlan:
         call = call_of(caller, request)

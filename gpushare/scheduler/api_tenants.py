@@ -173,7 +173,7 @@ class TenantApi:
         if isinstance(found, Rejection):
             violation = FieldViolation(f"changes.{found.field}", found.detail)
             raise error_of(found.reason, found.detail, violations=(violation,))
-        return convert_tenants.previewed(found or ())
+        return convert_tenants.previewed(found)
 
     # -- tokens
 

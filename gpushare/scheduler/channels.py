@@ -18,8 +18,7 @@ from typing import Generic, TypeVar
 import grpc
 
 from gpushare import names
-from gpushare.core.admission import WINDOW_MAX
-from gpushare.core.model import Principal
+from gpushare.core.model import Principal, attempt_parts
 from gpushare.errors import GpushareError, error_of, invalid_field
 from gpushare.reasons import Reason
 from gpushare.scheduler.api_gate import StreamEnd
@@ -166,7 +165,8 @@ class Channels:
         if session is None or not session.synced:
             raise _unreachable(node)
         relay = self._new_relay(node, who, session, end)
-        attempt_number = int(order.attempt_id.rpartition(".")[2])
+        parts = attempt_parts(order.attempt_id)
+        assert parts is not None
         order.channel_id, order.term = relay.id, session.term
         session.send(agent_pb2.SchedulerMessage(open_channel=order))
         listening = asyncio.create_task(_listen(relay, requests, end))
@@ -177,7 +177,7 @@ class Channels:
                     raise _agents_error(output, node)
                 if output.response.HasField("opened"):
                     output.response.opened.node = node
-                    output.response.opened.attempt = attempt_number
+                    output.response.opened.attempt = parts[2]
                 yield output.response
                 if output.response.HasField("end"):
                     return
@@ -332,5 +332,5 @@ def _exec_target(wanted: job_pb2.Exec) -> str:
 
 
 def _check_window(window: job_pb2.WindowSize, field: str) -> None:
-    if not (0 <= window.rows <= WINDOW_MAX and 0 <= window.columns <= WINDOW_MAX):
-        raise invalid_field(field, f"is {window.columns}x{window.rows}; accepted: 1 to {WINDOW_MAX} each way")
+    if not (0 <= window.rows <= names.WINDOW_MAX and 0 <= window.columns <= names.WINDOW_MAX):
+        raise invalid_field(field, f"is {window.columns}x{window.rows}; accepted: 1 to {names.WINDOW_MAX} each way")

@@ -61,6 +61,13 @@ class Question(Protocol[T_co]):
     def answer(self) -> T_co: ...
 
 
+class _Unanswerable:
+    """What there is to ask of a job that is not in memory."""
+
+    def answer(self) -> None:
+        return None
+
+
 class Engine:
     """Owns the state. `execute` changes it, `read` looks at it, both answer durably; see the module's text."""
 
@@ -223,22 +230,19 @@ class Engine:
     async def explain(self, job_key: str, sees: Sees | None = None) -> explaining.Explanation | None:
         """Why a job waits; None for one that is not in memory."""
 
-        def question(state: ClusterState, brain: Brain) -> explaining.Question | None:
+        def question(state: ClusterState, brain: Brain) -> Question[explaining.Explanation | None]:
             job = state.jobs.get(job_key)
             if job is None:
-                return None
+                return _Unanswerable()
             return explaining.Question(state, job, self.now_ms(), self.settings, brain, sees)
 
         return await self.ask(question)
 
-    async def ask(self, make: Callable[[ClusterState, Brain], Question[T] | None]) -> T | None:
-        """The answer to what `make` asks of the state and the brain as they are; None where it asks nothing. One
-        question at a time: the state is forked here, and thought on in a thread of its own while the scheduler goes
-        on."""
+    async def ask(self, make: Callable[[ClusterState, Brain], Question[T]]) -> T:
+        """The answer to what `make` asks of the state and the brain as they are. One question at a time: the state is
+        forked here, and thought on in a thread of its own while the scheduler goes on."""
         async with self._one_question:
             question = await self.read(lambda state: make(state, self._brain))
-            if question is None:
-                return None
             work = asyncio.get_running_loop().run_in_executor(self._thinker, question.answer)
             try:
                 return await asyncio.shield(work)

@@ -17,6 +17,7 @@ import pytest
 from gpushare.core.kinds import SignalTarget, VisibleDevices
 from gpushare.core.model import EarlySignal
 from gpushare.reasons import Reason
+from gpushare_agent import launching
 from gpushare_agent.core import StartOrder
 from gpushare_agent.gpus.port import DriverState, GpuInfo, GpuSnapshot
 from gpushare_agent.launching import FenceFailed, Launching, LaunchSettings, other_cards
@@ -209,6 +210,18 @@ class TestLaunch:
         assert spec.env["GPUSHARE_SCRATCH"] == "/scratch/v.1.0.1"
         assert node.scratch.made == [("v.1.0.1", ANN)]
         assert node.fence.asked[0].demanded is Enforcement.SOFT
+
+    def test_a_dead_disk_of_scratch_refuses_the_launch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(launching, "SCRATCH_TIMEOUT_S", 0.1)
+        node = Node()
+        free = threading.Event()
+        node.scratch.make = lambda attempt_id, user: free.wait(60)  # type: ignore[assignment, method-assign, return-value]
+        try:
+            error = refused(node.launch(order()))
+        finally:
+            free.set()
+        assert (error.reason, node.executor.launched) == (Reason.INFRA, [])
+        assert "scratch_dir did not answer" in error.detail
 
     def test_an_early_signal_goes_by_this_hosts_number(self) -> None:
         node = Node()

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,23 @@ def test_a_driver_that_hangs_does_not_hang_the_doctor(driver: FakeNvml, monkeypa
     driver.write()
     monkeypatch.setattr(gathering, "NVML_LIMIT_S", 1.5)
     assert gather().driver.state == "HUNG"
+
+
+def test_a_child_that_cannot_be_killed_is_not_waited_for(driver: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver.hang("nvmlInitWithFlags", 60)
+    driver.write()
+    monkeypatch.setattr(gathering, "NVML_LIMIT_S", 1.0)
+    stuck: list[subprocess.Popen[bytes]] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess.Popen, "kill", lambda child: stuck.append(child))
+        began_s = time.monotonic()
+        state = gather().driver.state
+        took_s = time.monotonic() - began_s
+    for child in stuck:
+        child.kill()
+        child.communicate()
+    assert (state, len(stuck)) == ("HUNG", 1)
+    assert took_s < 30
 
 
 def test_what_files_say(tmp_path: Path) -> None:

@@ -490,3 +490,17 @@ def test_completion_prints_a_script(gpushare: Cli, shell: str) -> None:
     done = gpushare("completion", shell)
     assert done.code == 0
     assert "_GPUSHARE_COMPLETE" in done.out
+
+
+def test_attach_to_a_terminal_is_refused_where_none_is(gpushare: Cli, cluster: FakeCluster) -> None:
+    cluster.add("5", spec=j.JobSpec(pty=True, stdin=True))
+    with open(os.devnull) as empty:
+        kept = os.dup(0)
+        os.dup2(empty.fileno(), 0)
+        try:
+            done = gpushare("attach", "5")
+        finally:
+            os.dup2(kept, 0)
+            os.close(kept)
+    assert done.code == 125
+    assert "gpushare logs -f 5" in done.err

@@ -336,6 +336,24 @@ def test_a_home_that_keeps_nothing_is_asked_each_time(gpushare: Cli, agent: Agen
     assert agent.asked == ["", ""]
 
 
+def test_a_login_that_cannot_be_kept_leaves_no_token_behind(agent: Agent) -> None:
+    hostlogin.log_in(str(agent.path))
+    (kept,) = kept_files(agent)
+    kept.unlink()
+    (kept / "in the way").mkdir(parents=True)
+    assert hostlogin.log_in(str(agent.path)).token
+    assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_a_completion_asks_for_no_login_and_uses_the_one_that_is_kept(gpushare: Cli, agent: Agent) -> None:
+    with pytest.raises(GpushareError, match="No scheduler is known"):
+        load_settings(only_kept=True)
+    assert agent.asked == []
+    assert gpushare("jobs").code == 0
+    kept = load_settings(only_kept=True)
+    assert (kept.token, kept.tenant, agent.asked) == (load_settings().token, "vision", [""])
+
+
 def test_the_run_time_directory_goes_before_the_cache(
     gpushare: Cli, agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,26 @@ def test_rolling_back_goes_to_and_fro(host: Host) -> None:
         assert os.readlink(host.base / "current") == f"versions/{current}", "a link that a copy of the tree keeps"
 
 
+def test_an_end_half_way_leaves_no_way_back_to_the_version_before_the_last(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("1.0", "2.0", "3.0"):
+        host.add(name)
+    host.point("current", "2.0")
+    host.point("previous", "1.0")
+    real = os.replace
+
+    def once(source: Path, target: Path) -> None:
+        real(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", once)
+    with pytest.raises(KeyboardInterrupt):
+        host.versions.rollback("3.0", restart=True)
+    assert (host.versions.current(), host.versions.previous()) == ("2.0", "2.0")
+    assert "no version '2.0' to go back to" in host.refused("")
+
+
 def test_a_version_is_named_among_those_that_are_complete(host: Host) -> None:
     host.add("1.0")
     (host.add("2.0") / MARK).unlink()
