@@ -67,9 +67,16 @@ class GpushareError(Exception):
 
     def __str__(self) -> str:
         """ "REASON: what is wrong (what to do)": what the command line prints after "error: "."""
+        way_out = self.what_to_do.rstrip(".")
+        is_said = way_out.lower() in self.message.lower()
+        return self.sentence if is_said else f"{self.sentence} ({way_out})"
+
+    @property
+    def sentence(self) -> str:
+        """ "REASON: what is wrong"."""
         fields = "; ".join(filter(None, (self._unsaid(each) for each in self.violations)))
         said = f"{self.message} [{fields}]" if fields else self.message
-        return f"{self.reason}: {said.rstrip('.')} ({self.what_to_do.rstrip('.')})"
+        return f"{self.reason}: {said.rstrip('.')}"
 
     def _unsaid(self, violation: FieldViolation) -> str:
         """What the message does not say of it already; a description that was cut on the wire counts by its part."""

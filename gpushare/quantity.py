@@ -184,8 +184,8 @@ def format_memory_mib(memory_mib: int) -> str:
 
 def format_duration_ms(duration_ms: int) -> str:
     """ "1h30m", "45s", "1d", "250ms"; exact, so that it parses back. Nothing is "0s"."""
-    parts: list[str] = []
-    rest = duration_ms
+    parts: list[str] = ["-"] if duration_ms < 0 else []
+    rest = abs(duration_ms)
     for unit, per in _MS_PER.items():
         count, rest = divmod(rest, per)
         if count:
@@ -199,8 +199,9 @@ def format_cpu_milli(cpu_milli: int) -> str:
 
 
 def _thousandths(milli: int) -> str:
-    whole, rest = divmod(milli, 1000)
-    return f"{whole}.{rest:03d}".rstrip("0").rstrip(".") if rest else str(whole)
+    sign = "-" if milli < 0 else ""
+    whole, rest = divmod(abs(milli), 1000)
+    return f"{sign}{whole}.{rest:03d}".rstrip("0").rstrip(".") if rest else f"{sign}{whole}"
 
 
 def _decimal(digits: str, text: str, field: str, accepted: str) -> tuple[str, str | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from gpushare.names import TextError
 
 SCRIPT_MAX_BYTES = 1 << 20
 ENV_FILE_MAX_BYTES = 1 << 20
+_PROGRAM_HEAD_BYTES = 4096
 
 _CAPTURED = re.compile(r"PATH|VIRTUAL_ENV|CONDA_.*|PYTHONPATH|LD_LIBRARY_PATH|LANG|TERM")
 
@@ -48,7 +50,23 @@ def _read_script(path: str) -> bytes:
         raise click.UsageError(f"the script {path!r} is larger than 1 MiB; keep data in files beside it")
     if not script:
         raise click.UsageError(f"the script {path!r} is empty")
+    if not script.startswith(b"#!") and b"\0" not in script[:_PROGRAM_HEAD_BYTES]:
+        # Nothing runs text but what its first line names; a program for the machine is the node's to judge.
+        command = click.get_current_context().command_path
+        runs = "python" if path.endswith(".py") else "bash"
+        raise click.UsageError(
+            f"the script {path!r} begins with no #! line; write one, or: {command} -- {runs} {path} ARG"
+        )
     return script
+
+
+def is_fed() -> bool:
+    """Whether standard input is a pipe, or a file that has something in it."""
+    try:
+        found = os.fstat(sys.stdin.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return stat.S_ISFIFO(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_size > 0)
 
 
 def working_directory(chdir: str | None) -> str:

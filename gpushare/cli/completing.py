@@ -1,4 +1,4 @@
-"""What a shell may put in place of a word that is half typed: jobs, nodes, tenants, tokens, contexts, files.
+"""What a shell may put in place of a word that is half typed: jobs, nodes, tenants, tokens, contexts, files, choices.
 
 Imports click; the client only where something is to be looked up. By the metavar of a parameter, so that a new command
 completes like the others. Invariants: whatever goes wrong, the shell is offered nothing and nothing is printed; a
@@ -22,6 +22,9 @@ TIMEOUT_S: Final = 2.0
 JOBS_MAX = 200
 _PLAIN = re.compile(r"[A-Za-z0-9@][A-Za-z0-9@_.:/-]*")
 _SUFFIXES = re.compile(r"(\[/TASK\])?(\.\.\.)?(\|none)?$")
+_CHOICE = re.compile(r"[a-z][a-z-]*")
+# What these do is of no use to a job that has ended.
+_FOR_LIVE_JOBS = frozenset({"attach", "cancel", "exec", "extend", "port-forward", "requeue", "ssh-config"})
 # Their argument is a name that nobody has yet.
 _MAKES_NEW = frozenset({"create", "join-token"})
 
@@ -64,6 +67,11 @@ def _completer(
         or _BY_METAVAR.get(metavar)
         or (_BY_ARGUMENT.get(metavar) if is_argument else None)
     )
+    if lookup is _jobs and command.name in _FOR_LIVE_JOBS:
+        lookup = _live_jobs
+    if lookup is None and "|" in metavar:
+        choices = [Offer(word) for word in metavar.split("|") if _CHOICE.fullmatch(word)]
+        return lambda ctx, incomplete: _items(choices, incomplete)
     if lookup is None or (command.name in _MAKES_NEW and is_argument):
         return None
     return lambda ctx, incomplete: _items(_looked_up(ctx, lookup), incomplete)
@@ -120,14 +128,14 @@ def _looked_up(ctx: click.Context, lookup: Lookup) -> list[Offer]:
 # -- what there is
 
 
-async def _jobs(client: AsyncClient) -> Offers:
+async def _jobs(client: AsyncClient, *, show_ended: bool = True) -> Offers:
     """The newest jobs by id, arrays as a whole, too; the caller's own by their names."""
     from gpushare.cli.output import job_id, job_state
 
     own = client.settings
     yield Offer("@last", "your newest job")
     seen = 0
-    async for job in client.list_jobs(show_ended=True, page_size=JOBS_MAX):
+    async for job in client.list_jobs(show_ended=show_ended, page_size=JOBS_MAX):
         about = " ".join(filter(None, (job.spec.name, job_state(job), job.created_by.user)))
         word = job_id(job, own.tenant)
         yield Offer(word, about)
@@ -138,6 +146,10 @@ async def _jobs(client: AsyncClient) -> Offers:
         seen += 1
         if seen == JOBS_MAX:
             return
+
+
+def _live_jobs(client: AsyncClient) -> Offers:
+    return _jobs(client, show_ended=False)
 
 
 async def _nodes(client: AsyncClient) -> Offers:

@@ -18,14 +18,15 @@ if TYPE_CHECKING:
     from gpushare.client.aio import AsyncClient
     from gpushare.client.messages import Job
 
-# The job's own account says which shell that is.
-LOGIN_SHELL = ("/bin/sh", "-c", 'exec "${SHELL:-/bin/sh}" -l')
+# The job's own account says which shell that is. No login shell: /etc/profile would set PATH anew, and what was active
+# where the job was submitted, a virtual environment for one, would be gone.
+SHELL = ("/bin/sh", "-c", 'exec "${SHELL:-/bin/sh}" -i')
 
 
 @click.command()
 @job_options
 def shell(dry_run: bool, parsable: bool, **options: Any) -> int | None:
-    """Run a login shell as a job and sit at it. It ends with `exit` or Ctrl-D.
+    """Run a shell as a job and sit at it, with your PATH and directory. It ends with `exit` or Ctrl-D.
 
     `~.` at the beginning of a line leaves it running, as losing the terminal does; `gpushare attach` comes back.
     """
@@ -33,7 +34,7 @@ def shell(dry_run: bool, parsable: bool, **options: Any) -> int | None:
 
     if not terminal.is_seat():
         raise click.UsageError("a shell needs a terminal; for a script: gpushare run SCRIPT")
-    options |= {"words": LOGIN_SHELL, "is_command": True}
+    options |= {"words": SHELL, "is_command": True}
     return run_job(dry_run, parsable, options, pty=True, interactive=False)
 
 
@@ -47,7 +48,7 @@ async def attach(client: AsyncClient, job: str) -> int | None:
     """
     from gpushare.cli import terminal
     from gpushare.cli.feeding import Feeder
-    from gpushare.cli.follow import run_to_end
+    from gpushare.cli.follow import run_to_end, tell
     from gpushare.cli.interrupts import Interrupts
     from gpushare.client.waiting import has_ended
     from gpushare.errors import FailedPreconditionError
@@ -61,6 +62,8 @@ async def attach(client: AsyncClient, job: str) -> int | None:
         raise click.UsageError(
             f"job {job} has a terminal, and your input is none; to read its output: gpushare logs -f {job}"
         )
+    if not found.spec.pty:
+        tell(f"note: job {job} has no terminal; its output follows, and Ctrl-C leaves it running")
     feeder = Feeder(client, found, task_index)
     with Interrupts() as interrupts:
         await feeder.look_back()

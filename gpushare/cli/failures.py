@@ -10,6 +10,7 @@ import os
 import traceback
 
 from gpushare.cli.exits import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE
+from gpushare.cli.fieldnames import in_options, option_of
 from gpushare.errors import GpushareError
 from gpushare.names import TextError
 from gpushare.quantity import ArrayTooLargeError
@@ -18,14 +19,12 @@ from gpushare.reasons import Reason
 DEBUG_ENV = "GPUSHARE_DEBUG"
 
 _UNREACHABLE = frozenset({Reason.SCHEDULER_UNREACHABLE, Reason.DEADLINE_EXCEEDED, Reason.NOT_LEADER})
-# Where a field of the request and the option that sets it have different names.
-_OPTION_OF_FIELD = {"working_directory": "--chdir"}
 
 
-def describe(err: Exception) -> tuple[str, int]:
-    """ "REASON: sentence (what to do)" and the exit code."""
+def describe(err: Exception, command: str = "") -> tuple[str, int]:
+    """ "REASON: sentence (what to do)" and the exit code, after `command` failed."""
     if isinstance(err, GpushareError):
-        return str(err), EXIT_UNREACHABLE if err.reason in _UNREACHABLE else EXIT_FAILED
+        return in_options(err, command), EXIT_UNREACHABLE if err.reason in _UNREACHABLE else EXIT_FAILED
     if isinstance(err, TextError):
         reason = Reason.ARRAY_TOO_LARGE if isinstance(err, ArrayTooLargeError) else Reason.INVALID_FIELD
         what = str(err).removeprefix(err.field)
@@ -41,6 +40,7 @@ def describe(err: Exception) -> tuple[str, int]:
 
 def _as_written(field: str) -> str:
     """The option that a field came from; `argv[3]` and the like stay as they are."""
-    if field in _OPTION_OF_FIELD:
-        return _OPTION_OF_FIELD[field]
+    known = option_of(field)
+    if known.startswith("--"):
+        return known
     return f"--{field.replace('_', '-')}" if field.replace("_", "").isalpha() and field.islower() else field

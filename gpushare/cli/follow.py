@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpushare.cli.exits import EXIT_BROKEN_PIPE, EXIT_OWN_FAILURE
@@ -229,14 +229,15 @@ async def run_to_end(
     feeder: Feeder | None = None,
     *,
     cancels: bool = True,
+    told: Iterable[str] = (),
 ) -> int:
     """Follows jobs, cancels them on Ctrl-C where that `cancels`, and returns the code for the process.
 
-    `reference` is what the person can call them; `feeder` gives the one job its input. Raises GpushareError where the
-    scheduler stays out of reach.
+    `reference` is what the person can call them; `feeder` gives the one job its input; `told` are reasons to wait that
+    the person has read already. Raises GpushareError where the scheduler stays out of reach.
     """
     sink: LogSink = feeder.sink if feeder is not None else TextSink()
-    notes = _WaitNotes(feeder.on_change if feeder is not None else None)
+    notes = _WaitNotes(told, feeder.on_change if feeder is not None else None)
     offsets = feeder.offsets if feeder is not None else None
     follower = OutputFollower(client, jobs, sink, on_change=notes.on_change, offsets=offsets)
     names = [job.name for job in jobs]
@@ -280,8 +281,8 @@ async def run_to_end(
 class _WaitNotes:
     """Says once for each reason why a job is not running yet; `then` hears of each change, too."""
 
-    def __init__(self, then: Callable[[Job], None] | None = None) -> None:
-        self._said: set[str] = {Reason.SCHEDULING}
+    def __init__(self, told: Iterable[str], then: Callable[[Job], None] | None = None) -> None:
+        self._said: set[str] = {Reason.SCHEDULING, *told}
         self._then = then
 
     def on_change(self, job: Job) -> None:

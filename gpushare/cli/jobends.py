@@ -53,16 +53,17 @@ async def extend(client: AsyncClient, job: str, limit: str, output: str) -> None
 @with_client
 async def requeue(client: AsyncClient, jobs: tuple[str, ...], output: str) -> None:
     """Stop jobs and queue them again, with their ids and their places kept."""
-    from gpushare.cli.jobs import print_ends
-    from gpushare.cli.options import WIDE
     from gpushare.cli.output import print_json_list
     from gpushare.cli.refs import find_all
+    from gpushare.client.messages import JobState
 
-    again = [await client.requeue_job(each.name) for each in await find_all(client, jobs)]
+    pairs = [(each, await client.requeue_job(each.name)) for each in await find_all(client, jobs)]
     if output == JSON:
-        print_json_list("jobs", again)
-    else:
-        print_ends(again, client.settings.tenant, wide=output == WIDE)
+        print_json_list("jobs", [new for _, new in pairs])
+        return
+    for old, new in pairs:
+        waited = old.state == JobState.JOB_STATE_QUEUED
+        print(f"job {_id(client, new)} {'waits already' if waited else 'is stopped and queued again'}")
 
 
 @click.command()

@@ -218,7 +218,9 @@ def _why(job: Job) -> str:
 
 
 def _exit_text(job: Job) -> str:
-    return str(job.exit_code) if job.HasField("exit_code") else ""
+    """Nothing for a job of which no process ever ran, whatever `wait` returns for it."""
+    ran = any(task.HasField("start_time") or task.HasField("exit_code") for task in job.tasks)
+    return str(job.exit_code) if ran and job.HasField("exit_code") else ""
 
 
 def _print_job(job: Job, own_tenant: str, *, wide: bool) -> None:

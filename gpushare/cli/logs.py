@@ -72,13 +72,16 @@ async def _follow(client: AsyncClient, found: Found, number: int, sink: LogSink)
             await asyncio.wait({following, *leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not following.done():
                 return interrupts.exit_code
-            following.result()
+            ended = following.result()
         finally:
             for task in (following, *leaving):
                 task.cancel()
             await asyncio.wait({following, *leaving}, timeout=1.0)
     for error in follower.errors:
         tell(f"warning: {error}")
+    for each in ended.values():
+        if len(ended) == 1 and not any(task.HasField("start_time") for task in each.tasks):
+            tell(_silence(each))
     return None
 
 
@@ -89,11 +92,24 @@ async def _print_job(client: AsyncClient, job: Job, found: Found, number: int, s
     wanted = [task for task in job.tasks if found.task_index in (None, task.task_index)]
     started = [task for task in wanted if task.HasField("start_time") or number]
     if not started and len(found.jobs) == 1:
-        tell(f"note: job {job.id} has not printed anything, because it has not started")
+        tell(_silence(job))
     notes = OutputNotes(tell)
     for task in started:
         notes.on_read(job, task, number or task.number)
         await _print_task(client, job, task.task_index, number or task.number, len(found.jobs), sink)
+
+
+def _silence(job: Job) -> str:
+    """Why a job that never started has printed nothing."""
+    from gpushare.cli.output import job_state, reason_sentence
+    from gpushare.client.messages import JobState
+    from gpushare.client.waiting import has_ended
+
+    said = f"note: job {job.id} has not printed anything"
+    if not has_ended(job):
+        return f"{said}, because it has not started"
+    ended = "it FAILED" if job.state == JobState.JOB_STATE_FAILED else f"it was {job_state(job)}"
+    return f"{said}; {ended}: {reason_sentence(job.reason, job.detail)}"
 
 
 async def _print_task(

@@ -22,6 +22,7 @@ from gpushare.cli.exits import (
     EXIT_OWN_FAILURE,
     EXIT_USAGE,
 )
+from gpushare.cli.usageerrors import sentences
 
 # Commands that return the job's code, so that a code of their own must be told apart.
 JOB_CODE_COMMANDS = frozenset({"run", "wait", "shell", "attach", "exec"})
@@ -37,7 +38,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "whoami": ("gpushare.cli.logins", "whoami", "Who you are, where, and until when."),
     "submit": ("gpushare.cli.submit", "submit", "Queue a job and return at once."),
     "run": ("gpushare.cli.submit", "run", "Run a job here: follow its output, return its code."),
-    "shell": ("gpushare.cli.connecting", "shell", "Run a login shell as a job, and sit at it."),
+    "shell": ("gpushare.cli.connecting", "shell", "Run a shell as a job, and sit at it."),
     "attach": ("gpushare.cli.connecting", "attach", "Sit at a running job again."),
     "exec": ("gpushare.cli.connecting", "exec_", "Run a command beside a running task, within its limits."),
     "port-forward": ("gpushare.cli.portforward", "port_forward", "Reach a server inside a job at a port here."),
@@ -88,10 +89,10 @@ class RootGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        self.chosen = cmd_name
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        self.chosen = cmd_name
         command: click.Command = getattr(importlib.import_module(entry[0]), entry[1])
         return _taught(command)
 
@@ -135,7 +136,10 @@ def _run(arguments: list[str]) -> int:
         print(err.format_message(), file=sys.stderr)
         return EXIT_USAGE
     except click.UsageError as err:
-        return _fail(_usage_sentence(err), EXIT_USAGE)
+        *others, last = sentences(err)
+        for each in others:
+            _fail(each, EXIT_USAGE)
+        return _fail(last, EXIT_USAGE)
     except click.ClickException as err:
         return _fail(f"INVALID_FIELD: {err.format_message()}", EXIT_FAILED)
     except BrokenPipeError:
@@ -147,13 +151,8 @@ def _run(arguments: list[str]) -> int:
     except Exception as err:
         from gpushare.cli.failures import describe
 
-        return _fail(*describe(err))
+        return _fail(*describe(err, root.chosen))
     return outcome if isinstance(outcome, int) else 0
-
-
-def _usage_sentence(err: click.UsageError) -> str:
-    path = err.ctx.command_path if err.ctx is not None else "gpushare"
-    return f"INVALID_FIELD: {err.format_message().rstrip('.')} (see: {path} --help)"
 
 
 def _fail(sentence: str, exit_code: int) -> int:

@@ -60,9 +60,23 @@ def port_forward(job: str, ports: tuple[str, ...], address: str, allow_remote: b
         from gpushare.cli.connecting import one_task
 
         found, task_index = await one_task(client, job)
+        _check_running(found, task_index, job)
         return await _Forwarder(client, found, task_index, job).run(address, pairs)
 
     return run_with_client(work)
+
+
+def _check_running(job: Job, task_index: int, reference: str) -> None:
+    """Raises FailedPreconditionError: a port that leads nowhere is not listened on."""
+    from gpushare.cli.output import job_state
+    from gpushare.client.messages import AttemptState
+    from gpushare.errors import FailedPreconditionError
+    from gpushare.reasons import Reason
+
+    running = AttemptState.ATTEMPT_STATE_RUNNING
+    if not any(task.task_index == task_index and task.state == running for task in job.tasks):
+        told = f"Job {reference} does not run now; it is {job_state(job)}."
+        raise FailedPreconditionError(Reason.NOT_RUNNING, told)
 
 
 def _pair(text: str) -> PortPair:

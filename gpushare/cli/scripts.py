@@ -14,17 +14,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from gpushare.client.directives import GPUSHARE, SBATCH, Directive, DirectiveError, Setting, directives_of
+from gpushare.cli.fieldnames import option_of, without_field
+from gpushare.cli.usageerrors import SeveralUsageErrors
+from gpushare.client.directives import (
+    GPUSHARE,
+    SBATCH,
+    Directive,
+    DirectiveError,
+    Setting,
+    directives_of,
+    lookalikes_of,
+)
 from gpushare.client.sbatch import GPU_TYPE, settings_of
 
 if TYPE_CHECKING:
     from gpushare.client.aio import AsyncClient
+    from gpushare.errors import GpushareError
     from gpushare.names import TextError
 
 # Parameters about this one call, which no script may give.
 _OF_THE_CALL = frozenset({"dry_run", "parsable", "no_directives", "words"})
 _PAIRS = frozenset({"env", "label", "node-label"})
-_OPTION_OF_FIELD = {"working_directory": "chdir"}
 _SHOWN_VALUE_CHARS = 60
 
 _NOTHING = Setting(0, "", "", "")
@@ -44,12 +54,13 @@ _IN_ITS_PLACE = {
 
 class Directives(NamedTuple):
     """What a script says that holds: `settings` of `lines` of the file `script`; `slurms_own` are words in it that only
-    Slurm gives a meaning."""
+    Slurm gives a meaning, `lookalikes` lines that were perhaps meant as directives."""
 
     script: str
     lines: int = 0
     settings: tuple[Setting, ...] = ()
     slurms_own: tuple[str, ...] = ()
+    lookalikes: tuple[str, ...] = ()
 
     def notes(self) -> Iterator[str]:
         """What a person should know about it, a line each."""
@@ -57,19 +68,35 @@ class Directives(NamedTuple):
             count = "1 directive" if self.lines == 1 else f"{self.lines} directives"
             said = " ".join(_shown(setting) for setting in self.settings)
             yield f"{count} of {self.script}: {said or 'all overridden by the command line'}"
+        if self.lookalikes:
+            more = f" (and {len(self.lookalikes) - 1} more)" if len(self.lookalikes) > 1 else ""
+            yield f"{self.lookalikes[0]}{more}"
         if self.slurms_own:
             words = (f"{w} ({_IN_ITS_PLACE[w]})" if w in _IN_ITS_PLACE else w for w in self.slurms_own)
             yield f"{self.script} uses what only Slurm has: {', '.join(words)}"
 
     def located(self, err: TextError) -> Exception:
         """`err` with the line that it came from, where it came from one."""
-        field = err.field.partition("[")[0]
-        option = _OPTION_OF_FIELD.get(field, field).replace("_", "-")
+        option = _option(err.field)
         for setting in self.settings:
             if setting.option == option and (option not in _PAIRS or err.value in setting.value):
                 return _at_line(
                     self.script, setting.line, f"{setting.source}: {str(err).removeprefix(err.field).strip()}"
                 )
+        return err
+
+    def located_refusal(self, err: GpushareError) -> GpushareError:
+        """The same for what the scheduler refuses. Of what may be given several times only it knows which was meant."""
+        for field, _ in err.violations:
+            for setting in self.settings:
+                if setting.option == _option(field) and setting.option not in _PAIRS:
+                    told = f"script {self.script}, line {setting.line}: {setting.source}: "
+                    return type(err)(
+                        err.reason,
+                        told + without_field(err.message, field),
+                        what_to_do=err.what_to_do,
+                        metadata=err.metadata,
+                    )
         return err
 
     async def with_models(self, client: AsyncClient) -> tuple[Directives, str]:
@@ -93,13 +120,14 @@ def merge(
     """The options of the command with those of the script beside them. `parameters` are those of `gpushare submit`.
     Raises click.UsageError that names the line."""
     shown = "standard input" if name == "-" else name
-    try:
-        found = directives_of(script)
-        slurm = [directive for directive in found if directive.kind == SBATCH]
-        own = [directive for directive in found if directive.kind == GPUSHARE]
-        settings = [*settings_of(slurm), *(setting for each in own for setting in _own_settings(each, parameters))]
-    except DirectiveError as err:
-        raise _at_line(shown, err.line, err.text) from err
+    wrong: list[DirectiveError] = []
+    found = directives_of(script, wrong)
+    slurm = [directive for directive in found if directive.kind == SBATCH]
+    own = [directive for directive in found if directive.kind == GPUSHARE]
+    settings = [*settings_of(slurm, wrong), *_own_settings(own, parameters, wrong)]
+    if wrong:
+        wrong.sort(key=lambda each: each.line)
+        raise SeveralUsageErrors([_at_line(shown, each.line, each.text) for each in wrong])
     held = _held(typed, settings, slurm)
     merged = dict(typed)
     for setting in held:
@@ -109,10 +137,24 @@ def merge(
         else:
             merged[parameter] = setting.value
     words = {match[0].decode() for match in _SLURMS_OWN.finditer(script)} if slurm else set()
-    return merged, Directives(shown, len(found), tuple(held), tuple(sorted(words)))
+    lookalikes = tuple(f"line {each.line} of {shown} {each.text}" for each in lookalikes_of(script))
+    return merged, Directives(shown, len(found), tuple(held), tuple(sorted(words)), lookalikes)
 
 
-def _own_settings(directive: Directive, parameters: Sequence[click.Parameter]) -> Iterator[Setting]:
+def _own_settings(
+    directives: Sequence[Directive], parameters: Sequence[click.Parameter], wrong: list[DirectiveError]
+) -> list[Setting]:
+    """Of the `#GPUSHARE` lines; what cannot be followed goes to `wrong`."""
+    settings: list[Setting] = []
+    for directive in directives:
+        try:
+            settings += _of_line(directive, parameters)
+        except DirectiveError as err:
+            wrong.append(err)
+    return settings
+
+
+def _of_line(directive: Directive, parameters: Sequence[click.Parameter]) -> Iterator[Setting]:
     """A `#GPUSHARE` line, read by what reads the command line."""
     of_jobs = [parameter for parameter in parameters if parameter.name not in _OF_THE_CALL]
     command = click.Command("directives", params=of_jobs, add_help_option=False)
@@ -158,6 +200,11 @@ def _shown(setting: Setting) -> str:
     if len(value) > _SHOWN_VALUE_CHARS:
         value = f"{value[:_SHOWN_VALUE_CHARS]}..."
     return f"--{setting.option} {shlex.quote(value)}"
+
+
+def _option(field: str) -> str:
+    """ "gpu-memory" of "resources.gpu_memory_mib", "gpu_memory" or --gpu-memory."""
+    return option_of(field.partition("[")[0]).removeprefix("--").replace("_", "-")
 
 
 def _model_words(text: str) -> frozenset[str]:

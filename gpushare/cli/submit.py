@@ -158,10 +158,10 @@ def submit(dry_run: bool, parsable: bool, **options: Any) -> int | None:
 
     async def work(client: AsyncClient) -> None:
         job = await _completed(client, asked)
-        answer = await client.create_job(job.spec, tenant=job.options["tenant"], validate_only=dry_run)
+        answer = await _created(client, job, validate_only=dry_run)
         _print_notices(answer, job)
         if dry_run:
-            print(f"ok: {_count_text(len(answer.jobs))} would be queued, nothing was")
+            print(f"ok: {_count_text(_would_be(job))} would be queued, nothing was")
             return
         reference = _reference(client, answer)
         if parsable:
@@ -185,6 +185,10 @@ def run(dry_run: bool, parsable: bool, pty: bool, interactive: bool, **options: 
     Its standard input is empty, unless -i or --pty says otherwise. With --pty Ctrl-C and all other keys are the job's;
     `~.` at the beginning of a line leaves it running, and `gpushare attach` comes back.
     """
+    from gpushare.cli import capture
+
+    if not (interactive or pty or dry_run) and options["words"][:1] != ("-",) and capture.is_fed():
+        _note("what is piped in does not reach the job; -i passes it on")
     return run_job(dry_run, parsable, options, pty=pty, interactive=interactive)
 
 
@@ -207,13 +211,13 @@ def run_job(dry_run: bool, parsable: bool, options: dict[str, Any], *, pty: bool
         job = await _completed(client, asked)
         # From before the job exists, so that no Ctrl-C can fall between its start and its cancelling.
         with Interrupts() as interrupts:
-            creating = client.create_job(job.spec, tenant=job.options["tenant"], validate_only=dry_run)
+            creating = _created(client, job, validate_only=dry_run)
             answer = await _unless_left(creating, interrupts)
             if answer is None:
                 return interrupts.exit_code
             if dry_run:
                 _print_notices(answer, job)
-                print(f"ok: {_count_text(len(answer.jobs))} would run, nothing was started")
+                print(f"ok: {_count_text(_would_be(job))} would run, nothing was started")
                 return 0
             reference = _reference(client, answer)
             takes_input = job.spec.stdin and len(answer.jobs) == 1
@@ -222,7 +226,8 @@ def run_job(dry_run: bool, parsable: bool, options: dict[str, Any], *, pty: bool
             if pty and not takes_input:
                 _note("the job gets a terminal but no input, because you sit at no terminal, or it has several tasks")
             feeder = Feeder(client, answer.jobs[0]) if takes_input else None
-            return await run_to_end(client, answer.jobs, reference, interrupts, feeder)
+            told = {notice.partition(":")[0] for notice in answer.notices}
+            return await run_to_end(client, answer.jobs, reference, interrupts, feeder, told=told)
 
     return run_with_client(work, asked.options["tenant"])
 
@@ -270,6 +275,16 @@ def _asked_of(options: dict[str, Any], *, pty: bool = False) -> _Asked:
         return _Asked(_spec_of(options, script, argv, pty=pty), options, directives)
     except TextError as err:
         raise directives.located(err) from err
+
+
+async def _created(client: AsyncClient, asked: _Asked, *, validate_only: bool) -> CreateJobResponse:
+    """Raises GpushareError, with the line of the script where one is to blame."""
+    from gpushare.errors import GpushareError
+
+    try:
+        return await client.create_job(asked.spec, tenant=asked.options["tenant"], validate_only=validate_only)
+    except GpushareError as err:
+        raise asked.directives.located_refusal(err) from err
 
 
 async def _completed(client: AsyncClient, asked: _Asked) -> _Asked:
@@ -361,7 +376,7 @@ def _print_notices(answer: CreateJobResponse, asked: _Asked) -> None:
         request = request_sentence(spec.resources)
         _note(f"no --gpus was given, so it asks for {request}; to share a card: --gpus 0.25, for none: --gpus 0")
     for notice in answer.notices:
-        _note(f"it would wait for ever: {inert(notice)}")
+        _note(f"it would wait: {inert(notice)}")
     if answer.dropped_env:
         _note(f"left out of the captured environment, because only gpushare sets them: {' '.join(answer.dropped_env)}")
     resources = answer.jobs[0].spec.resources
@@ -376,6 +391,11 @@ def _print_notices(answer: CreateJobResponse, asked: _Asked) -> None:
 
 def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def _would_be(asked: _Asked) -> int:
+    """How many jobs it would be; a dry run's answer has the spec of all children once."""
+    return len(asked.spec.array_indexes) or 1
 
 
 def _count_text(count: int) -> str:

@@ -8,6 +8,7 @@ DirectiveError that names a line.
 from __future__ import annotations
 
 import io
+import re
 import shlex
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ GPUSHARE = "#GPUSHARE"
 SBATCH = "#SBATCH"
 LINES_MAX = 256
 LINE_MAX_BYTES = 16_384
+_LOOKED_AT_BYTES = 64 << 10
+_SHOWN_BYTES = 60
+_LOOKALIKE = re.compile(rb"#+\s*(sbatch|gpushare)\s+-", re.IGNORECASE)
 
 
 class DirectiveError(ValueError):
@@ -44,8 +48,8 @@ class Setting(NamedTuple):
     value: str
 
 
-def directives_of(script: bytes) -> list[Directive]:
-    """In the order of the lines. Raises DirectiveError."""
+def directives_of(script: bytes, wrong: list[DirectiveError]) -> list[Directive]:
+    """In the order of the lines; what is none although it begins as one goes to `wrong`."""
     found: list[Directive] = []
     for number, raw in enumerate(io.BytesIO(script), start=1):
         line = raw.strip()
@@ -53,9 +57,30 @@ def directives_of(script: bytes) -> list[Directive]:
             break
         for kind in (GPUSHARE, SBATCH):
             if raw.startswith(kind.encode()):
-                found += _directive(number, kind, line[len(kind) :])
-        if len(found) > LINES_MAX:
-            raise DirectiveError(number, f"there are more than {LINES_MAX} directives")
+                try:
+                    found += _directive(number, kind, line[len(kind) :])
+                except DirectiveError as err:
+                    wrong.append(err)
+        if len(found) + len(wrong) > LINES_MAX:
+            wrong.append(DirectiveError(number, f"there are more than {LINES_MAX} directives"))
+            break
+    return found
+
+
+def lookalikes_of(script: bytes) -> list[DirectiveError]:
+    """Lines that are no directives and may have been meant as such, each with what a person reads about it."""
+    found: list[DirectiveError] = []
+    is_head = True
+    for number, raw in enumerate(io.BytesIO(script[:_LOOKED_AT_BYTES]), start=1):
+        line = raw.strip()
+        is_head = is_head and (not line or line.startswith(b"#"))
+        match = _LOOKALIKE.match(line)
+        if match is None or (is_head and raw.startswith((GPUSHARE.encode(), SBATCH.encode()))):
+            continue
+        kind = f"#{match[1].decode().upper()}"
+        shown = ascii(line[:_SHOWN_BYTES].decode(errors="replace"))
+        why = f"write {kind} at the beginning of the line" if is_head else "it stands behind the first command"
+        found.append(DirectiveError(number, f"looks like a directive and is not one: {shown} ({why})"))
     return found
 
 

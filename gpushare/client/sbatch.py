@@ -7,6 +7,7 @@ table for people.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
@@ -96,34 +97,55 @@ class _Given(NamedTuple):
         return DirectiveError(self.line, f"{SBATCH} --{self.option}: {why}")
 
 
-def settings_of(directives: Iterable[Directive]) -> list[Setting]:
-    """What the lines ask for, in options of `gpushare submit` and GPU_TYPE. Raises DirectiveError."""
+def settings_of(directives: Iterable[Directive], wrong: list[DirectiveError]) -> list[Setting]:
+    """What the lines ask for, in options of `gpushare submit` and GPU_TYPE; what cannot be followed goes to `wrong`."""
     given: dict[str, _Given] = {}
     for directive in directives:
-        for each in _options(directive):
+        for each in _options(directive, wrong):
             given.pop(each.option, None)
             given[each.option] = each
     settings: list[Setting] = []
     for each in given.values():
         if each.option in _ALONE:
-            pairs = _value(each, _ALONE[each.option])
+            try:
+                pairs = _value(each, _ALONE[each.option])
+            except DirectiveError as err:
+                wrong.append(err)
+                continue
             settings += [each.setting(option, value) for option, value in pairs]
-    return [*settings, *_shape(given)]
+    try:
+        return [*settings, *_shape(given)]
+    except DirectiveError as err:
+        wrong.append(err)
+        return settings
 
 
-def _options(directive: Directive) -> Iterator[_Given]:
-    words = iter(directive.words)
-    for word in words:
-        name, value = _split(directive.line, word)
-        if name in _INSTEAD:
-            raise DirectiveError(directive.line, f"{SBATCH} --{name}: {_INSTEAD[name]}")
-        if name not in TAKEN:
-            raise DirectiveError(directive.line, f"{SBATCH} {word.partition('=')[0]}: {_UNKNOWN}")
-        if value is None:
-            value = next(words, "")
-        if not value:
-            raise DirectiveError(directive.line, f"{SBATCH} --{name}: there is no value")
-        yield _Given(directive.line, name, value)
+def _options(directive: Directive, wrong: list[DirectiveError]) -> Iterator[_Given]:
+    """Of one line, up to the first that says nothing that can be read on from."""
+    words = list(directive.words)
+    while words:
+        word = words.pop(0)
+        try:
+            name, value = _split(directive.line, word)
+        except DirectiveError as err:
+            wrong.append(err)
+            return
+        if value is None and words and not words[0].startswith("-"):
+            value = words.pop(0)
+        if name in TAKEN and value:
+            yield _Given(directive.line, name, value)
+        elif name in TAKEN:
+            wrong.append(DirectiveError(directive.line, f"{SBATCH} --{name}: there is no value"))
+        elif name in _INSTEAD:
+            wrong.append(DirectiveError(directive.line, f"{SBATCH} --{name}: {_INSTEAD[name]}"))
+        else:
+            told = f"{SBATCH} {word.partition('=')[0]}: {_meant(name)}{_UNKNOWN}"
+            wrong.append(DirectiveError(directive.line, told))
+
+
+def _meant(name: str) -> str:
+    close = difflib.get_close_matches(name, sorted(TAKEN), n=1)
+    return f"did you mean --{close[0]}? it " if close else ""
 
 
 def _split(line: int, word: str) -> tuple[str, str | None]:

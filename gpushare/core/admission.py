@@ -6,6 +6,8 @@ here looks at free capacity: only a request that no registered node could ever h
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gpushare import names
 from gpushare.core.capacity import never_fits
 from gpushare.core.commands import CoreSettings, RawJob, RawResources, Rejection, SubmitJobs
@@ -24,6 +26,7 @@ from gpushare.core.model import DEFAULT_GRACE_MS, WHOLE_CARD_MILLI, Dependency, 
 from gpushare.core.run_limits import RunLimits, above_cap, check_early_signal, check_requeue_codes, run_limits
 from gpushare.core.state import ClusterState
 from gpushare.outputpath import check_output_path
+from gpushare.quantity import format_duration_ms
 from gpushare.reasons import Reason
 
 _INT32_MAX = 2**31 - 1
@@ -121,7 +124,7 @@ def check_job(raw: RawJob, tenant: Tenant, limits: RunLimits, who: Principal, se
     tasks = _in_range("tasks", raw.tasks or 1, 1, settings.tasks_max)
     _check_array(raw.array_indexes, settings)
     grace_ms = DEFAULT_GRACE_MS if raw.grace_ms is None else raw.grace_ms
-    _in_range("grace_duration", grace_ms, 0, settings.grace_ms_max, " ms")
+    _in_range("grace_duration", grace_ms, 0, settings.grace_ms_max, format_duration_ms)
     on_disconnect = raw.on_disconnect or OnDisconnect.KEEP
     if on_disconnect is OnDisconnect.STOP_AND_REQUEUE and grace_ms > settings.lease_ttl_ms - _LEASE_SPARE_MS:
         raise _refuse(
@@ -206,7 +209,7 @@ def _check_array_cap(raw: RawJob) -> int:
 def _check_start_within(start_within_ms: int | None, settings: CoreSettings) -> int:
     if start_within_ms is None:
         return 0
-    return _in_range("start_within", start_within_ms, 1, settings.max_run_ms_max, " ms")
+    return _in_range("start_within", start_within_ms, 1, settings.max_run_ms_max, format_duration_ms)
 
 
 def _check_output_path(pattern: str, field: str, raw: RawJob) -> str:
@@ -222,9 +225,9 @@ def dropped_env(raw: RawJob) -> tuple[str, ...]:
     return tuple(sorted(k for k in raw.captured_env if names.is_reserved_env(k)))
 
 
-def _in_range(field: str, value: int, low: int, high: int, unit: str = "") -> int:
+def _in_range(field: str, value: int, low: int, high: int, shown: Callable[[int], str] = str) -> int:
     if not low <= value <= high:
-        raise _refuse(field, f"is {value}{unit}; accepted: {low} to {high}{unit}")
+        raise _refuse(field, f"is {shown(value)}; accepted: {shown(low)} to {shown(high)}")
     return value
 
 
@@ -285,7 +288,7 @@ def _check_run_limit(max_run_ms: int | None, limits: RunLimits, who: Principal, 
     if max_run_ms is None:
         return limits.unasked_ms
     field = "max_run_duration"
-    _in_range(field, max_run_ms, 1, settings.max_run_ms_max, " ms")
+    _in_range(field, max_run_ms, 1, settings.max_run_ms_max, format_duration_ms)
     why = above_cap(max_run_ms, limits, who)
     if why:
         raise _refuse(field, why, Reason.RUN_LIMIT)
@@ -324,8 +327,8 @@ def check_resources(raw: RawResources, default: TaskRequest | None, settings: Co
     if gpus is not None and (milli is not None or mib is not None):
         raise _refuse(
             "resources.gpus",
-            "whole GPUs exclude gpu_milli and gpu_memory_mib; a job with several slices of several GPUs is several "
-            "tasks (tasks: n, each with a share of one GPU)",
+            "whole GPUs exclude gpu_milli and gpu_memory_mib, which ask for a share of one; a job with several slices "
+            "of several GPUs is several tasks, each with a share of one GPU",
         )
     if gpus is not None:
         _in_range("resources.gpus", gpus, 0, settings.gpus_per_node_max)

@@ -180,8 +180,8 @@ def _why_none(request: TaskRequest, nodes: list[Node]) -> str:
     cards = [g.inventory for n in labelled for g in n.gpus.values()]
     models = sorted({c.model for c in cards})
     if request.gpu_model and not set(request.gpu_models) & set(models):
-        wanted = " or a ".join(request.gpu_models)
-        return f"no registered node has a {wanted}; there are: {', '.join(models) or 'none'}"
+        wanted = " or ".join(request.gpu_models)
+        return f"no registered card is called {wanted}; there are: {', '.join(models) or 'none'}"
     largest = max((c.usable_mib for c in cards), default=0)
     if request.min_gpu_memory_mib > largest:
         return f"no card has {request.min_gpu_memory_mib} MiB; the largest has {largest} MiB usable"

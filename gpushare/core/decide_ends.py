@@ -90,7 +90,8 @@ def _bad_request(job: Job, command: ExtendJob, settings: CoreSettings) -> Reject
         return Rejection(Reason.INVALID_FIELD, detail, field="longer_by")
     if not 1 <= given[0] <= settings.max_run_ms_max:
         field = "longer_by" if command.longer_by_ms is not None else "max_run_duration"
-        detail = f"{field}: is {given[0]} ms; accepted: 1 to {settings.max_run_ms_max} ms"
+        told, most = map(format_duration_ms, (given[0], settings.max_run_ms_max))
+        detail = f"{field}: is {told}; accepted: 1ms to {most}"
         return Rejection(Reason.INVALID_FIELD, detail, field=field)
     if not job.spec.max_run_ms:
         detail = f"name: job {job.id} has no time limit, so there is none to extend"

@@ -50,6 +50,7 @@ from gpushare.core.events import (
 from gpushare.core.kinds import AttemptState, GpuState, NodeState, OnDisconnect, Power
 from gpushare.core.model import WHOLE_CARD_MILLI, GpuCondition, GpuInventory, JoinToken, Node
 from gpushare.core.state import ClusterState
+from gpushare.quantity import format_duration_ms
 from gpushare.reasons import Reason
 
 Decision = Outcome | Rejection
@@ -78,7 +79,9 @@ def create_join_token(
         return Rejection(Reason.INVALID_FIELD, str(err), field="node")
     if not 1 <= command.ttl_ms <= _JOIN_TTL_MAX_MS:
         return Rejection(
-            Reason.INVALID_FIELD, f"ttl: {command.ttl_ms} ms; accepted: 1 ms to {_JOIN_TTL_MAX_MS} ms", field="ttl"
+            Reason.INVALID_FIELD,
+            f"ttl: {format_duration_ms(command.ttl_ms)}; accepted: 1ms to {format_duration_ms(_JOIN_TTL_MAX_MS)}",
+            field="ttl",
         )
     join = JoinToken(node=command.node, sha256=command.sha256, expires_ms=now_ms + command.ttl_ms)
     return Outcome(events=(JoinTokenCreated(join=join),), names=(command.node,))

@@ -24,6 +24,7 @@ from gpushare.core.model import Principal, TenantSettings
 from gpushare.core.notices import GUARANTEES, MODEL_QUOTAS, beyond_the_cards, unknown_models
 from gpushare.core.state import ClusterState
 from gpushare.core.tenant_tree import children, is_below
+from gpushare.quantity import format_duration_ms
 from gpushare.reasons import Reason
 
 Decision = Outcome | Rejection
@@ -164,7 +165,9 @@ def _bad_token(state: ClusterState, command: CreateToken) -> Rejection | None:
         )
     if command.ttl_ms is not None and not 1 <= command.ttl_ms <= _TTL_MAX_MS:
         return Rejection(
-            Reason.INVALID_FIELD, f"ttl: {command.ttl_ms} ms; accepted: 1 ms to {_TTL_MAX_MS} ms", field="ttl"
+            Reason.INVALID_FIELD,
+            f"ttl: {format_duration_ms(command.ttl_ms)}; accepted: 1ms to {format_duration_ms(_TTL_MAX_MS)}",
+            field="ttl",
         )
     if command.token_id in state.tokens or command.sha256 in state.tokens_by_sha:
         return Rejection(Reason.ALREADY_EXISTS, "this token exists; ask again for a new one")

@@ -59,7 +59,7 @@ def check_early_signal(asked: EarlySignal | None, max_run_ms: int) -> EarlySigna
     name = asked.signal.removeprefix("SIG")
     if name not in EARLY_SIGNALS:
         raise TextError(field, asked.signal, "is no signal that a job can be sent early", _SIGNALS_ACCEPTED)
-    told = f"{name}@{asked.before_ms}ms"
+    told = f"{name}@{format_duration_ms(asked.before_ms)}"
     if not max_run_ms:
         why = "comes before the end of a time limit, and the job has none"
         raise TextError(field, told, why, "an early signal together with a time limit (--time)")

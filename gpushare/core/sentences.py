@@ -112,7 +112,10 @@ def sentence(
         Reason.NODES_UNAVAILABLE: lambda: (
             f"the nodes that it could use are cordoned, draining, asleep or out of reach: {_unavailable(state)}"
         ),
-        Reason.FENCE_UNAVAILABLE: lambda: f"no card offers a fence as strong as {request.min_enforcement.name.lower()}",
+        Reason.FENCE_UNAVAILABLE: lambda: (
+            f"no card offers a fence as strong as {request.min_enforcement.name.lower()}, so as things are it waits "
+            "for ever; ask for a weaker --fence, or for whole cards"
+        ),
         Reason.MODEL_UNAVAILABLE: lambda: f"no registered card matches {need}",
         Reason.LABELS_UNAVAILABLE: lambda: f"no registered node carries the labels {dict(request.node_labels)}",
         Reason.PATH_MISSING: lambda: _without_path(state, job),
@@ -214,8 +217,8 @@ def _never_within_limit(state: ClusterState, job: Job) -> str:
             found.append((max(known), branch.name))
     limit, name = min(found, default=(0, job.tenant))
     return (
-        f"it needs {cards(need)} cards at least and tenant {name} may use {cards(limit)}; ask for less, or ask an "
-        "admin for a higher limit"
+        f"it needs {cards(need)} cards at least and tenant {name} may use {cards(limit)}, so as things are it "
+        "waits for ever; ask for less, or ask an admin for a higher limit"
     )
 
 
@@ -233,7 +236,8 @@ def _never_within_guarantee(state: ClusterState, job: Job) -> str:
     ever = QuotaTree(state).guaranteed_ever(job)
     return (
         f"it needs {cards(_least(state, job))} cards at least, its QoS is guaranteed, and tenant {job.tenant} is "
-        f"guaranteed {cards(ever)}; submit it with --qos burst, ask for less, or ask an admin for a higher guarantee"
+        f"guaranteed {cards(ever)}, so as things are it waits for ever; "
+        f"submit it with --qos burst, ask for less, or ask an admin for a higher guarantee"
     )
 
 

@@ -15,6 +15,7 @@ from gpushare.core.commands import CoreSettings, Rejection
 from gpushare.core.model import ModelQuota, Tenant, TenantSettings
 from gpushare.core.quota import DEPTH_MAX
 from gpushare.core.tenant_tree import height, path
+from gpushare.quantity import format_cpu_milli, format_duration_ms
 from gpushare.reasons import Reason
 
 LIMIT_MAX_MILLI: Final = 10_000_000_000
@@ -42,11 +43,16 @@ def bad_values(has: TenantSettings, caps: CoreSettings) -> Rejection | None:
     """What no tenant may have, wherever it stands."""
     for field, value, low, high in _bounds(has, caps):
         if value is not None and not low <= value <= high:
-            return _bad(field, f"is {value}; accepted: {low} to {high}")
+            told, least, most = (_shown(field, each) for each in (value, low, high))
+            return _bad(field, f"is {told}; accepted: {least} to {most}")
     if has.limit_milli is not None and has.guaranteed_milli > has.limit_milli:
-        return _bad("guaranteed_milli", f"is {has.guaranteed_milli}, above the limit of {has.limit_milli}")
+        return _bad(
+            "guaranteed_milli",
+            f"is {format_cpu_milli(has.guaranteed_milli)}, above the limit of {format_cpu_milli(has.limit_milli)}",
+        )
     if has.max_run_ms is not None and (has.default_run_ms or 0) > has.max_run_ms:
-        return _bad("default_run", f"is {has.default_run_ms} ms, above max_run, which is {has.max_run_ms} ms")
+        told, most = map(format_duration_ms, (has.default_run_ms or 0, has.max_run_ms))
+        return _bad("default_run", f"is {told}, above max_run, which is {most}")
     try:
         _check_people(has)
         if has.display_name:
@@ -54,6 +60,13 @@ def bad_values(has: TenantSettings, caps: CoreSettings) -> Rejection | None:
         return _bad_quotas(has, caps)
     except names.TextError as err:
         return Rejection(Reason.INVALID_FIELD, str(err), field=err.field)
+
+
+def _shown(field: str, value: int) -> str:
+    """As a person writes it: cards, CPUs and times, not thousandths and ms."""
+    if field.endswith("_run"):
+        return format_duration_ms(value)
+    return format_cpu_milli(value) if field.endswith("_milli") or field == "model_quotas" else str(value)
 
 
 def _check_people(has: TenantSettings) -> None:
@@ -103,9 +116,12 @@ def _bad_quotas(has: TenantSettings, caps: CoreSettings) -> Rejection | None:
         limit_milli = LIMIT_MAX_MILLI if quota.limit_milli is None else quota.limit_milli
         for value in (quota.guaranteed_milli, limit_milli):
             if not 0 <= value <= LIMIT_MAX_MILLI:
-                return _bad(field, f"{shown} has {value}; accepted: 0 to {LIMIT_MAX_MILLI}")
+                return _bad(
+                    field, f"{shown} has {format_cpu_milli(value)}; accepted: 0 to {format_cpu_milli(LIMIT_MAX_MILLI)}"
+                )
         if quota.guaranteed_milli > limit_milli:
-            return _bad(field, f"{shown} is guaranteed {quota.guaranteed_milli}, above its limit of {limit_milli}")
+            told, most = format_cpu_milli(quota.guaranteed_milli), format_cpu_milli(limit_milli)
+            return _bad(field, f"{shown} is guaranteed {told}, above its limit of {most}")
     return None
 
 
@@ -139,10 +155,11 @@ def bad_guarantees(tenants: Tenants, tenant: str, has: TenantSettings, own: str 
             room = _guarantee(wanted[name], model)
             if room and need > room:
                 on = f" on {model}" if model else ""
+                told, has_itself = format_cpu_milli(need), format_cpu_milli(room)
                 return _bad(
                     "guaranteed_milli",
-                    f"the tenants below {name} would be guaranteed {need}{on}, and it has {room}; raise that first, or "
-                    "give less",
+                    f"the tenants below {name} would be guaranteed {told}{on}, and it has {has_itself}; raise that "
+                    "first, or give less",
                 )
         name = wanted[name].parent
     if own:
@@ -239,7 +256,7 @@ def _above_own(top: TenantSettings, has: TenantSettings, caps: CoreSettings, had
     pairs += [("model_quotas", quota.limit_milli, _limit_on(top, quota)) for quota in has.model_quotas]
     for field, value, most in pairs:
         if value is not None and most is not None and value > most:
-            return _bad(field, f"is {value}, above your own tenant's {most}")
+            return _bad(field, f"is {_shown(field, value)}, above your own tenant's {_shown(field, most)}")
     return None
 
 

@@ -241,7 +241,7 @@ def test_what_is_accepted_with_a_word_says_so_beside_the_answer(gpushare: Cli, c
     assert "guaranteed:      4" in gpushare("tenant", "set", "vision", "--guaranteed", "4").out.splitlines()
     done = gpushare("submit", "--dry-run", "--gpus", "2", "--", "true")
     assert done.code == 0
-    assert "note: it would wait for ever: QUOTA_NEVER: it needs 2 cards" in done.err
+    assert "note: it would wait: QUOTA_NEVER: it needs 2 cards" in done.err
     assert "\x1b" not in done.err
     cluster.notices.clear()
     del cluster.tenants["vision"].notices[:]

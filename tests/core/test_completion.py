@@ -84,6 +84,11 @@ def test_commands_options_and_jobs_are_completed(shell: Shell, kind: str) -> Non
     [
         (("wait", "1", "tr"), ["train"]),
         (("cancel", "3_"), ["3_1", "3_0"]),
+        (("cancel", "1"), []),
+        (("wait", "1"), ["1"]),
+        (("submit", "--qos", ""), ["burst", "guaranteed"]),
+        (("run", "--on-disconnect", "stop"), ["stop-and-requeue"]),
+        (("submit", "--export", "a"), ["all"]),
         (("submit", "--after-ok", "tr"), ["train"]),
         (("node", "drain", "no"), ["node-1"]),
         (("node", "join-token", "no"), []),

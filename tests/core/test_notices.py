@@ -32,13 +32,13 @@ CASES: dict[str, tuple[dict[str, object], dict[str, object], str | None]] = {
     "a limit on its model": (
         {"model_quotas": (ModelQuota("H100-80GB", limit_milli=1000),)},
         {"resources": R(gpus=2, gpu_model="H100-80GB")},
-        "tenant vision may use 1;",
+        "tenant vision may use 1, so as things are it waits for ever;",
     ),
     "a limit on another model": ({"model_quotas": (OTHER,)}, {"resources": R(gpus=2, gpu_model="H100-80GB")}, None),
     "no more guaranteed than its own": (
         {"guaranteed_milli": 1000},
         {"resources": R(gpus=2), "qos": Qos.GUARANTEED},
-        "QUOTA_NEVER: it needs 2 cards .*is guaranteed 1;.*--qos burst",
+        "QUOTA_NEVER: it needs 2 cards .*is guaranteed 1, .*for ever; .*--qos burst",
     ),
     "guaranteed and within": ({"guaranteed_milli": 2000}, {"resources": R(gpus=2), "qos": Qos.GUARANTEED}, None),
     "burst beyond the guarantee": ({"guaranteed_milli": 1000}, {"resources": R(gpus=2)}, None),

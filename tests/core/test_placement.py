@@ -323,7 +323,7 @@ def test_a_gang_is_placed_exactly_where_its_tasks_fit_one_by_one(seed: int) -> N
 def test_a_request_may_name_several_models_and_overcommit_makes_room_for_ever() -> None:
     state = kit.cluster(node("a", [gpu("a-0", model="A", capacity_milli=1500)]))
     assert never_fits(state, share(100, gpu_model="A|B"), 1) == ""
-    assert "no registered node has a B or a C" in never_fits(state, share(100, gpu_model="B|C"), 1)
+    assert "no registered card is called B or C" in never_fits(state, share(100, gpu_model="B|C"), 1)
     small = share(500, gpu_memory_mib=10)
     assert never_fits(state, small, 3) == ""
     assert "hold 3 when empty" in never_fits(state, small, 4)
