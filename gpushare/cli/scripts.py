@@ -127,7 +127,9 @@ def merge(
     settings = [*settings_of(slurm, wrong), *_own_settings(own, parameters, wrong)]
     if wrong:
         wrong.sort(key=lambda each: each.line)
-        raise SeveralUsageErrors([_at_line(shown, each.line, each.text) for each in wrong])
+        raise SeveralUsageErrors(
+            [_at_line(shown, each.line, each.text) for each in wrong], ctx=click.get_current_context(silent=True)
+        )
     held = _held(typed, settings, slurm)
     merged = dict(typed)
     for setting in held:

@@ -29,17 +29,16 @@ _HERE = {
 class SeveralUsageErrors(click.UsageError):
     """Each of `errors` is a line of its own."""
 
-    def __init__(self, errors: Sequence[click.UsageError]) -> None:
-        super().__init__("; ".join(error.message for error in errors))
+    def __init__(self, errors: Sequence[click.UsageError], ctx: click.Context | None) -> None:
+        super().__init__("; ".join(error.message for error in errors), ctx)
         self.errors = list(errors)
 
 
 def sentences(err: click.UsageError) -> list[str]:
     """What is wrong, and where the help is, a sentence for each line."""
-    if isinstance(err, SeveralUsageErrors):
-        return [sentence for each in err.errors for sentence in sentences(each)]
     path = err.ctx.command_path if err.ctx is not None else "gpushare"
-    return [f"INVALID_FIELD: {_text(err).rstrip('.')} (see: {path} --help)"]
+    errors = err.errors if isinstance(err, SeveralUsageErrors) else [err]
+    return [f"INVALID_FIELD: {_text(each).rstrip('.')} (see: {path} --help)" for each in errors]
 
 
 def _text(err: click.UsageError) -> str:
