@@ -83,11 +83,12 @@ def load_settings(
     agent refuses with.
     """
     path = context_path(environ)
-    tenant = tenant or environ.get(TENANT_ENV, "")
+    named = environ.get(TENANT_ENV, "")
     has_both = bool((server or environ.get(SERVER_ENV)) and (token or environ.get(TOKEN_ENV)))
     chosen = _chosen(read_contexts(path), context, path)
     if not has_both and (chosen is None or chosen.socket):
-        chosen = _of_host(chosen, server or environ.get(SERVER_ENV, ""), tenant, environ, only_kept)
+        asked = tenant or named
+        chosen = _of_host(chosen, server or environ.get(SERVER_ENV, ""), asked, environ, only_kept)
     server = server or environ.get(SERVER_ENV) or (chosen.server if chosen else "")
     token = token or environ.get(TOKEN_ENV) or (chosen.token if chosen else "")
     if not server:
@@ -111,7 +112,8 @@ def load_settings(
         server=server,
         token=token,
         ca_pem=ca_pem,
-        tenant=tenant or (base.tenant if base is not None and same_caller else ""),
+        # For whom one command is does not change whose `42` is meant by the next.
+        tenant=named or (base.tenant if base is not None and same_caller else "") or tenant,
         user=base.user if base is not None and same_caller else "",
         socket=base.socket if base is not None and same_caller else "",
         renew=base.renew if base is not None and same_caller else None,

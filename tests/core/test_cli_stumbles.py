@@ -192,3 +192,9 @@ def test_a_reason_to_wait_is_told_once(gpushare: Cli, cluster: FakeCluster) -> N
     cluster.faults["CancelJob"] = [error_of(Reason.NOT_FOUND)]
     done = gpushare("submit", "--gpus", "2", "--", "x")
     assert done.err.count("QUOTA_NEVER") == 1
+
+
+def test_a_job_for_another_tenant_is_named_as_the_next_command_finds_it(gpushare: Cli, cluster: FakeCluster) -> None:
+    cluster.tenant = "nlp"
+    assert gpushare("submit", "--gpus", "1", "--parsable", "--tenant", "nlp", "--", "x").out == "nlp/1\n"
+    assert gpushare("job", "nlp/1").code == 0
