@@ -506,7 +506,9 @@ class Agent:
         self._executor.suspend(attempt_id, True)
 
     async def _set_run_limit(self, attempt_id: str, run_limit_ms: int) -> None:
-        self._executor.set_run_limit(attempt_id, run_limit_ms)
+        if not self._executor.set_run_limit(attempt_id, run_limit_ms):
+            detail = "the task was started by an earlier version, under which a time limit cannot change"
+            self._log.warning("the old time limit stays", attempt=attempt_id, detail=detail)
 
     async def _resume(self, attempt_id: str) -> None:
         holding = self.core.holding(attempt_id)

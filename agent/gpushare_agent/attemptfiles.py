@@ -127,9 +127,11 @@ class AttemptFiles:
         return intent
 
     def make_private_dir(self, attempt_id: str, user: UnixUser | None) -> None:
-        """Where there is none yet. Raises OSError."""
+        """Where there is none yet; one that was made and not yet given to the user is given now. Raises OSError."""
+        path = self.private_dir(attempt_id)
         with contextlib.suppress(FileExistsError):
-            _make_owned(self.private_dir(attempt_id), user)
+            path.mkdir(mode=0o700)
+        _give(path, user)
 
     def discard(self, attempt_id: str, keep_logs: bool) -> bool:
         """Remove what an attempt that has no process has; repeatable. False if a control group is still in use:
@@ -213,8 +215,17 @@ def _make_open(path: Path) -> None:
 
 def _make_owned(path: Path, user: UnixUser | None) -> None:
     path.mkdir(mode=0o700)
-    if user is not None and os.geteuid() == 0:
-        os.chown(path, user.uid, user.gid, follow_symlinks=False)
+    _give(path, user)
+
+
+def _give(directory: Path, user: UnixUser | None) -> None:
+    if user is None or os.geteuid() != 0:
+        return
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchown(fd, user.uid, user.gid)
+    finally:
+        os.close(fd)
 
 
 def _check_reachable(state_dir: Path, spec: LaunchSpec) -> None:

@@ -79,6 +79,8 @@ class Asked:
                 self.ended.set_result(int(message["exit_code"]))
         elif not self.answer.done():
             self.answer.set_result(message)
+        else:
+            _close_fd(message)
 
     def fail(self) -> None:
         """The shim says nothing more."""
@@ -89,7 +91,9 @@ class Asked:
                 future.exception()
 
     def drop(self) -> None:
-        """Nobody waits for it."""
+        """Nobody waits for it; a descriptor that was answered with and not taken is closed."""
+        if self.answer.done() and not self.answer.cancelled() and self.answer.exception() is None:
+            _close_fd(self.answer.result())
         self.answer.cancel()
         self.ended.cancel()
 
@@ -123,6 +127,11 @@ class Entry:
         """Its name."""
         return self.status.attempt_id
 
+    def fail_asked(self) -> None:
+        """Nothing that was asked so far is answered any more: a shim ends what a connection began with it."""
+        for asked in self.asked.values():
+            asked.fail()
+
 
 class AttemptTable:
     """All entries by id; `on_change` hears each change of a status, once."""
@@ -153,7 +162,8 @@ class AttemptTable:
     def link(self, entry: Entry) -> ShimLink:
         """A connection to be made to the entry's shim."""
         directory = str(self._files.directory(entry.attempt_id))
-        return ShimLink(directory, functools.partial(self._hear, entry), functools.partial(self._shim_died, entry))
+        hear, died = functools.partial(self._hear, entry), functools.partial(self._shim_died, entry)
+        return ShimLink(directory, hear, died, entry.fail_asked)
 
     def send_stop(self, entry: Entry, stop: StopRecord) -> None:
         """Pass a stop on; if nobody listens now, it is repeated with the shim's next word."""
@@ -192,8 +202,8 @@ class AttemptTable:
         asked = entry.asked.get(str(message.get("id")))
         if asked is not None and not asked.answer.cancelled():
             asked.hear(message)
-        elif isinstance(message.get("fd"), int):
-            os.close(message["fd"])
+        else:
+            _close_fd(message)
 
     def _take_status(self, entry: Entry, message: Message) -> bool:
         try:
@@ -219,8 +229,7 @@ class AttemptTable:
 
     def _shim_died(self, entry: Entry) -> None:
         entry.link = None
-        for asked in entry.asked.values():
-            asked.fail()
+        entry.fail_asked()
         if entry.first is not None and not entry.first.done():
             entry.first.set_result({"event": "dead", "detail": "its shim died before it took the attempt"})
         elif not entry.status.final:
@@ -283,6 +292,12 @@ class AttemptTable:
             if entry.link is not None:
                 entry.link.close()
                 entry.link = None
+
+
+def _close_fd(message: Message) -> None:
+    fd = message.pop("fd", None)
+    if isinstance(fd, int):
+        os.close(fd)
 
 
 async def within(event: Awaitable[Any], seconds: float) -> bool:

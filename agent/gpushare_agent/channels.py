@@ -34,8 +34,6 @@ from gpushare_agent.streams import STREAMS
 
 # After a process has ended: how long what it started in the background may still bring output.
 LINGER_S = 0.2
-# After the end of its output: how soon the process itself must have ended, or be known to be out of sight.
-EXIT_TIMEOUT_S = 600.0
 CONNECT_TIMEOUT_S = 5.0
 END_OF_TRANSMISSION = b"\x04"
 
@@ -253,8 +251,9 @@ class _Executed:
         while (found := await self._outlets.next(self._asked.ended, LINGER_S)) is not None:
             yield Piece(found[1], is_error=found[0])
         try:
-            code = await asyncio.wait_for(asyncio.shield(self._asked.ended), EXIT_TIMEOUT_S)
-        except (TimeoutError, ConnectionError) as error:
+            # However long that takes: a command may close its output, or send it elsewhere, and go on.
+            code = await asyncio.shield(self._asked.ended)
+        except ConnectionError as error:
             raise NotConnected(Reason.NOT_RUNNING, f"how the command ended is not known: {error}") from None
         yield Piece(end=True, exit_code=code)
 

@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from gpushare.reasons import Reason
 from gpushare.v1 import agent_pb2, job_pb2
 from gpushare_agent.channels import ChannelOrder, Channels, LocalEnd, Piece
 from gpushare_agent.connections import NotConnected
@@ -23,6 +24,8 @@ from gpushare_agent.logstreams import write
 WINDOW_BYTES = 256 << 10
 PORTION_BYTES = WINDOW_BYTES // 4
 CHANNELS_MAX = 90
+# What the process has not read yet: an end of input counts no bytes, so that messages are counted, too.
+FRAMES_MAX = 4096
 # How long the scheduler may take to hang up after our last word.
 GOODBYE_S = 10.0
 
@@ -102,7 +105,7 @@ class _Conversation:
             self._order.channel_id,
         )
         # What comes in is taken apart from what waits for the process to read it: an acknowledgement must not wait.
-        inbox: asyncio.Queue[job_pb2.ConnectRequest] = asyncio.Queue()
+        inbox: asyncio.Queue[job_pb2.ConnectRequest] = asyncio.Queue(FRAMES_MAX)
         listening = asyncio.create_task(self._listen(inbox))
         feeding = asyncio.create_task(self._feed(inbox))
         speaking = asyncio.create_task(self._speak())
@@ -118,13 +121,24 @@ class _Conversation:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _listen(self, inbox: asyncio.Queue[job_pb2.ConnectRequest]) -> None:
-        """Until the scheduler hangs up. The inbox holds no more than the scheduler lets through."""
+        """Until the scheduler hangs up, or more is said than the inbox holds."""
         while (message := await self._call.read()) is not grpc.aio.EOF:
             request = message.request
-            if request.WhichOneof("message") == "taken_bytes":
-                self._window.confirmed(max(0, request.taken_bytes))
-            else:
-                inbox.put_nowait(request)
+            match request.WhichOneof("message"):
+                case "taken_bytes":
+                    self._window.confirmed(max(0, request.taken_bytes))
+                case "window":
+                    self._end.resize(request.window.rows, request.window.columns)
+                case "input" if not request.input:
+                    continue
+                case _ if inbox.full():
+                    refused = NotConnected(Reason.INVALID_FIELD, f"more than {FRAMES_MAX} messages are not yet taken")
+                    async with self._writing:
+                        await write(self._call, _refusal(self._order, refused))
+                    await _until_hung_up(self._call)
+                    return
+                case _:
+                    inbox.put_nowait(request)
 
     async def _feed(self, inbox: asyncio.Queue[job_pb2.ConnectRequest]) -> None:
         taken_bytes = 0
@@ -137,8 +151,6 @@ class _Conversation:
                         taken_bytes += len(request.input)
                     case "end_of_input":
                         self._end.end_input()
-                    case "window":
-                        self._end.resize(request.window.rows, request.window.columns)
                 if taken_bytes >= PORTION_BYTES or (taken_bytes and inbox.empty()):
                     await self._say(job_pb2.ConnectResponse(taken_bytes=taken_bytes))
                     taken_bytes = 0

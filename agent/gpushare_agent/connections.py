@@ -20,6 +20,7 @@ from gpushare.reasons import Reason
 from gpushare_agent.attemptfiles import AttemptFiles
 from gpushare_agent.attempttable import Asked, AttemptTable, Entry
 from gpushare_agent.launchspec import LaunchSpec
+from gpushare_agent.shimlink import Message
 
 ANSWER_TIMEOUT_S = 10.0
 # What a shim takes in one message, less what surrounds it.
@@ -102,7 +103,7 @@ class Connections:
         asked = self._ask(entry)
         try:
             answer = await self._answer(entry, asked, msgspec.json.encode({"op": "input", "id": asked.id}), ())
-            fd = answer.get("fd")
+            fd = answer.pop("fd", None)
             return fd if isinstance(fd, int) else None
         finally:
             self.forget(attempt_id, asked)
@@ -127,7 +128,7 @@ class Connections:
         entry.asked[asked.id] = asked
         return asked
 
-    async def _answer(self, entry: Entry, asked: Asked, data: bytes, fds: Sequence[int]) -> Mapping[str, object]:
+    async def _answer(self, entry: Entry, asked: Asked, data: bytes, fds: Sequence[int]) -> Message:
         try:
             if entry.link is None or not entry.link.send_with(data, fds):
                 raise NotConnected(Reason.INTERNAL, "the process that holds the task does not listen; try again")

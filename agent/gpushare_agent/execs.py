@@ -51,9 +51,9 @@ def pass_on(peer: int, message: bytes, fd: int) -> None:
 
 
 def close_all(fds: list[int]) -> None:
-    """What came with a message that is not followed."""
-    for fd in fds:
-        os.close(fd)
+    """What came with a message that is not followed; the list is empty then."""
+    while fds:
+        os.close(fds.pop())
 
 
 class _Exec:

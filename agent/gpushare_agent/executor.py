@@ -335,14 +335,17 @@ class Executor:
 
     # -- the time limit
 
-    def set_run_limit(self, attempt_id: str, run_limit_ms: int) -> None:
+    def set_run_limit(self, attempt_id: str, run_limit_ms: int) -> bool:
         """How long the task may run from its exec on, in place of what its spec says. It is its shim's to hold, and
-        lasts across any restart of ours. One that is over or unknown is left as it is.
+        lasts across any restart of ours. One that is over or unknown is left as it is. False where the shim is of an
+        earlier version, which cannot change it.
         """
         entry = self._table.entries.get(attempt_id)
         if entry is not None and not entry.status.final:
             entry.run_limit_ms = run_limit_ms
             self._table.send_limit(entry)
+            return not entry.task_pid or entry.shim_limit_ms is not False
+        return True
 
     # -- restart
 

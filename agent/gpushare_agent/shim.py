@@ -530,11 +530,13 @@ class Shim:
         except OSError:
             data = b""
         if not data:
+            execs.close_all(passed)
             self._drop_peer(fd)
             return
         try:
             self._obey(fd, tinyjson.loads(data), passed)
         except (ValueError, KeyError, TypeError, OSError):
+            execs.close_all(passed)
             self._drop_peer(fd)
 
     def _obey(self, fd: int, order: dict[str, Any], passed: list[int]) -> None:

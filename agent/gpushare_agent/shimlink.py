@@ -29,14 +29,22 @@ class ShimLink:
     """`on_message(dict)` for each message; `on_dead()` once, when the shim's process is gone and all it said
     was heard.
 
+    `on_cut()` whenever the channel ended though the process lives: what was asked through it is answered no more.
     Before the first status nothing is known about the process: then the end of the channel counts as its
     death.
     """
 
-    def __init__(self, directory: str, on_message: Callable[[Message], None], on_dead: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        directory: str,
+        on_message: Callable[[Message], None],
+        on_dead: Callable[[], None],
+        on_cut: Callable[[], None],
+    ) -> None:
         self._directory = directory
         self._on_message = on_message
         self._on_dead = on_dead
+        self._on_cut = on_cut
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = None
         self._pidfd = -1
@@ -130,6 +138,8 @@ class ShimLink:
             try:
                 message = tinyjson.loads(data)
             except ValueError:
+                for fd in fds:
+                    os.close(fd)
                 continue
             if fds:
                 message["fd"] = fds[0]
@@ -142,6 +152,7 @@ class ShimLink:
         if self._pidfd < 0:
             self._dead()
         else:
+            self._on_cut()
             self._connect_later()
 
     def _connect_later(self) -> None:

@@ -10,7 +10,7 @@ from gpushare import names
 from gpushare.core.commands import Call, CoreSettings, OpenConnection, Outcome, Rejection
 from gpushare.core.events import ConnectionOpened
 from gpushare.core.kinds import AttemptState
-from gpushare.core.model import Job
+from gpushare.core.model import Attempt, Job
 from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason
 
@@ -24,13 +24,19 @@ def open_connection(
         return Rejection(Reason.NOT_FOUND, f"job {names.shown(command.job)} does not exist")
     if not 0 <= command.task < job.spec.tasks:
         return Rejection(Reason.NOT_FOUND, f"job {job.id} has {job.spec.tasks} tasks, counted from 0")
-    attempt = next((a for a in job.live() if a.task == command.task and a.state is AttemptState.RUNNING), None)
-    if attempt is None or attempt.desired_stop or attempt.desired_suspend:
+    attempt = connectable(job, command.task)
+    if attempt is None:
         return Rejection(
             Reason.NOT_RUNNING, f"{_task_text(job, command.task)} does not run now; the job is {job.state}"
         )
     event = ConnectionOpened(job.key, attempt.id, command.kind, command.target)
     return Outcome(events=(event,), names=(attempt.id,))
+
+
+def connectable(job: Job, task: int) -> Attempt | None:
+    """The attempt that who connects to `task` now comes to."""
+    attempt = next((a for a in job.live() if a.task == task and a.state is AttemptState.RUNNING), None)
+    return None if attempt is None or attempt.desired_stop or attempt.desired_suspend else attempt
 
 
 def _task_text(job: Job, task: int) -> str:

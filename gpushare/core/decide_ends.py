@@ -9,7 +9,7 @@ from __future__ import annotations
 from gpushare import names
 from gpushare.core.commands import Call, CoreSettings, ExtendJob, Outcome, Rejection, RequeueJob
 from gpushare.core.events import AttemptStopRequested, JobExtended
-from gpushare.core.kinds import AttemptState, JobState
+from gpushare.core.kinds import AttemptState, JobState, PreemptionMode
 from gpushare.core.model import Attempt, Job, Node
 from gpushare.core.placement.bookings import Bookings
 from gpushare.core.placement.claims import Claim, Claims, Owner, Shortfall
@@ -58,12 +58,18 @@ def extend(state: ClusterState, command: ExtendJob, call: Call, now_ms: int, set
 
 
 def requeue(state: ClusterState, command: RequeueJob, call: Call, now_ms: int, settings: CoreSettings) -> Decision:
-    """A job that is queued, or being stopped already, stays as it is."""
+    """A job that is queued, or being stopped already to be queued again, stays as it is. JOB_ENDED also for one whose
+    end is under way in another way: it would be untrue that it comes again."""
     job = state.jobs.get(command.job)
     if job is None:
         return _no_job(command.job)
     if job.is_ended or job.state is JobState.CANCELLING:
         return Rejection(Reason.JOB_ENDED, f"job {job.id} is {job.state}, and what has ended is not queued again")
+    other = next((a for a in job.live() if _ends_otherwise(job, a)), None)
+    if other is not None:
+        why = f" ({other.stop_reason})" if other.desired_stop else ""
+        detail = f"job {job.id} is being stopped already{why}, and whether it runs again follows from that"
+        return Rejection(Reason.JOB_ENDED, detail)
     detail = f"queued again by {call.principal.user}"
     events = tuple(
         AttemptStopRequested(attempt=a.id, reason=Reason.REQUEUED, detail=detail)
@@ -75,6 +81,15 @@ def requeue(state: ClusterState, command: RequeueJob, call: Call, now_ms: int, s
 
 def _no_job(key: str) -> Rejection:
     return Rejection(Reason.NOT_FOUND, f"job {names.shown(key)} does not exist")
+
+
+def _ends_otherwise(job: Job, attempt: Attempt) -> bool:
+    """It is being stopped, and not in a way that has its job queued again at its place."""
+    if not attempt.desired_stop:
+        return attempt.state is AttemptState.STOPPING
+    if attempt.stop_reason is Reason.PREEMPTED:
+        return job.spec.preemption is PreemptionMode.CANCEL
+    return attempt.stop_reason is not Reason.REQUEUED
 
 
 def _is_over(job: Job) -> bool:

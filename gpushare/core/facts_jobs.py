@@ -36,6 +36,7 @@ from gpushare.core.model import Attempt, Job
 
 if TYPE_CHECKING:
     from gpushare.core.state import ClusterState
+from gpushare.reasons import Reason
 
 
 def _jobs_created(state: ClusterState, event: JobsCreated, entry: Entry) -> None:
@@ -212,6 +213,7 @@ def _job_requeued(state: ClusterState, event: JobRequeued, entry: Entry) -> None
         raise BrokenInvariant(f"job {job.key} is requeued while an attempt lives")
     if event.asked:
         job.requeues += 1
+        job.code_requeues += event.reason is not Reason.REQUEUED
     elif event.preempted_for:
         job.preemptions += 1
         job.preempted_for = event.preempted_for

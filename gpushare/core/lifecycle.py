@@ -221,11 +221,11 @@ def _queued_again(job: Job, reason: Reason, detail: str, not_before_ms: int) -> 
 
 def _after_failure(job: Job, end: AttemptEnded, retries_used: int, now_ms: int, settings: CoreSettings) -> Event:
     if _asks_for_requeue(job, end):
-        if job.requeues < settings.requeues_max:
+        if job.code_requeues < settings.requeues_max:
             # At once: a pause would give its place to those behind it.
             return _queued_again(job, end.reason, end.detail, now_ms)
         return _failed(
-            job, end, f"queued again {job.requeues} times, which is all that a job may be; last: {end.detail}"
+            job, end, f"queued again {job.code_requeues} times, which is all that a job may be; last: {end.detail}"
         )
     if end.reason in INFRA_REASONS:
         if job.infra_retries < settings.infra_retries:

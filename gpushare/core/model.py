@@ -245,6 +245,8 @@ class Job(msgspec.Struct):
     preempted_for: str = ""
     # How often it was queued again by its exit code or on a person's word: no retry of either kind.
     requeues: int = 0
+    # How many of these its exit codes asked for: they alone are limited.
+    code_requeues: int = 0
     # The time limit that it was submitted with, where it was extended since.
     submitted_run_ms: int | None = None
     # TCP port at the first task's node where the tasks of the present gang meet.

@@ -32,15 +32,22 @@ def never_starts(state: ClusterState, tenant: str, specs: Iterable[JobSpec], who
     equal ones."""
     limits = [state.tenants[name].settings for name in path(state.tenants, tenant)]
     told: dict[str, None] = {}
+    tree: QuotaTree | None = None
     for spec in _distinct(specs):
         if spec.qos is not Qos.GUARANTEED and not _may_pass(limits, spec):
             continue
         job = Job(tenant, "", spec, state.at_ms, who, submit_seq=0)
         least = least_charge(state, spec.resources)
-        reason = None if least is None else waits_for_ever(QuotaTree(state), job, least * spec.least_tasks)
+        if least is None:
+            continue
+        # It is made of every job there is: once, and only where it is needed.
+        tree = tree or QuotaTree(state)
+        reason = waits_for_ever(tree, job, least * spec.least_tasks)
         if reason is not None:
             told[f"{reason}: {sentence(state, job, reason, state.at_ms)}"] = None
-    return tuple(told)[:_TOLD_MAX]
+            if len(told) == _TOLD_MAX:
+                break
+    return tuple(told)
 
 
 def _distinct(specs: Iterable[JobSpec]) -> list[JobSpec]:

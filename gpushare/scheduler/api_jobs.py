@@ -27,6 +27,7 @@ from gpushare.core.commands import (
     RequeueJob,
     SubmitJobs,
 )
+from gpushare.core.decide_connections import connectable
 from gpushare.core.explain import Explanation
 from gpushare.core.kinds import AttemptState, JobState
 from gpushare.core.model import Attempt, Job
@@ -346,6 +347,10 @@ class JobApi:
         def view(state: ClusterState, outcome: Outcome) -> tuple[str, str]:
             return outcome.names[0], state.attempts[outcome.names[0]].slice.node
 
+        # What cannot come about is not in the audit as if it had.
+        attempt = connectable(self._engine.state.jobs[key], start.task_index)
+        if attempt is not None:
+            self._channels.check(attempt.slice.node, caller.principal)
         command = OpenConnection(key, start.task_index, kind, target)
         call = Call(principal=caller.principal, method="Connect")
         attempt_id, node = await commit(self._engine, command, call, view)

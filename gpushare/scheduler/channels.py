@@ -151,6 +151,21 @@ class Channels:
         self._sessions = sessions
         self._relays: dict[str, _Relay] = {}
 
+    def check(self, node: str, who: Principal) -> Session:
+        """What `connect` would go through. Raises NODE_UNREACHABLE or BUSY."""
+        session = self._sessions.of(node)
+        if session is None or not session.synced:
+            raise _unreachable(node)
+        there = [each.person for each in self._relays.values() if each.node == node]
+        if len(there) >= CHANNELS_PER_NODE_MAX:
+            raise error_of(
+                Reason.BUSY, f"{CHANNELS_PER_NODE_MAX} connections to node {node} are open; try again later."
+            )
+        if there.count(_person(who)) >= CHANNELS_PER_USER_MAX:
+            told = f"You have {CHANNELS_PER_USER_MAX} connections to node {node}; end some of them first."
+            raise error_of(Reason.BUSY, told)
+        return session
+
     async def connect(
         self,
         node: str,
@@ -161,9 +176,7 @@ class Channels:
     ) -> AsyncGenerator[job_pb2.ConnectResponse, None]:
         """Opens a channel on `node` and passes on what both ends say. Raises NODE_UNREACHABLE, BUSY, or the agent's
         own reason."""
-        session = self._sessions.of(node)
-        if session is None or not session.synced:
-            raise _unreachable(node)
+        session = self.check(node, who)
         relay = self._new_relay(node, who, session, end)
         parts = attempt_parts(order.attempt_id)
         assert parts is not None
@@ -223,16 +236,7 @@ class Channels:
                     relay.fail(_unreachable(relay.node))
 
     def _new_relay(self, node: str, who: Principal, session: Session, end: StreamEnd) -> _Relay:
-        person = f"{who.tenant}/{who.user}"
-        there = [each.person for each in self._relays.values() if each.node == node]
-        if len(there) >= CHANNELS_PER_NODE_MAX:
-            raise error_of(
-                Reason.BUSY, f"{CHANNELS_PER_NODE_MAX} connections to node {node} are open; try again later."
-            )
-        if there.count(person) >= CHANNELS_PER_USER_MAX:
-            told = f"You have {CHANNELS_PER_USER_MAX} connections to node {node}; end some of them first."
-            raise error_of(Reason.BUSY, told)
-        relay = _Relay(node, person, session, end)
+        relay = _Relay(node, _person(who), session, end)
         self._relays[relay.id] = relay
         return relay
 
@@ -271,6 +275,10 @@ async def _receive(relay: _Relay, outputs: AsyncIterator[agent_pb2.ChannelOutput
     except grpc.RpcError:
         # The agent's connection went; the answering side of the same call ends the relay.
         return
+
+
+def _person(who: Principal) -> str:
+    return f"{who.tenant}/{who.user}"
 
 
 def _unreachable(node: str) -> GpushareError:

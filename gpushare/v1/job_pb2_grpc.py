@@ -142,7 +142,8 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RequeueJob(self, request, context):
-        """Stops a job and queues it again, with its id and its place kept. One that is queued stays as it is.
+        """Stops a job and queues it again, with its id and its place kept. One that is queued stays as it is; one
+        that is being stopped for another end is refused with JOB_ENDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -11,13 +11,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
 from executor_kit import BOTH_KINDS, Host, alive, eventually, host, run, shell, spec
 
 from gpushare.reasons import Reason
-from gpushare_agent import listeners
+from gpushare.v1 import agent_pb2, job_pb2
+from gpushare_agent import channelstreams, listeners
+from gpushare_agent.attemptfiles import AttemptFiles
+from gpushare_agent.attempttable import Asked
 from gpushare_agent.channels import ChannelOrder, Channels, LocalEnd
 from gpushare_agent.connections import NotConnected
+from gpushare_agent.launchspec import UnixUser
 
 TASK = "t.1.0.1"
 
@@ -114,7 +119,7 @@ def test_no_command_outlives_its_shim(tmp_path: Path, weak: bool) -> None:
             await here.executor.launch(spec(TASK, "sleep", "600"))
             await here.running(TASK)
             # A session of its own and another parent: what is left are the groups, or the mark in its environment.
-            code = "echo $$; exec setsid sh -c 'sleep 600 & sleep 600'"
+            code = "echo $$; exec setsid --wait sh -c 'sleep 600 & sleep 600'"
             held = await execute(here, code)
             pid = int(await first_line(held))
             os.kill(here.shim_pid(TASK), signal.SIGKILL)
@@ -302,5 +307,93 @@ def test_input_that_the_task_no_longer_reads_holds_up_nobody(tmp_path: Path) -> 
             end = await connect(here, "attach")
             await asyncio.wait_for(end.write(b"x" * 1_000_000), 30)
             await end.close()
+
+    run(test())
+
+
+def test_a_command_that_sends_its_output_elsewhere_is_waited_for_and_a_cut_link_ends_the_waiting(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        async with host(tmp_path, weak=True) as here:
+            await here.executor.launch(spec(TASK, "sleep", "600"))
+            await here.running(TASK)
+            assert await said(await execute(here, "exec >/dev/null 2>&1; sleep 0.5; exit 3")) == (b"", b"", 3)
+            held = await execute(here, "exec >/dev/null 2>&1; exec sleep 600")
+            waiting = asyncio.create_task(said(held))
+            fds = Path(f"/proc/{here.shim_pid(TASK)}/fd")
+            before = len(list(fds.iterdir()))
+            link = here.executor._table.entries[TASK].link
+            assert link is not None
+            # A shim lets go of who sends it what is no order, and of what came along.
+            assert link.send_with(b"no order", (0, 1))
+            with pytest.raises(NotConnected):
+                await asyncio.wait_for(waiting, 10)
+            await held.close()
+            await eventually(lambda: len(list(fds.iterdir())) == before)
+
+    run(test())
+
+
+def test_a_descriptor_that_nobody_took_is_closed() -> None:
+    async def test() -> None:
+        ours, theirs = os.pipe()
+        asked = Asked("1")
+        asked.hear({"event": "input", "id": "1", "fd": ours})
+        asked.drop()
+        with pytest.raises(BrokenPipeError):
+            os.write(theirs, b"x")
+        os.close(theirs)
+
+    run(test())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a directory away")
+def test_a_private_directory_that_was_made_and_not_given_is_given(tmp_path: Path) -> None:
+    files = AttemptFiles(tmp_path, "i", "b", None)
+    files.prepare_root()
+    files.private_dir(TASK).mkdir()
+    files.make_private_dir(TASK, UnixUser(4321, 4322, (), "ada", "/", "/bin/sh"))
+    found = files.private_dir(TASK).stat()
+    assert (found.st_uid, found.st_gid) == (4321, 4322)
+
+
+class _Call:
+    """The scheduler's side of a connection: says `requests`, then waits until it was told of an error."""
+
+    def __init__(self, requests: list[job_pb2.ConnectRequest]) -> None:
+        self._requests = requests
+        self._hung_up = asyncio.Event()
+        self.heard: list[agent_pb2.ChannelOutput] = []
+
+    async def read(self) -> object:
+        if self._requests:
+            return agent_pb2.ChannelInput(request=self._requests.pop(0))
+        await self._hung_up.wait()
+        return grpc.aio.EOF
+
+    async def write(self, output: agent_pb2.ChannelOutput) -> None:
+        self.heard.append(output)
+        if output.error_reason:
+            self._hung_up.set()
+
+
+def test_messages_without_bytes_do_not_pile_up_before_a_command_that_does_not_read(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with host(tmp_path, weak=True) as here:
+            await here.executor.launch(spec(TASK, "sleep", "600"))
+            await here.running(TASK)
+            end = await execute(here, "exec sleep 600")
+            many = 2 * channelstreams.FRAMES_MAX
+            harmless = [job_pb2.ConnectRequest(window=job_pb2.WindowSize(rows=9, columns=9)) for _ in range(many)]
+            harmless += [job_pb2.ConnectRequest(input=b"") for _ in range(many)]
+            blocking = [job_pb2.ConnectRequest(input=b"x" * (1 << 20))]
+            ends = [job_pb2.ConnectRequest(end_of_input=job_pb2.EndOfInput()) for _ in range(many)]
+            call = _Call([*blocking, *harmless, *ends])
+            order = ChannelOrder(channel_id="c", attempt_id=TASK, term=1, kind="exec")
+            await asyncio.wait_for(channelstreams._Conversation(call, order, end).run(), 20)
+            await end.close()
+            assert [each.error_reason for each in call.heard] == ["", "INVALID_FIELD"]
+            assert "messages are not yet taken" in call.heard[1].error_detail
 
     run(test())

@@ -7,10 +7,13 @@ import re
 import pytest
 from cluster import Cluster, card, raw_job, user_of
 
+from gpushare.core import notices
 from gpushare.core.commands import CreateTenant, RawResources, SubmitJobs, UpdateTenant
 from gpushare.core.kinds import Qos, Role
 from gpushare.core.model import ModelQuota, Principal, TenantSettings
 from gpushare.core.notices import GUARANTEES, MODEL_QUOTAS, NEVER_STARTS
+from gpushare.core.quota import QuotaTree
+from gpushare.core.state import ClusterState
 from gpushare.reasons import Reason
 
 R = RawResources
@@ -111,3 +114,20 @@ def test_guarantees_beyond_the_cards_are_accepted_with_a_word(name: str) -> None
     assert [each.startswith(said) for each in notices.get(GUARANTEES, ())] == ([True] if said else [])
     less = TenantSettings(guaranteed_milli=audio - 1)
     assert not made.must(UpdateTenant("audio", less), ADMIN).notices, "who gives back is not warned"
+
+
+def test_a_whole_batch_is_judged_by_one_look_at_the_quotas_and_told_of_in_few_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = cluster()
+    made.node("n2", 24)
+    looks: list[ClusterState] = []
+
+    def look(state: ClusterState) -> QuotaTree:
+        looks.append(state)
+        return QuotaTree(state)
+
+    monkeypatch.setattr(notices, "QuotaTree", look)
+    jobs = tuple(raw_job(resources=R(gpus=gpus)) for gpus in range(5, 25))
+    told = made.must(SubmitJobs("vision", jobs, validate_only=True), user_of("vision")).notices[NEVER_STARTS]
+    assert (len(looks), len(told)) == (1, 10)

@@ -121,6 +121,42 @@ CASES = {
         requeue a
         refuses JOB_ENDED
     """,
+    "what makes way for good, or is ending by itself, is not told that it comes again": """
+        tenant t guaranteed=2000
+        tenant u
+        node n 2
+        submit u a gpus=1 preemption=cancel cpu=1 memory=1
+        submit u b gpus=1 cpu=1 memory=1
+        cycle
+        run a
+        run b
+        submit t c gpus=2 qos=guaranteed cpu=1 memory=1
+        cycle
+        requeue a
+        refuses JOB_ENDED
+        requeue b
+        obey
+        expect a CANCELLED PREEMPTED
+        expect b QUEUED
+    """,
+    "a person's word does not count against what codes may ask": """
+        tenant t
+        node n 1
+        settings requeues_max=1
+        submit t a gpus=1 codes=85
+        cycle
+        run a
+        requeue a
+        obey
+        cycle
+        run a
+        exit a 85
+        expect a QUEUED
+        cycle
+        run a
+        exit a 85
+        expect a FAILED EXIT_CODE
+    """,
     "a job that is lost while it goes is queued again all the same, and a cancel wins": """
         tenant t
         node n 2
@@ -325,6 +361,9 @@ def test_a_limit_that_has_struck_is_not_extended() -> None:
     cluster.run(job)
     cluster.report(job.current()[0], AttemptState.STOPPING)
     refused = cluster.do(ExtendJob(job.key, longer_by_ms=HOUR), user_of("vision"))
+    assert isinstance(refused, Rejection)
+    assert refused.reason is Reason.JOB_ENDED
+    refused = cluster.do(RequeueJob(job.key), user_of("vision"))
     assert isinstance(refused, Rejection)
     assert refused.reason is Reason.JOB_ENDED
 

@@ -298,6 +298,9 @@ def test_a_node_and_a_person_have_only_so_many(tmp_path: Path, monkeypatch: pyte
             assert (await refused(cluster, start())).reason == "BUSY"
             await connect(cluster, agent, "root")
             assert (await refused(cluster, start(), "root")).reason == "BUSY"
+            asked = usage_pb2.ListAuditEventsRequest(kind="ConnectionOpened", page_size=10)
+            events = (await cluster.usage("root").ListAuditEvents(asked)).events
+            assert len(events) == 3, "what was refused was not opened"
             first.cancel()
 
             async def room() -> bool:
