@@ -227,7 +227,7 @@ def test_a_task_without_input_takes_none(tmp_path: Path) -> None:
 def test_a_terminal_has_the_size_that_was_asked_for_and_follows(tmp_path: Path) -> None:
     async def test() -> None:
         async with host(tmp_path, weak=True) as here:
-            code = "stty size; trap 'stty size' WINCH; while :; do sleep 0.05; done"
+            code = "trap 'stty size' WINCH; stty size; while :; do sleep 0.05; done"
             await here.executor.launch(shell(TASK, code, pty=True, stdin=True, window_rows=11, window_columns=22))
             await eventually(lambda: "11 22" in here.stdout(TASK))
             end = await connect(here, "attach", rows=33, columns=44)
