@@ -15,13 +15,13 @@ shift
 root=${GPUSHARE_ROOT:-}
 python=${PYTHON:-python3}
 
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+"$python" -I -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     { echo "install.sh: $python is older than 3.11 (name a newer one: PYTHON=python3.11 sh install.sh ...)" >&2; exit 1; }
-"$python" -c 'import venv, ensurepip' 2>/dev/null ||
+"$python" -I -c 'import venv, ensurepip' 2>/dev/null ||
     { echo "install.sh: $python has no venv (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 
 # Everybody's gpushare runs on this Python.
-closed=$("$python" -c '
+closed=$("$python" -I -c '
 import os, sys
 path = os.path.realpath(sys.executable)
 while path != "/":
@@ -39,7 +39,7 @@ fi
 # The program installs itself: a copy that is thrown away makes the one that stays.
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-"$python" -m venv "$scratch/venv"
+"$python" -I -m venv "$scratch/venv"
 case $source in
 [0-9]*) wanted="gpushare-cluster==$source" ;;
 *) wanted=$source ;;

@@ -90,7 +90,7 @@ class LoginServer:
             await asyncio.sleep(LISTEN_AGAIN_S)
 
     async def _serve_at(self, listener: socket.socket) -> None:
-        server = await asyncio.start_unix_server(self._serve, sock=listener, limit=REQUEST_MAX_BYTES)
+        server = await asyncio.start_unix_server(self._serve, sock=listener, limit=REQUEST_MAX_BYTES, backlog=BACKLOG)
         self._log.info("people of this host may log in here, if an admin trusts it", path=str(self._path))
         try:
             await server.serve_forever()

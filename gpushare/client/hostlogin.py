@@ -32,6 +32,7 @@ SOCKET_ENV: Final = "GPUSHARE_LOGIN_SOCKET"
 ROOTS_SOCKET: Final = "/run/gpushare/login.sock"
 ASK_TIMEOUT_S: Final = 8.0
 _ANSWER_MAX_BYTES = 32 << 10
+_CONNECT_AGAIN_S = 0.05
 # Kept until so much of its time is left, so that no command starts with one that is about to end.
 _KEPT_PART = 0.9
 
@@ -111,12 +112,24 @@ def _ask(path: str, tenant: str, now_s: float) -> _Kept:
     return _Kept(join.address, join.secret, join.ca_pem, user, its_tenant, now_s + ttl_s * _KEPT_PART)
 
 
+def _connect(channel: socket.socket, path: str) -> None:
+    """Wait for a place where many connect at once: a Unix socket refuses at once instead of letting anybody wait."""
+    give_up = time.monotonic() + ASK_TIMEOUT_S
+    while True:
+        try:
+            return channel.connect(path)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(_CONNECT_AGAIN_S)
+
+
 def _exchange(path: str, request: Mapping[str, str]) -> dict[str, Any]:
     """One line there, one line back."""
     try:
         with socket.socket(socket.AF_UNIX) as channel:
             channel.settimeout(ASK_TIMEOUT_S)
-            channel.connect(path)
+            _connect(channel, path)
             _check_server(channel, path)
             with contextlib.suppress(BrokenPipeError):
                 # It may have refused already, without having heard what for.

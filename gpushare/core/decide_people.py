@@ -183,7 +183,7 @@ def _may_run_jobs(unix_user: str) -> bool:
 
 def _beyond_own_admin(state: ClusterState, command: CreateToken, who: Principal) -> Rejection | None:
     """The API has hidden other tenants already. Accounts of the hosts are an admin's to give: whoever could name any
-    account would run as anybody."""
+    account would run as anybody. That a host vouched for somebody gives nobody else that person's account."""
     if command.role not in GRANTABLE_ROLES:
         return Rejection(
             Reason.PERMISSION_DENIED,
@@ -194,7 +194,7 @@ def _beyond_own_admin(state: ClusterState, command: CreateToken, who: Principal)
     known = {
         (t.principal.user, t.principal.unix_user)
         for t in state.tokens.values()
-        if is_below(state.tenants, t.principal.tenant, who.tenant)
+        if is_below(state.tenants, t.principal.tenant, who.tenant) and not t.login_node
     }
     if command.unix_user and (command.user, command.unix_user) not in known:
         return Rejection(

@@ -19,10 +19,9 @@ from gpushare.core.kinds import Qos
 from gpushare.core.model import Job, ModelQuota, Slice, TaskRequest, Tenant, TenantSettings
 from gpushare.core.placement.ask import NO_LIMIT, Room
 from gpushare.core.state import ClusterState
+from gpushare.core.tenant_tree import DEPTH_MAX
 
 ROOT = ""
-# A tree is never deeper; admission sees to that.
-DEPTH_MAX = 8
 
 
 class Branch:

@@ -13,8 +13,7 @@ from typing import Final
 from gpushare import names
 from gpushare.core.commands import CoreSettings, Rejection
 from gpushare.core.model import ModelQuota, Tenant, TenantSettings
-from gpushare.core.quota import DEPTH_MAX
-from gpushare.core.tenant_tree import height, path
+from gpushare.core.tenant_tree import DEPTH_MAX, height, path
 from gpushare.quantity import format_cpu_milli, format_duration_ms
 from gpushare.reasons import Reason
 

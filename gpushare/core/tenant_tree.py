@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from gpushare.core.model import Tenant
-from gpushare.core.quota import DEPTH_MAX
 
-__all__ = ["DEPTH_MAX", "children", "height", "is_below", "path"]
+# A tree is never deeper; admission sees to that.
+DEPTH_MAX = 8
 
 
 def path(tenants: Mapping[str, Tenant], name: str) -> Iterator[str]:

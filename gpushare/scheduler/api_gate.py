@@ -228,9 +228,12 @@ def method_name(rpc_method: str) -> str:
 def parse(request_type: type[_M], data: bytes) -> _M:
     """The message, or INVALID_FIELD: bytes that are none are the caller's fault, not ours."""
     try:
-        return request_type.FromString(data)
+        message = request_type.FromString(data)
     except DecodeError as err:
         raise invalid_field("request", "the bytes are no such message (damaged, or a text is not UTF-8)") from err
+    # What we do not know we do not carry either: it could be megabytes in a message that looks empty.
+    message.DiscardUnknownFields()
+    return message
 
 
 def call_of(caller: Caller, request: Message) -> Call:

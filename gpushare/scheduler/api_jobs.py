@@ -265,6 +265,12 @@ class JobApi:
     async def resubmit_job(self, request: job_pb2.ResubmitJobRequest, caller: Caller) -> job_pb2.Job:
         call = call_of(caller, request)
         job = await self._touchable(request.name, caller, "submit it anew")
+        if not caller.submitted(job):
+            raise error_of(
+                Reason.PERMISSION_DENIED,
+                f"Job {job.id} was submitted by {job.created_by.user}; its script would run as your account now.",
+                what_to_do="Have them submit it anew, or read it first and submit it yourself.",
+            )
 
         def view(state: ClusterState, outcome: Outcome) -> tuple[str, job_pb2.Job | None]:
             return outcome.names[0], self._look(state, outcome.names[0], caller)

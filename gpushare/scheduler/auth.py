@@ -199,9 +199,14 @@ class Caller(msgspec.Struct, frozen=True):
         return self.is_of_one_tenant and not self.is_open(self.tenant)
 
     def owns(self, job: Job) -> bool:
-        """True where the job is the caller's own: same person, same tenant."""
-        who = self.principal
-        return job.tenant == who.tenant and job.created_by.user == who.user
+        """True where the job is the caller's own: submitted by the same person, in the caller's tenant."""
+        return job.tenant == self.principal.tenant and self.submitted(job)
+
+    def submitted(self, job: Job) -> bool:
+        """True where the caller's person submitted it. The same name with another account of the hosts is somebody
+        else: who reaches a job reaches what its account reaches."""
+        who, submitter = self.principal, job.created_by
+        return (who.user, who.unix_user) == (submitter.user, submitter.unix_user)
 
     def may_touch(self, job: Job) -> bool:
         """For RPCs whose reach may be OWN_JOBS, on a job that the caller sees."""

@@ -113,6 +113,8 @@ class _Relay:
             raise invalid_field("start", "a connection has one start")
         if kind == "taken_bytes":
             self.to_caller.took(request.taken_bytes)
+        if kind == "window":
+            _check_window(request.window, "window")
         if not self.to_agent.put(request, len(request.input)):
             raise invalid_field("input", f"more than {WINDOW_BYTES} bytes, or {FRAMES_MAX} messages, are not yet taken")
 

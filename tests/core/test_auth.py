@@ -217,3 +217,12 @@ def test_a_tenant_is_matched_whole() -> None:
     assert not msgspec.structs.replace(acme, is_below=lambda tenant, top: True).sees_tenant("acme-2")
     nobody = caller("vera", Role.VIEWER, "")
     assert not nobody.sees_tenant("")
+
+
+def test_the_same_name_with_another_account_of_the_hosts_is_somebody_else() -> None:
+    job = job_of("ann", "vision")
+    for unix_user, owns in (("", True), ("ann", False)):
+        who = msgspec.structs.replace(caller("ann", Role.USER, "vision").principal, unix_user=unix_user)
+        found = msgspec.structs.replace(caller("ann", Role.USER, "vision"), principal=who)
+        assert (found.owns(job), found.submitted(job)) == (owns, owns)
+        assert view_of(found, job) is (JobView.FULL if owns else JobView.REDACTED)

@@ -177,6 +177,16 @@ def test_accounts_of_the_hosts_are_not_a_tenants_admins_to_take(cluster: Cluster
         assert rejection.reason is Reason.PERMISSION_DENIED
 
 
+def test_a_host_s_word_for_a_person_lets_no_tenants_admin_be_that_person(cluster: Cluster) -> None:
+    """Or one login would give every later admin of the tenant the account's files."""
+    takes(cluster, "vision", "ada")
+    token(cluster, "ada")
+    tina = Principal(user="tina", role=Role.TENANT_ADMIN, tenant="vision")
+    rejection = cluster.do(CreateToken("t9", "sha9", "ada", Role.USER, "vision", unix_user="ada"), tina)
+    assert isinstance(rejection, Rejection)
+    assert rejection.reason is Reason.PERMISSION_DENIED
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

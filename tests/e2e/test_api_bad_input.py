@@ -16,6 +16,7 @@ import pytest
 from api_cluster import ApiCluster, api_cluster, create, refusal, run, until
 
 from gpushare import rpc
+from gpushare.scheduler.api_gate import parse
 from gpushare.scheduler.server import SERVICES
 from gpushare.v1 import job_pb2, tenant_pb2
 
@@ -243,3 +244,9 @@ def test_refused_calls_leave_no_frames_to_the_cycle_collector(tmp_path: Path) ->
                 gc.enable()
 
     run(test)
+
+
+def test_what_a_message_holds_beyond_its_fields_is_not_carried_on() -> None:
+    unknown = bytes([0xFA, 0x7F]) + bytes([0x80, 0x80, 0x40]) + bytes(1 << 20)  # field 2047, 1 MiB
+    request = job_pb2.ConnectRequest().SerializeToString() + unknown
+    assert parse(job_pb2.ConnectRequest, request).ByteSize() == 0

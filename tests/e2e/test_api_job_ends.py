@@ -77,6 +77,8 @@ def test_a_job_that_was_put_away_is_submitted_anew_with_all_it_had(tmp_path: Pat
             request = job_pb2.ResubmitJobRequest(name=done.name, request_id="r1")
             for who, status in (("bob", "PERMISSION_DENIED"), ("olga", "PERMISSION_DENIED"), ("nina", "NOT_FOUND")):
                 assert (await refusal(cluster.jobs(who).ResubmitJob(request))).status == status
+            # It would run ann's script as the admin's own account.
+            assert "would run as your account" in str(await refusal(cluster.jobs("root").ResubmitJob(request)))
             new = await cluster.jobs("ann").ResubmitJob(request)
             assert (new.name, new.array_index) == ("tenants/vision/jobs/2_7", 7)
             assert new.spec == done.spec
