@@ -7,6 +7,7 @@ import pytest
 from cluster import Cluster
 
 from gpushare.core.commands import (
+    CreateToken,
     DeleteTenant,
     Housekeep,
     IssueLoginToken,
