@@ -38,6 +38,9 @@ class Executor:
     def pids(self, attempt_id: str) -> set[int]:
         return {7, 8}
 
+    def log_dir(self, attempt_id: str) -> Path:
+        return Path("/nonexistent")
+
     async def recover(self) -> list[AttemptStatus]:
         return [status("RUNNING")]
 

@@ -493,9 +493,9 @@ def test_nodes_are_open_to_all_and_whose_work_is_on_them_to_those_who_see_it(tmp
             assert seen == {
                 "root": (both, "mallory"),
                 "olga": (both, "mallory"),
-                "ann": (both if setting == "cluster" else ["vision.1.0.1"], ""),
-                "vera": (both if setting == "cluster" else ["vision.1.0.1"], ""),
-                "nina": (both if setting == "cluster" else ["nlp.1.0.1"], ""),
+                "ann": (both, "mallory") if setting == "cluster" else (["vision.1.0.1"], ""),
+                "vera": (both, "mallory") if setting == "cluster" else (["vision.1.0.1"], ""),
+                "nina": (both, "mallory") if setting == "cluster" else (["nlp.1.0.1"], ""),
             }
 
     run(test)
