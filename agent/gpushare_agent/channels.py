@@ -275,14 +275,14 @@ class _Forwarded:
 
     @classmethod
     async def open(cls, order: ChannelOrder, pids: Callable[[], set[int]]) -> _Forwarded:
-        found = await asyncio.to_thread(lambda: listeners.targets(order.port, pids()))
+        found = await in_passing(lambda: listeners.targets(order.port, pids()))
         for target, inodes in found.items():
             try:
                 connected = await _connect(target, order.port)
             except (OSError, TimeoutError):
                 continue
             # Whoever listened before listens still, so it was to nobody else.
-            now = await asyncio.to_thread(lambda: listeners.targets(order.port, pids()))
+            now = await in_passing(lambda: listeners.targets(order.port, pids()))
             if now.get(target) == inodes:
                 return cls(connected)
             connected.close()

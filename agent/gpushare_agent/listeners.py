@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 LISTENING = "0A"
 LOOPBACKS = ("127.0.0.1", "::1")
+# A job may hold any number of descriptors, and each look costs the agent some 10 us.
+LOOKS_MAX = 32_768
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 
@@ -47,17 +49,18 @@ def listening(port: int) -> list[Listener]:
 
 
 def targets(port: int, pids: Collection[int]) -> dict[str, frozenset[int]]:
-    """The loopback addresses whose every listener on `port` is a socket of one of `pids`, with the inodes."""
+    """The loopback addresses whose every listener on `port` is a socket of one of `pids`, with the inodes. Sockets
+    behind more descriptors than `LOOKS_MAX` are not found."""
     found = listening(port)
-    if not found:
-        return {}
-    own = _sockets(pids)
+    own = _sockets(pids, {each.inode for each in found})
     possible = {target: frozenset(each.inode for each in found if each.takes(target)) for target in LOOPBACKS}
     return {target: inodes for target, inodes in possible.items() if inodes and inodes <= own}
 
 
-def _sockets(pids: Collection[int]) -> frozenset[int]:
-    inodes = set()
+def _sockets(pids: Collection[int], wanted: Collection[int]) -> set[int]:
+    """Those of the `wanted` inodes that are sockets of one of `pids`."""
+    found: set[int] = set()
+    looks = 0
     for pid in pids:
         directory = f"/proc/{pid}/fd"
         try:
@@ -65,13 +68,16 @@ def _sockets(pids: Collection[int]) -> frozenset[int]:
         except OSError:
             continue
         for name in names:
+            if looks == LOOKS_MAX or len(found) == len(wanted):
+                return found
+            looks += 1
             try:
                 link = os.readlink(f"{directory}/{name}")
             except OSError:
                 continue
-            if link.startswith("socket:["):
-                inodes.add(int(link[8:-1]))
-    return frozenset(inodes)
+            if link.startswith("socket:[") and int(link[8:-1]) in wanted:
+                found.add(int(link[8:-1]))
+    return found
 
 
 def _address(digits: str) -> str:

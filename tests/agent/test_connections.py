@@ -299,6 +299,15 @@ def test_one_foreign_socket_on_the_same_port_is_enough_to_refuse() -> None:
             assert list(listeners.targets(port, {other.pid, os.getpid()})) == ["127.0.0.1"]
 
 
+def test_only_so_many_descriptors_of_a_job_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert list(listeners.targets(port, {os.getpid()})) == ["127.0.0.1"]
+        # It lies behind the three streams that every process has.
+        monkeypatch.setattr(listeners, "LOOKS_MAX", 3)
+        assert listeners.targets(port, {os.getpid()}) == {}
+
+
 def test_input_that_the_task_no_longer_reads_holds_up_nobody(tmp_path: Path) -> None:
     async def test() -> None:
         async with host(tmp_path, weak=True) as here:
