@@ -357,6 +357,7 @@ class JobApi:
         attempt = connectable(self._engine.state.jobs[key], start.task_index)
         if attempt is not None:
             self._channels.check(attempt.slice.node, caller.principal)
+            self._channels.count(caller.principal)
         command = OpenConnection(key, start.task_index, kind, target)
         call = Call(principal=caller.principal, method="Connect")
         attempt_id, node = await commit(self._engine, command, call, view)

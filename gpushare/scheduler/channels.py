@@ -19,7 +19,8 @@ import grpc
 
 from gpushare import names
 from gpushare.core.model import Principal, attempt_parts
-from gpushare.errors import GpushareError, error_of, invalid_field
+from gpushare.errors import RETRY_AFTER_S, GpushareError, error_of, invalid_field
+from gpushare.ratelimit import RateLimit
 from gpushare.reasons import Reason
 from gpushare.scheduler.api_gate import StreamEnd
 from gpushare.scheduler.sessions import Session, Sessions
@@ -37,6 +38,9 @@ LOOK_EVERY_S = 1.0
 #: An agent's connection for channels carries 100 streams; one more would hang there instead of hearing why.
 CHANNELS_PER_NODE_MAX = 90
 CHANNELS_PER_USER_MAX = 64
+#: Each connection is a durable line of the audit, so a person may begin only so many: at once, and a second.
+BEGUN_BURST = 120
+BEGUN_PER_S = 5.0
 EXEC_ARGV_MAX_BYTES = 32 << 10
 TERM_MAX_CHARS = 64
 TARGET_MAX_CHARS = 200
@@ -152,6 +156,13 @@ class Channels:
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
         self._relays: dict[str, _Relay] = {}
+        self._begun = RateLimit(BEGUN_BURST, BEGUN_PER_S)
+
+    def count(self, who: Principal) -> None:
+        """One more connection that is begun. Raises BUSY."""
+        if not self._begun.allows(_person(who), asyncio.get_running_loop().time()):
+            told = f"You began more than {BEGUN_BURST} connections at once; {BEGUN_PER_S:g} a second are let in."
+            raise error_of(Reason.BUSY, told, metadata={RETRY_AFTER_S: "1"})
 
     def check(self, node: str, who: Principal) -> Session:
         """What `connect` would go through. Raises NODE_UNREACHABLE or BUSY."""

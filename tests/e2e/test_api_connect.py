@@ -286,6 +286,22 @@ def test_a_caller_that_does_not_even_read_is_dropped(tmp_path: Path, monkeypatch
     run(test)
 
 
+def test_a_person_begins_only_so_many_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would be one more line of the audit, whatever becomes of it."""
+    monkeypatch.setattr(channels, "BEGUN_BURST", 2)
+    monkeypatch.setattr(channels, "BEGUN_PER_S", 0.001)
+
+    async def test() -> None:
+        async with api_cluster(tmp_path) as cluster:
+            agent = await running_agent(cluster)
+            for _ in range(2):
+                (await connect(cluster, agent))[0].cancel()
+            assert (await refused(cluster, start())).reason == "BUSY"
+            await connect(cluster, agent, "root")
+
+    run(test)
+
+
 def test_a_node_and_a_person_have_only_so_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "CHANNELS_PER_NODE_MAX", 3)
     monkeypatch.setattr(channels, "CHANNELS_PER_USER_MAX", 2)
