@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import os
 import pty
-import signal
 import socket
 import struct
 import termios
@@ -141,10 +140,11 @@ class _Attached:
         fd = await connections.input_fd(order.attempt_id) if spec.stdin else None
         found = cls(order, connections, msgspec.structs.replace(opened, pty=spec.pty, takes_input=spec.stdin), fd)
         if spec.pty and fd is not None:
+            # A program that fills the screen draws it anew, for whoever came. A change of size is what the kernel tells
+            # it; a signal of ours would go to a number, which may be another program's by then.
+            if order.rows:
+                found.resize(order.rows + 1, order.columns)
             found.resize(order.rows, order.columns)
-            # A program that fills the screen draws it anew, for whoever came.
-            with contextlib.suppress(OSError):
-                os.killpg(os.tcgetpgrp(fd), signal.SIGWINCH)
         return found
 
     async def write(self, data: bytes) -> None:
