@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, settings
 def pytest_configure() -> None:
     """A run under `nohup` ignores hang-ups, and so would the clients whose terminal a test takes away."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # So does what a shell starts in the background, with Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # How long an example takes says something of the machine and what else it does, nothing of the code.
     settings.register_profile("gpushare", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("gpushare")

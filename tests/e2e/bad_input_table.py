@@ -289,7 +289,7 @@ TIMES = [
         field="default_run",
         words=("tenant", "set", "--default-time", "2s", "--max-time", "1s", "nlp"),
         code=REFUSED,
-        says="default_run",
+        says="--default-time",
         who="root",
     ),
     *(Row(17, f"priority {value}", job(priority=value), field="priority") for value in (INT64_MAX, INT64_MIN)),

@@ -147,7 +147,7 @@ def fill_up(state: ClusterState) -> None:
     node, tenant = state.nodes["n1"], state.tenants["vision"]
     running, waiting = state.jobs["vision/1"], state.jobs["vision/2"]
     (attempt,) = running.attempts
-    kept = ("tenant", "id", "job_id", "task", "created_ms", "submit_seq", "not_before_ms", "base_round")
+    kept = ("tenant", "created_by", "id", "job_id", "task", "created_ms", "submit_seq", "not_before_ms", "base_round")
     attempt = filled(attempt, *kept, "suspended_ms", reason=Reason.TIME_LIMIT, charged_milli_ms=FAR_MS)
     other = filled(attempt, *kept, job_id="2")
     spec = filled(running.spec, resources=filled(running.spec.resources, "gpu_milli", "gpu_memory_mib"))
