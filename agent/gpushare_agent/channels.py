@@ -1,8 +1,9 @@
 """The node's ends of connections: a task's own input, a process beside the task, a port that the task listens on.
 
 Imports asyncio and this package's parts; knows nothing of the wire. Invariants: nothing is read faster than it is
-taken, so that a slow caller holds up the process it connects to and nobody's memory; whatever a connection began is
-ended with it, but the task itself never is; a port is only connected to where the task's own processes listen on it.
+taken, so that a slow caller holds up the process it connects to and nobody's memory; the process group that a
+connection began ends with it (what left that group ends with its job), the task itself never does; a port is only
+connected to where the task's own processes listen on it.
 """
 
 from __future__ import annotations

@@ -213,9 +213,14 @@ def _write(path: Path, file: ContextFile) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # mkstemp makes it 0600; a rename never shows half a file to another command.
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            out.write("\n".join(lines) + "\n")
-        os.replace(temporary, path)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+                out.write("\n".join(lines) + "\n")
+            os.replace(temporary, path)
+        except BaseException:
+            # It holds tokens.
+            Path(temporary).unlink(missing_ok=True)
+            raise
     except OSError as err:
         raise _refused(
             f"{path} cannot be written: {err}.", "Mend the directory's mode, or set GPUSHARE_CONFIG."

@@ -264,8 +264,8 @@ class JobApi:
 
     async def resubmit_job(self, request: job_pb2.ResubmitJobRequest, caller: Caller) -> job_pb2.Job:
         call = call_of(caller, request)
-        job = await self._touchable(request.name, caller, "submit it anew")
-        if not caller.submitted(job):
+        job = await self._found(request.name, caller)
+        if not (caller.may_touch(job) and caller.submitted(job)):
             raise error_of(
                 Reason.PERMISSION_DENIED,
                 f"Job {job.id} was submitted by {job.created_by.user}; its script would run as your account now.",
@@ -278,10 +278,14 @@ class JobApi:
         key, found = await commit(self._engine, SubmitJobs(job.tenant, (_same_again(job),)), call, view)
         return found or await self._archived(key, caller, None)
 
+    async def _found(self, name: str, caller: Caller) -> Job:
+        """The job of that name, wherever it is kept, of a tenant that the caller sees."""
+        key = _visible_key(name, caller)
+        return self._engine.state.jobs.get(key) or job_from_history(await self._history_row(key))
+
     async def _touchable(self, name: str, caller: Caller, act: str) -> Job:
         """The job of that name, wherever it is kept, for a caller who may change it."""
-        key = _visible_key(name, caller)
-        job = self._engine.state.jobs.get(key) or job_from_history(await self._history_row(key))
+        job = await self._found(name, caller)
         if not caller.may_touch(job):
             raise _not_yours(job, act)
         return job
@@ -302,11 +306,9 @@ class JobApi:
     async def stream_logs(
         self, request: job_pb2.StreamLogsRequest, caller: Caller, end: StreamEnd
     ) -> AsyncGenerator[job_pb2.StreamLogsResponse, None]:
-        key = _visible_key(request.name, caller)
         _check_logs_request(request)
-        job = self._engine.state.jobs.get(key) or job_from_history(await self._history_row(key))
-        if not caller.may_touch(job):
-            raise _not_yours(job, "read what it prints")
+        job = await self._touchable(request.name, caller, "read what it prints")
+        key = job.key
         if request.task_index >= job.spec.tasks:
             raise error_of(Reason.NOT_FOUND, f"Job {job.id} has {job.spec.tasks} tasks, counted from 0.")
         if key in self._engine.state.jobs:
@@ -343,10 +345,8 @@ class JobApi:
     ) -> AsyncGenerator[job_pb2.ConnectResponse, None]:
         start = await first_start(requests)
         kind, target = target_of(start)
-        key = _visible_key(start.name, caller)
-        job = self._engine.state.jobs.get(key) or job_from_history(await self._history_row(key))
-        if not caller.may_touch(job):
-            raise _not_yours(job, "connect to it")
+        job = await self._touchable(start.name, caller, "connect to it")
+        key = job.key
         if key not in self._engine.state.jobs:
             raise error_of(Reason.NOT_RUNNING, f"Job {job.id} has ended.")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +60,18 @@ def test_a_written_context_is_read_back_and_closed_to_others(tmp_path: Path) -> 
     assert read_contexts(path).contexts["x.y"] == strange
     assert path.stat().st_mode & 0o777 == 0o600
     assert [entry.name for entry in path.parent.iterdir()] == ["config.toml"]
+
+
+def test_a_context_that_cannot_be_written_leaves_no_token_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: str, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(FailedPreconditionError, match="No space left"):
+        save_context(tmp_path / "config.toml", "a", ConnectionSettings("a.lab:7480", "gps_a"))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ def processes_of(home: Path) -> list[int]:
 def describe(pids: Collection[int]) -> list[str]:
     """pid, state and command line of each."""
     return [
-        f"{pid} {_state(pid)} {_read(pid, 'cmdline').replace(bytes(1), b' ').decode(errors='replace')}" for pid in pids
+        f"{pid} {_state(pid)} {read_of(pid, 'cmdline').replace(bytes(1), b' ').decode(errors='replace')}"
+        for pid in pids
     ]
 
 
@@ -48,7 +49,7 @@ def end_processes_of(home: Path) -> None:
 def end_processes_named(home: Path, names: Collection[str]) -> None:
     """SIGKILL to those of `home` whose command line has one of these names."""
     for pid in processes_of(home):
-        if any(name.encode() in _read(pid, "cmdline") for name in names):
+        if any(name.encode() in read_of(pid, "cmdline") for name in names):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -113,13 +114,13 @@ def _pids() -> list[int]:
 def _is_of(pid: int, needle: bytes) -> bool:
     if _state(pid) in "ZX":
         return False
-    if needle in _read(pid, "cmdline") or needle in _read(pid, "environ"):
+    if needle in read_of(pid, "cmdline") or needle in read_of(pid, "environ"):
         return True
     return any(needle in target.encode() for target in [*descriptors(pid), _cwd(pid)])
 
 
 def _state(pid: int) -> str:
-    stat = _read(pid, "stat")
+    stat = read_of(pid, "stat")
     return stat[stat.rfind(b")") + 2 :][:1].decode() or "X"
 
 
@@ -129,7 +130,8 @@ def _cwd(pid: int) -> str:
     return ""
 
 
-def _read(pid: int, name: str) -> bytes:
+def read_of(pid: int, name: str) -> bytes:
+    """/proc/<pid>/<name>; empty once the process has gone."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/{name}").read_bytes()
     return b""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from leaks import processes_of
+from leaks import processes_of, read_of
 from upcluster import UpCluster
 
 MakeUp = Callable[..., UpCluster]
@@ -21,7 +21,7 @@ def daemons(cluster: UpCluster, module: str) -> list[int]:
     """Pids of the daemons of `cluster` that run `module`."""
     found = []
     for pid in processes_of(cluster.home):
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        words = read_of(pid, "cmdline").split(b"\0")
         if module.encode() in words and b"gpushare.cli.tether" not in words:
             found.append(pid)
     return found
