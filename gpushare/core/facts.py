@@ -161,7 +161,7 @@ def _node_synced(state: ClusterState, event: NodeSynced, entry: Entry) -> None:
     if node.shared_paths != event.shared_paths:
         node.shared_paths = event.shared_paths
         state.index_shared_paths()
-    _wake(node, event, entry.at_ms)
+    _wake(state, node, event, entry.at_ms)
     node.instance_id, node.boot_id, node.start_counter = event.instance_id, event.boot_id, event.start_counter
     node.agent_version, node.driver_version = event.agent_version, event.driver_version
     node.cpu_milli, node.memory_mib, node.labels = event.cpu_milli, event.memory_mib, event.labels
@@ -182,7 +182,7 @@ def _node_synced(state: ClusterState, event: NodeSynced, entry: Entry) -> None:
     _register_cards(node, event.gpus)
 
 
-def _wake(node: Node, event: NodeSynced, at_ms: int) -> None:
+def _wake(state: ClusterState, node: Node, event: NodeSynced, at_ms: int) -> None:
     """An agent that syncs is proof that its host is up. One that was told to sleep and has never gone is on its way
     down; it stays asleep, so that nothing starts there."""
     same = (node.boot_id, node.start_counter) == (event.boot_id, event.start_counter)
@@ -191,7 +191,15 @@ def _wake(node: Node, event: NodeSynced, at_ms: int) -> None:
     if not node.attempts and (node.power is not Power.ON or not node.idle_since_ms):
         node.idle_since_ms = at_ms
     if node.power is not Power.ON:
-        node.power, node.power_since_ms, node.power_detail = Power.ON, at_ms, ""
+        _set_power(state, node, Power.ON, at_ms, "")
+
+
+def _set_power(state: ClusterState, node: Node, power: Power, at_ms: int, detail: str) -> None:
+    node.power, node.power_since_ms, node.power_detail = power, at_ms, detail
+    if power is Power.ON:
+        state.asleep.discard(node.name)
+    else:
+        state.asleep.add(node.name)
 
 
 def _register_cards(node: Node, cards: tuple[GpuInventory, ...]) -> None:
@@ -274,7 +282,7 @@ def _node_trust_changed(state: ClusterState, event: NodeTrustChanged, entry: Ent
 
 def _node_power_requested(state: ClusterState, event: NodePowerRequested, entry: Entry) -> None:
     node = state.own_node(event.node)
-    node.power, node.power_since_ms, node.power_detail = event.power, entry.at_ms, event.detail
+    _set_power(state, node, event.power, entry.at_ms, event.detail)
     state.touched.add(event.node)
 
 

@@ -84,7 +84,7 @@ def _starts(world: World, event: Event, job_key: str) -> bool:
 def _stands_in_the_way(world: World, job_key: str, sees: Sees) -> str:
     """Nothing more is known to happen."""
     state, job = world.state, world.state.jobs[job_key]
-    waking = sorted(node.name for node in state.nodes.values() if node.power is Power.WAKING)
+    waking = sorted(name for name in state.asleep if state.nodes[name].power is Power.WAKING)
     if waking:
         return f"node {waking[0]} has to wake first, and how long that takes is not known"
     endless = [j for j in state.jobs.values() if _is_endless(j) and _could_meet(world, job, j)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from gpushare.core.kinds import AttemptState, JobState
+from gpushare.core.kinds import AttemptState, JobState, Power
 from gpushare.core.lifecycle import BrokenInvariant
 from gpushare.core.model import Attempt, Hold
 from gpushare.core.shared_paths import path_around
@@ -26,6 +26,8 @@ def check(state: ClusterState) -> None:
         _check_job(state, job.key)
     if state.tokens_by_sha.keys() != {t.sha256 for t in state.tokens.values()}:
         raise BrokenInvariant("the index of tokens differs from the tokens")
+    if state.asleep != {node.name for node in state.nodes.values() if node.power is not Power.ON}:
+        raise BrokenInvariant("the index of sleeping nodes differs from the nodes")
 
 
 def _check_cards(state: ClusterState, live: list[Attempt]) -> None:

@@ -49,7 +49,7 @@ def stage(
 ) -> list[Event]:
     """What power changes now. `waiting`: jobs that wait for room alone, in their order (see `without_room`). `decided`:
     what the pass has decided so far, which `state` does not show yet."""
-    asleep = [node for node in state.nodes.values() if node.power is not Power.ON]
+    asleep = _asleep(state)
     overdue = [node for node in asleep if _is_overdue(node, now_ms, settings)]
     late_s = settings.power_wake_timeout_ms // 1000
     late = f"it did not come back within {late_s} s of being asked to wake; look at the machine and at power_up_command"
@@ -99,13 +99,12 @@ def to_wake(
 def next_due_ms(state: ClusterState, now_ms: int, settings: CoreSettings) -> int | None:
     """When time alone may change what `stage` says; None when it will not."""
     found: list[int] = []
-    for node in state.nodes.values():
-        if node.power is Power.ON:
-            if settings.power_idle_ms and node.idle_since_ms and node.is_placeable:
-                found.append(_idle_until_ms(node, settings))
-        elif node.power is Power.WAKING or node.power_detail:
+    for node in _asleep(state):
+        if node.power is Power.WAKING or node.power_detail:
             found.append(node.power_since_ms + settings.power_wake_timeout_ms)
     if settings.power_idle_ms:
+        idle = (node for node in state.nodes.values() if node.idle_since_ms and node.is_placeable)
+        found += [_idle_until_ms(node, settings) for node in idle]
         # Nodes that a window keeps awake may sleep after it.
         found += [claim.end_ms for claim in claims(state, now_ms) if claim.end_ms is not None]
     return min((at_ms for at_ms in found if at_ms > now_ms), default=None)
@@ -132,7 +131,7 @@ def _what_waits(
     due: Collection[str],
 ) -> tuple[tuple[str, ...], frozenset[str]]:
     """Nodes to wake for the jobs that wait, and those of `due` that one of these may use."""
-    nodes = state.nodes.values()
+    nodes = _asleep(state)
     asleep = [n for n in nodes if n.power is Power.DOWN and _may_come(n) and _may_ask(n, now_ms, settings)]
     coming = [n for n in nodes if n.power is Power.WAKING and _may_come(n) and not _is_overdue(n, now_ms, settings)]
     # What failed before is tried last.
@@ -146,6 +145,11 @@ def _what_waits(
         if len(plan.woken) >= _WOKEN_MAX:
             break
     return (tuple(plan.woken), frozenset(plan.wanted)) if plan else ((), frozenset())
+
+
+def _asleep(state: ClusterState) -> list[Node]:
+    """Those whose power is not on."""
+    return [state.nodes[name] for name in sorted(state.asleep)]
 
 
 def _slices(decided: Iterable[Event]) -> Iterator[Slice]:

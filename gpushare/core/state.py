@@ -15,7 +15,7 @@ import msgspec
 from gpushare.core import facts, facts_jobs
 from gpushare.core.events import Entry
 from gpushare.core.forks import copy_of_job, copy_of_node, copy_of_tenant
-from gpushare.core.kinds import JobState
+from gpushare.core.kinds import JobState, Power
 from gpushare.core.lifecycle import BrokenInvariant, check_job_move
 from gpushare.core.model import Attempt, Job, JobSpec, JoinToken, Node, RequestRecord, Tenant, Token
 from gpushare.core.promises import CapacityHold, Reservation
@@ -79,6 +79,8 @@ class ClusterState:
         self.ended: dict[str, int] = {key: ended_ms for ended_ms, _, key in over}
         self.growing: set[str] = set()
         self.touched: set[str] = set(self.nodes)
+        # Nodes that power saving has taken, and those on their way back.
+        self.asleep = {node.name for node in self.nodes.values() if node.power is not Power.ON}
         self.published_paths = published(self.nodes.values())
         # The jobs and nodes that no fork shares; None: all of them.
         self._own_jobs: set[str] | None = None
@@ -136,7 +138,7 @@ class ClusterState:
         made.array_running = Counter(self.array_running)
         made.running_priorities = {tenant: Counter(count) for tenant, count in self.running_priorities.items()}
         made.dependents = {key: set(waiting) for key, waiting in self.dependents.items()}
-        made.ended, made.growing = dict(self.ended), set(self.growing)
+        made.ended, made.growing, made.asleep = dict(self.ended), set(self.growing), set(self.asleep)
         made.touched, made.submitted = set(), list(self.submitted)
         return made
 
