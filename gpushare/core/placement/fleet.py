@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpushare.core.model import Gpu, GpuInventory, Node, Slice, TierOffer
+from gpushare.core.model import WHOLE_CARD_MILLI, Gpu, GpuInventory, Node, Slice, TierOffer
 from gpushare.core.placement.bookings import Bookings, Scratch
 from gpushare.core.placement.bookings import sure_end_ms as sure_end_ms
 from gpushare.core.placement.claims import NOBODY, Booking, Claim, Claims, Owner
@@ -47,10 +47,10 @@ class ClaimSet(NamedTuple):
 
 class Fleet:
     """Arrays per card: `node_of kind_of index_of usable_mib capacity_milli free_milli free_mib holders stranger_mib
-    strangers gpu_open open open_milli is_empty domain_of load_steps`; per node: `cpu_milli memory_mib free_cpu_milli
-    free_memory_mib free_share share_milli tasks node_open first_card card_count node_kind_of`. Amounts in thousandths
-    and MiB. A card is `open` when it and its node take new work. `share_milli` sums the thousandths of a node's cards,
-    `free_share` the free ones."""
+    strangers gpu_open open open_milli is_empty piece_milli domain_of load_steps`; per node: `cpu_milli memory_mib
+    free_cpu_milli free_memory_mib free_share share_milli tasks node_open first_card card_count node_kind_of`. Amounts
+    in thousandths and MiB. A card is `open` when it and its node take new work. `share_milli` sums the thousandths of a
+    node's cards, `free_share` the free ones."""
 
     def __init__(
         self, state: ClusterState, policy: Policy, order: Sequence[str] = (), load_weight: float = 0.0
@@ -179,6 +179,8 @@ class Fleet:
             if self.open[card]:
                 self.open_milli[card] -= milli
                 self.is_empty[card] = self.holders[card] == 0 and not self.strangers[card]
+                by_memory = self.free_mib.item(card) * WHOLE_CARD_MILLI // max(1, self.usable_mib.item(card))
+                self.piece_milli[card] = max(0, min(self.free_milli.item(card), by_memory))
         self.free_cpu_milli[i] -= sign * piece.cpu_milli
         self.free_memory_mib[i] -= sign * piece.memory_mib
         self.tasks[i] += sign
@@ -206,7 +208,7 @@ class Fleet:
         if len(nodes) == len(self.names):
             return self.all_cards
         slots = self.slots.take(nodes, axis=0)
-        return slots.ravel() if self._is_even else slots[self._is_slot.take(nodes, axis=0)]
+        return slots.ravel() if self.is_even else slots[self.is_slot.take(nodes, axis=0)]
 
     def count_empty(self, nodes: IntArray, chosen: BoolArray | None) -> IntArray:
         """How many of each node's cards are empty, and `chosen` (in step with all cards; None: all are)."""
@@ -214,8 +216,8 @@ class Fleet:
         fits = self.is_empty.take(slots)
         if chosen is not None:
             fits &= chosen.take(slots)
-        if not self._is_even:
-            fits &= self._is_slot.take(nodes, axis=0)
+        if not self.is_even:
+            fits &= self.is_slot.take(nodes, axis=0)
         counts: IntArray = fits.sum(axis=1)
         return counts
 
@@ -309,8 +311,10 @@ class Fleet:
         self.has_domains = any(c.domain for c in inventory)
         self.all_cards = np.arange(size, dtype=np.int64)
         self.free_milli, self.free_mib = np.zeros(size, np.int64), np.zeros(size, np.int64)
-        # For speed: the free thousandths of open cards (-1 elsewhere), and which cards are open and held by nobody.
+        # For speed: the free thousandths of open cards (-1 elsewhere), which cards are open and held by nobody, and the
+        # thousandths that a share could get of what is scarcer, compute or memory (0 elsewhere).
         self.open_milli, self.is_empty = np.full(size, -1, np.int64), np.zeros(size, np.bool_)
+        self.piece_milli = np.zeros(size, np.int64)
         self.holders, self.stranger_mib = np.zeros(size, np.int64), np.zeros(size, np.int64)
         self.open, self.gpu_open, self.strangers = (np.zeros(size, np.bool_) for _ in range(3))
         self.share_milli = np.bincount(self.node_of, self.capacity_milli, len(self.names)).astype(np.int64)
@@ -321,12 +325,12 @@ class Fleet:
         self.set_loads(self._loads)
 
     def _lay_out_slots(self) -> None:
-        """`slots[node]`: the node's card ids, filled up with 0 where `_is_slot` is False."""
+        """`slots[node]`: the node's card ids, filled up with 0 where `is_slot` is False."""
         width = self.count_span - 1
         columns = np.arange(width, dtype=np.int64)
-        self._is_slot: BoolArray = columns < self.card_count[:, None]
-        self.slots: IntArray = np.where(self._is_slot, self.first_card[:, None] + columns, 0)
-        self._is_even = bool(self._is_slot.all())
+        self.is_slot: BoolArray = columns < self.card_count[:, None]
+        self.slots: IntArray = np.where(self.is_slot, self.first_card[:, None] + columns, 0)
+        self.is_even = bool(self.is_slot.all())
 
     def _read(self, i: int, node: Node, here: list[Gpu]) -> None:
         """Bring node `i` in step with the state; notes a change only where there is one. `here`: its cards in order."""
@@ -352,6 +356,8 @@ class Fleet:
             array[span] = values
         self.open_milli[span] = np.where(self.open[span], self.free_milli[span], -1)
         self.is_empty[span] = self.open[span] & (self.holders[span] == 0) & ~self.strangers[span]
+        by_memory = self.free_mib[span] * WHOLE_CARD_MILLI // np.maximum(1, self.usable_mib[span])
+        self.piece_milli[span] = np.maximum(0, np.minimum(self.open_milli[span], by_memory))
         self.note_change(i, grew=True)
 
 

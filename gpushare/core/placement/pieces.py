@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gpushare.core.model import WHOLE_CARD_MILLI
 from gpushare.core.placement.policy import BoolArray, IntArray
 
 if TYPE_CHECKING:
@@ -42,10 +41,10 @@ def nodes_of(fleet: Fleet, cards: IntArray) -> CardNodes:
 
 
 def pieces_on(fleet: Fleet, nodes: IntArray) -> Pieces:
-    cards = fleet.slots[nodes]
-    there = np.arange(cards.shape[1]) < fleet.card_count[nodes][:, None]
-    there &= fleet.open[cards]
-    milli = np.minimum(fleet.free_milli[cards], fleet.free_mib[cards] * WHOLE_CARD_MILLI // fleet.usable_mib[cards])
-    milli = np.where(there, np.maximum(milli, 0), 0)
-    there &= (fleet.holders[cards] == 0) & ~fleet.strangers[cards]
-    return Pieces(milli, there)
+    cards = fleet.slots.take(nodes, axis=0)
+    milli, empty = fleet.piece_milli.take(cards), fleet.is_empty.take(cards)
+    if not fleet.is_even:
+        there = fleet.is_slot.take(nodes, axis=0)
+        milli *= there
+        empty &= there
+    return Pieces(milli, empty)

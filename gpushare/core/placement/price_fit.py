@@ -27,7 +27,7 @@ from gpushare.core.model import WHOLE_CARD_MILLI, TaskRequest
 from gpushare.core.placement.card_prices import best_fillings, piece_prices
 from gpushare.core.placement.mix import JobClass, JobMix
 from gpushare.core.placement.pieces import pieces_on
-from gpushare.core.placement.policy import FloatArray, IntArray, Need
+from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need
 from gpushare.weights import PriceFitWeights
 
 if TYPE_CHECKING:
@@ -60,19 +60,22 @@ class Tables(NamedTuple):
     piece: FloatArray
     empty: FloatArray
 
+    @property
+    def top_milli(self) -> int:
+        """The largest piece."""
+        return len(self.piece) - 2
+
 
 class NodeWorths:
-    """Of every node of one fleet, in step with it: `milli` and `is_empty` of its cards (as in `Pieces`), `empty` how
-    many are empty, `parts` what the rest is worth at each charge (CPU, memory and pieces), `worth` the node's worth.
-    A node is looked at again only when it changed."""
+    """Of every node of one fleet, in step with it: `empty` how many of its cards are empty, `parts` what the rest is
+    worth at each charge (CPU, memory and pieces), `worth` the node's worth. A node is looked at again only when it
+    changed."""
 
     def __init__(self, fleet: Fleet, tables: Tables) -> None:
         self.tables = tables
         self.layout = fleet.layout
         self._fleet = weakref.ref(fleet)
-        count, self.width = len(fleet.names), int(fleet.card_count.max(initial=0))
-        self.milli = np.zeros((count, self.width), np.int64)
-        self.is_empty = np.zeros((count, self.width), np.bool_)
+        count = len(fleet.names)
         self.empty = np.zeros(count, np.int64)
         self.parts = np.zeros((count, len(tables.cpu)))
         self.worth = np.zeros(count)
@@ -89,15 +92,13 @@ class NodeWorths:
 
     def _read(self, fleet: Fleet, nodes: IntArray) -> None:
         tables, pieces = self.tables, pieces_on(fleet, nodes)
-        last = len(tables.piece) - 1
-        milli = np.minimum(pieces.milli, last - 1)
-        parts = tables.piece[np.where(pieces.empty, last, milli)].sum(axis=1)
-        parts += fleet.free_cpu_milli[nodes][:, None] * tables.cpu
-        parts += fleet.free_memory_mib[nodes][:, None] * tables.memory
+        parts = tables.piece.take(_rows(tables, pieces.milli, pieces.empty), axis=0).sum(axis=1)
+        parts += np.multiply.outer(fleet.free_cpu_milli.take(nodes), tables.cpu)
+        parts += np.multiply.outer(fleet.free_memory_mib.take(nodes), tables.memory)
         empty = pieces.empty.sum(axis=1)
-        self.milli[nodes], self.is_empty[nodes] = milli, pieces.empty
         self.empty[nodes], self.parts[nodes] = empty, parts
-        self.worth[nodes] = (parts + tables.empty[empty]).min(axis=1)
+        parts += tables.empty.take(empty, axis=0)
+        self.worth[nodes] = parts.min(axis=1)
 
 
 class PriceFit:
@@ -129,13 +130,11 @@ class PriceFit:
 
     def share_scores(self, fleet: Fleet, need: Need, cards: IntArray) -> FloatArray:
         worths = self._worths_of(fleet)
-        tables = worths.tables
-        nodes = fleet.node_of.take(cards)
-        place = nodes * worths.width + (cards - fleet.first_card.take(nodes))
-        milli, is_empty = worths.milli.take(place), worths.is_empty.take(place)
+        tables, nodes = worths.tables, fleet.node_of.take(cards)
+        milli, is_empty = fleet.piece_milli.take(cards), fleet.is_empty.take(cards)
         after = worths.parts.take(nodes, axis=0)
-        after += tables.piece.take(np.maximum(milli - need.milli, 0), axis=0)
-        after -= tables.piece.take(np.where(is_empty, len(tables.piece) - 1, milli), axis=0)
+        after += tables.piece.take(np.maximum(np.minimum(milli, tables.top_milli) - need.milli, 0), axis=0)
+        after -= tables.piece.take(_rows(tables, milli, is_empty), axis=0)
         after += tables.empty.take(worths.empty.take(nodes) - is_empty, axis=0)
         after -= _host_need(tables, need)
         return _rounded(worths.worth.take(nodes) - after.min(axis=1))
@@ -191,6 +190,13 @@ def _host_need(tables: Tables, need: Need) -> FloatArray:
     cpu, memory = np.asarray(need.cpu_milli), np.asarray(need.memory_mib)
     worth: FloatArray = cpu[..., None] * tables.cpu + memory[..., None] * tables.memory
     return worth
+
+
+def _rows(tables: Tables, milli: IntArray, is_empty: BoolArray) -> IntArray:
+    """Where in `tables.piece` to look for pieces of so many thousandths."""
+    rows: IntArray = np.minimum(milli, tables.top_milli)
+    rows[is_empty] = len(tables.piece) - 1
+    return rows
 
 
 def _rounded(scores: FloatArray) -> FloatArray:

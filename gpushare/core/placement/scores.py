@@ -245,9 +245,10 @@ def fitting_cards(fleet: Fleet, needs: Needs, cards: IntArray, taken: Taken | No
     if not len(found):
         return found, Need(needs.request, 0, 0, 0, 0, 0)
     milli, mib = needs.milli_on(fleet, found), needs.mib_on(fleet, found)
-    nodes = fleet.node_of[found]
+    nodes = fleet.node_of.take(found)
     cpu, memory = needs.host_on(fleet, nodes, milli)
-    free_mib, free_cpu, free_memory = fleet.free_mib[found], fleet.free_cpu_milli[nodes], fleet.free_memory_mib[nodes]
+    free_mib, free_cpu = fleet.free_mib.take(found), fleet.free_cpu_milli.take(nodes)
+    free_memory = fleet.free_memory_mib.take(nodes)
     if taken is not None:
         free_mib -= taken.mib[fits]
         free_cpu -= taken.cpu_milli[fits]
