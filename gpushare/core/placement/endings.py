@@ -87,6 +87,7 @@ class Endings:
         self._cards: list[IntArray] = []
         self._hosts: list[IntArray] = []
         self._read_at = np.zeros(0, np.int64)
+        self._made: Timeline | None = None
 
     def refresh(self, touched: Iterable[str] | None = None) -> None:
         """Read again what was touched; None: everything."""
@@ -103,16 +104,20 @@ class Endings:
     def timeline(self, now_ms: int) -> Timeline:
         """The ends as of now, with what the fleet's scratch holds."""
         fleet = self.fleet
+        is_same = self._made is not None and self._made.now_ms == now_ms and self._layout == fleet.layout
         if self._layout != fleet.layout:
             self._layout = fleet.layout
             nothing = np.zeros((0, _COLUMNS), np.int64)
             self._cards, self._hosts = [nothing] * len(fleet.names), [nothing] * len(fleet.names)
             self._read_at = np.full(len(fleet.names), -1, np.int64)
         for i in np.flatnonzero(fleet.changed_at > self._read_at).tolist():
-            self._read(i)
+            is_same &= not self._read(i)
+        if self._made is not None and is_same:
+            return self._made
         cards = np.concatenate(self._cards) if self._cards else np.zeros((0, _COLUMNS), np.int64)
         hosts = np.concatenate(self._hosts) if self._hosts else np.zeros((0, _COLUMNS), np.int64)
-        return self._timeline(now_ms, cards, hosts)
+        self._made = self._timeline(now_ms, cards, hosts)
+        return self._made
 
     def _timeline(self, now_ms: int, cards: IntArray, hosts: IntArray) -> Timeline:
         return Timeline(self.fleet, now_ms, cards, hosts)
@@ -120,8 +125,9 @@ class Endings:
     def _end_ms(self, booking: Booking) -> int | None:
         return booking.end_ms
 
-    def _read(self, i: int) -> None:
-        fleet = self.fleet
+    def _read(self, i: int) -> bool:
+        """Whether the node has known ends, or had."""
+        fleet, before = self.fleet, len(self._hosts[i]) + len(self._cards[i])
         self._read_at[i] = fleet.changed_at[i]
         bookings = fleet.bookings(i)
         stops, suspends = _making_way(fleet.state, fleet.names[i])
@@ -140,6 +146,7 @@ class Endings:
                 hosts.append((sure_ms, grace_ms, i, *booking.host))
         self._cards[i] = np.array(cards, dtype=np.int64).reshape(-1, _COLUMNS)
         self._hosts[i] = np.array(hosts, dtype=np.int64).reshape(-1, _COLUMNS)
+        return bool(before or cards or hosts)
 
 
 def _making_way(state: ClusterState, node: str) -> tuple[dict[str, int], dict[str, int]]:
