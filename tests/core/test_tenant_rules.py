@@ -6,10 +6,10 @@ import msgspec
 import pytest
 from cluster import Cluster
 
+from gpushare.core import tenant_rules
 from gpushare.core.commands import CoreSettings, CreateTenant, CreateToken, DeleteTenant, Rejection, UpdateTenant
 from gpushare.core.kinds import Role
 from gpushare.core.model import ModelQuota, Principal, TenantSettings
-from gpushare.core.tenant_rules import CHILDREN_MAX
 from gpushare.reasons import Reason
 
 S = TenantSettings
@@ -241,9 +241,10 @@ def test_neither_the_own_settings_nor_other_tenants_are_open(lab: Cluster) -> No
     assert refused(lab, change(lab, "team", TINA, parent=""), before).reason is Reason.NOT_FOUND
 
 
-def test_nobody_makes_tenants_without_end(lab: Cluster) -> None:
+def test_nobody_makes_tenants_without_end(lab: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tenant_rules, "CHILDREN_MAX", 50)
     small = {"max_queued_jobs": 1, "max_priority": 0}
-    for number in range(CHILDREN_MAX - 1):
+    for number in range(49):
         make(lab, f"c{number}", parent="lab", **small)
     before = lab.state.encode()
     command = CreateTenant("onemore", S(parent="lab", **small))  # type: ignore[arg-type]

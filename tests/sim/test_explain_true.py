@@ -25,8 +25,8 @@ from gpushare.core.state import ClusterState
 from gpushare.core.waiting import line_key
 from gpushare.reasons import Reason
 
-# After the last start that was foretold, to see that nothing else starts.
-HOURS_MS = 12 * 3600 * 1000
+# After the last start that was foretold, to see that nothing else starts: limits and windows are of minutes.
+HOURS_MS = 3 * 3600 * 1000
 _TASK_FLAGS = {"--after": "after", "--after-ok": "afterok", "--after-any": "afterany"}
 
 
