@@ -1,4 +1,4 @@
-"""How often somebody may ask: one token bucket a key.
+"""How often somebody may ask, one token bucket a key, and when those are answered who asked too often.
 
 Imports the standard library's data modules alone; the caller brings the time. Invariant: no more than `keys_max` keys
 are remembered, and forgetting one never gives it less than it had.
@@ -34,3 +34,22 @@ class RateLimit:
         if len(self._buckets) > self._keys_max:
             del self._buckets[next(iter(self._buckets))]
         return allowed
+
+
+class Turns:
+    """Answers to one key leave one by one: each after `least_s` or more, `apart_s` after the one before it, and after
+    `most_s` at the latest."""
+
+    def __init__(self, least_s: float, apart_s: float, most_s: float, keys_max: int = 4096) -> None:
+        self._least_s, self._apart_s, self._most_s = least_s, apart_s, most_s
+        self._keys_max = keys_max
+        self._last_s: dict[Hashable, float] = {}
+
+    def wait_s(self, key: Hashable, now_s: float) -> float:
+        """How long the answer that is ready now has to wait; counts it as given then."""
+        last_s = self._last_s.pop(key, now_s - self._apart_s)
+        at_s = min(max(now_s + self._least_s, last_s + self._apart_s), now_s + self._most_s)
+        self._last_s[key] = at_s
+        if len(self._last_s) > self._keys_max:
+            del self._last_s[next(iter(self._last_s))]
+        return at_s - now_s

@@ -28,6 +28,7 @@ from gpushare.core.commands import Call, Command, Outcome
 from gpushare.core.events import Entry, NodeEnrolled, TenantDeleted, TokenRevoked
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of, invalid_field
+from gpushare.ratelimit import Turns
 from gpushare.reasons import Reason
 from gpushare.scheduler.auth import Authenticator, Caller, rule_of
 from gpushare.scheduler.denials import Denials
@@ -39,8 +40,8 @@ _Context = grpc.aio.ServicerContext[object, object]
 
 EXPIRY_LOOK_EVERY_S = 0.5
 # A refusal for too many requests is held back for so long: whoever asks again at once is slowed down by as much, and
-# others are served meanwhile.
-FULL_PAUSE_S = 0.1
+# others are served meanwhile. Those of one tenant leave one by one, so that its callers never ask again all at once.
+FULL_PAUSE_S, FULL_APART_S, FULL_PAUSE_MAX_S = 0.1, 0.01, 2.0
 _CLOSING_S = 5.0
 _AUDITED = frozenset(
     {
@@ -138,6 +139,7 @@ class Gate:
         self._authenticator = authenticator
         self._denials = denials
         self._streams = streams
+        self._turns = Turns(FULL_PAUSE_S, FULL_APART_S, FULL_PAUSE_MAX_S)
 
     def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
         """What serves all of `service`. Raises LookupError or AttributeError for an RPC without rule or method."""
@@ -158,14 +160,16 @@ class Gate:
 
     def _unary(self, rpc: str, request_type: type[Message], target: Callable[..., Awaitable[Message]]) -> Any:
         async def serve(data: bytes, context: _Context) -> bytes:
+            tenant = ""
             try:
                 caller = self._admit(rpc, context)
+                tenant = caller.principal.tenant
                 answer = await target(parse(request_type, data), caller)
                 return answer.SerializeToString()
             except Exception as err:
                 error = _without_frames(await self._refusal(rpc, context, err))
             if error.reason in _FULL:
-                await asyncio.sleep(FULL_PAUSE_S)
+                await asyncio.sleep(self._turns.wait_s(tenant, asyncio.get_running_loop().time()))
             errors.refuse(context, error)
             return b""
 

@@ -280,7 +280,9 @@ class Fleet:
         self.memory_mib = np.array([n.memory_mib for n in nodes], dtype=np.int64)
         self.card_count = np.array([len(n.gpus) for n in nodes], dtype=np.int64)
         self.first_card = np.cumsum(self.card_count) - self.card_count
-        self.free_cpu_milli, self.free_memory_mib = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        # One row a node; the two columns have names of their own.
+        self.free_hosts = np.zeros((size, 2), np.int64)
+        self.free_cpu_milli, self.free_memory_mib = self.free_hosts[:, 0], self.free_hosts[:, 1]
         self.free_share, self.tasks = np.zeros(size, np.int64), np.zeros(size, np.int64)
         self.node_open = np.zeros(size, np.bool_)
         self.changed_at = np.full(size, self.version, np.int64)

@@ -52,11 +52,10 @@ class Site(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Second axis: the charges. `cpu`, `memory`: charge per CPU thousandth and per MiB. `piece[r]`: worth of a piece of
-    r thousandths; the last row is nothing, for empty cards: `empty[n]` is the worth of n of them on one node."""
+    """Second axis: the charges. `host`: charge per CPU thousandth and per MiB. `piece[r]`: worth of a piece of r
+    thousandths; the last row is nothing, for empty cards: `empty[n]` is the worth of n of them on one node."""
 
-    cpu: FloatArray
-    memory: FloatArray
+    host: FloatArray
     piece: FloatArray
     empty: FloatArray
 
@@ -67,8 +66,8 @@ class Tables(NamedTuple):
 
 
 class NodeWorths:
-    """Of every node of one fleet, in step with it: `empty` how many of its cards are empty, `parts` what the rest is
-    worth at each charge (CPU, memory and pieces), `worth` the node's worth. A node is looked at again only when it
+    """Of every node of one fleet, in step with it: `empty` how many of its cards are empty, `charged` what all of it is
+    worth at each charge, `worth` the least of that: the node's worth. A node is looked at again only when it
     changed."""
 
     def __init__(self, fleet: Fleet, tables: Tables) -> None:
@@ -77,7 +76,7 @@ class NodeWorths:
         self._fleet = weakref.ref(fleet)
         count = len(fleet.names)
         self.empty = np.zeros(count, np.int64)
-        self.parts = np.zeros((count, len(tables.cpu)))
+        self.charged = np.zeros((count, tables.host.shape[1]))
         self.worth = np.zeros(count)
         self._read(fleet, fleet.all_nodes)
         self._version = fleet.version
@@ -92,13 +91,12 @@ class NodeWorths:
 
     def _read(self, fleet: Fleet, nodes: IntArray) -> None:
         tables, pieces = self.tables, pieces_on(fleet, nodes)
-        parts = tables.piece.take(_rows(tables, pieces.milli, pieces.empty), axis=0).sum(axis=1)
-        parts += np.multiply.outer(fleet.free_cpu_milli.take(nodes), tables.cpu)
-        parts += np.multiply.outer(fleet.free_memory_mib.take(nodes), tables.memory)
-        empty = pieces.empty.sum(axis=1)
-        self.empty[nodes], self.parts[nodes] = empty, parts
-        parts += tables.empty.take(empty, axis=0)
-        self.worth[nodes] = parts.min(axis=1)
+        charged = np.add.reduce(tables.piece.take(_rows(tables, pieces.milli, pieces.empty), axis=0), axis=1)
+        charged += fleet.free_hosts.take(nodes, axis=0) @ tables.host
+        empty = np.add.reduce(pieces.empty, axis=1)
+        charged += tables.empty.take(empty, axis=0)
+        self.empty[nodes], self.charged[nodes] = empty, charged
+        self.worth[nodes] = np.minimum.reduce(charged, axis=1)
 
 
 class PriceFit:
@@ -132,22 +130,33 @@ class PriceFit:
         worths = self._worths_of(fleet)
         tables, nodes = worths.tables, fleet.node_of.take(cards)
         milli, is_empty = fleet.piece_milli.take(cards), fleet.is_empty.take(cards)
-        after = worths.parts.take(nodes, axis=0)
+        after = worths.charged.take(nodes, axis=0)
         after += tables.piece.take(np.maximum(np.minimum(milli, tables.top_milli) - need.milli, 0), axis=0)
         after -= tables.piece.take(_rows(tables, milli, is_empty), axis=0)
-        after += tables.empty.take(worths.empty.take(nodes) - is_empty, axis=0)
-        after -= _host_need(tables, need)
-        return _rounded(worths.worth.take(nodes) - after.min(axis=1))
+        places = is_empty.nonzero()[0]
+        if len(places):
+            empty = worths.empty.take(nodes.take(places))
+            after[places] += tables.empty.take(empty - 1, axis=0) - tables.empty.take(empty, axis=0)
+        return self._lost(worths, need, nodes, after)
 
     def node_scores(self, fleet: Fleet, need: Need, nodes: IntArray) -> FloatArray:
         worths = self._worths_of(fleet)
-        after = worths.parts.take(nodes, axis=0)
-        after += worths.tables.empty.take(np.maximum(worths.empty.take(nodes) - need.gpus, 0), axis=0)
-        after -= _host_need(worths.tables, need)
-        scores = _rounded(worths.worth.take(nodes) - after.min(axis=1))
+        tables, after = worths.tables, worths.charged.take(nodes, axis=0)
+        if need.gpus:
+            empty = worths.empty.take(nodes)
+            after += tables.empty.take(np.maximum(empty - need.gpus, 0), axis=0) - tables.empty.take(empty, axis=0)
+        scores = self._lost(worths, need, nodes, after)
         if not need.gpus:
             scores -= np.where(fleet.card_count.take(nodes) == 0, _NO_CARDS_BONUS, 0.0)
         return scores
+
+    def _lost(self, worths: NodeWorths, need: Need, nodes: IntArray, after: FloatArray) -> FloatArray:
+        """What `nodes` lose that are worth `after` at each charge, before their CPU and memory are taken. Differences
+        below a thousandth of a card are ties: the node order decides them."""
+        after -= _host_need(worths.tables, need)
+        lost = worths.worth.take(nodes)
+        lost -= np.minimum.reduce(after, axis=1)
+        return np.rint(lost, out=lost)
 
     def _worths_of(self, fleet: Fleet) -> NodeWorths:
         """In step with `fleet`; tables are made anew where it is not like the last one."""
@@ -186,10 +195,11 @@ def _moved(old: Tables, new: Tables) -> float:
 
 
 def _host_need(tables: Tables, need: Need) -> FloatArray:
-    """One row, or one a place."""
-    cpu, memory = np.asarray(need.cpu_milli), np.asarray(need.memory_mib)
-    worth: FloatArray = cpu[..., None] * tables.cpu + memory[..., None] * tables.memory
-    return worth
+    """At each charge: one row, or one a place."""
+    cpu, memory = tables.host
+    if isinstance(need.cpu_milli, int) and isinstance(need.memory_mib, int):
+        return need.cpu_milli * cpu + need.memory_mib * memory
+    return np.multiply.outer(need.cpu_milli, cpu) + np.multiply.outer(need.memory_mib, memory)
 
 
 def _rows(tables: Tables, milli: IntArray, is_empty: BoolArray) -> IntArray:
@@ -197,12 +207,6 @@ def _rows(tables: Tables, milli: IntArray, is_empty: BoolArray) -> IntArray:
     rows: IntArray = np.minimum(milli, tables.top_milli)
     rows[is_empty] = len(tables.piece) - 1
     return rows
-
-
-def _rounded(scores: FloatArray) -> FloatArray:
-    """Differences below a thousandth of a card are ties: the node order decides them."""
-    rounded: FloatArray = np.rint(scores)
-    return rounded
 
 
 # -- making the tables
@@ -219,7 +223,7 @@ def make_tables(classes: list[JobClass], site: Site, weights: PriceFitWeights) -
         piece = _piece_worth(asked, cpu, memory, site.top_milli, weights)
     empty = _empty_worth(asked, piece[:, WHOLE_CARD_MILLI], cpu, memory, site.width, weights)
     piece = np.concatenate((piece + bonus, np.zeros((len(cpu), 1))), axis=1)
-    return Tables(cpu, memory, np.ascontiguousarray(piece.T), np.ascontiguousarray(empty.T))
+    return Tables(np.stack((cpu, memory)), np.ascontiguousarray(piece.T), np.ascontiguousarray(empty.T))
 
 
 def _charges(site: Site, weights: PriceFitWeights) -> tuple[FloatArray, FloatArray]:
