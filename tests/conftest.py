@@ -6,6 +6,8 @@ import signal
 
 from hypothesis import HealthCheck, settings
 
+from gpushare.scheduler import engine
+
 
 def pytest_configure() -> None:
     """A run under `nohup` ignores hang-ups, and so would the clients whose terminal a test takes away."""
@@ -15,3 +17,5 @@ def pytest_configure() -> None:
     # How long an example takes says something of the machine and what else it does, nothing of the code.
     settings.register_profile("gpushare", deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("gpushare")
+    # A collection of all garbage at each start of a scheduler would walk pytest's own objects, millions of them.
+    engine._spare_the_collector = lambda: None
