@@ -187,7 +187,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     gpu_reserve_mib: Annotated[int, Meta(ge=0, le=1 << 20)] = 512
     # A process that gpushare did not start takes its card out of placement once it holds more than this.
     stranger_threshold_mib: Annotated[int, Meta(ge=0, le=1 << 20)] = 32
-    # How often memory per job is compared with its slice.
+    # How often memory per job is compared with its slice; a sample of every tenth look goes to the scheduler.
     watchdog_interval_ms: Annotated[int, Meta(ge=50, le=60_000)] = 500
     # A call to the NVIDIA library that takes longer is given up and its process killed.
     nvml_deadline_ms: Annotated[int, Meta(ge=1000, le=600_000)] = 5000

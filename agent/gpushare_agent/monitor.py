@@ -25,7 +25,8 @@ from gpushare_agent.sharing.port import SliceSpec, Tier
 from gpushare_agent.sharing.watchdog import CardUse, Held, JobUse, WatchSettings, WatchState, launch_obstacle, watch
 
 IDLE_INTERVAL_S = 2.0
-SAMPLES_EVERY_S = 5.0
+# A sample is sent after so many looks.
+SAMPLE_LOOKS = 10
 # An attempt that took what is not its own harms its neighbours, so its own grace is cut to this.
 VERDICT_GRACE_MS = 2000
 # Memory of a job that has just ended comes back a moment later, and process lists are up to a second old.
@@ -81,6 +82,7 @@ class Monitor:
         self._library = library
         self._agent = agent
         self._settings = settings
+        self._samples_every_s = SAMPLE_LOOKS * settings.interval_s
         self._register = register
         self._own_pids = own_pids
         self._log = log
@@ -188,7 +190,7 @@ class Monitor:
         )
         self._agent.on_conditions(conditions)
         now_s = time.monotonic()
-        if snapshot.state is DriverState.OK and now_s - self._sampled_s >= SAMPLES_EVERY_S and self._cards:
+        if snapshot.state is DriverState.OK and now_s - self._sampled_s >= self._samples_every_s and self._cards:
             self._sampled_s = now_s
             mine = [sample for sample in snapshot.samples if sample.uuid in self._cards]
             self._agent.on_samples(mine, [use for use in findings.jobs if held[use.attempt_id].spec.gpu_uuids])

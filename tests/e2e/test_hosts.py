@@ -114,6 +114,7 @@ async def a_host(home: Path) -> AsyncIterator[Host]:
         fake_systemctl.Unit(home / NODE, places.AGENT_UNIT).remove_groups()
 
 
+@pytest.mark.prove
 @pytest.mark.timeout(400)
 def test_jobs_do_not_notice_restart_upgrade_rollback_and_replaced_files(tmp_path: Path) -> None:
     async def scene() -> None:

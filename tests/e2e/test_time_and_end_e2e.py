@@ -56,7 +56,7 @@ def test_a_job_that_is_warned_saves_its_work_and_goes_on_in_its_next_life(up_clu
 
 
 def test_a_limit_is_extended_while_the_job_runs_and_not_beyond_the_cap(up_cluster: UpCluster, work: Path) -> None:
-    up_cluster.ok("tenant", "create", "timed", "--max-time", "8h", "--default-time", "10s")
+    up_cluster.ok("tenant", "create", "timed", "--max-time", "8h", "--default-time", "5s")
     line = up_cluster.ok("token", "create", "tom", "--tenant", "timed", "--role", "tenant-admin", "-o", "json").json
     up_cluster.ok("login", "-", person="tom", input=line["join"])
     script = "echo ready > ready; while [ ! -e gate ]; do sleep 0.05; done"
@@ -69,8 +69,8 @@ def test_a_limit_is_extended_while_the_job_runs_and_not_beyond_the_cap(up_cluste
     assert "RUN_LIMIT" in refused.err
     assert "9h is above 8h, the longest that jobs of tenant timed may run" in refused.err
     found = shown(up_cluster, job)
-    assert (found["spec"]["maxRunDuration"], found["submittedRunDuration"]) == ("28800s", "10s")
-    up_cluster.until(lambda: time.monotonic() > begun_s + 11, "its first limit is over")
+    assert (found["spec"]["maxRunDuration"], found["submittedRunDuration"]) == ("28800s", "5s")
+    up_cluster.until(lambda: time.monotonic() > begun_s + 6, "its first limit is over")
     assert shown(up_cluster, job)["state"] == "JOB_STATE_RUNNING"
     (work / "gate").touch()
     assert up_cluster.ok("wait", job).code == 0
