@@ -198,8 +198,10 @@ def _host_need(tables: Tables, need: Need) -> FloatArray:
     """At each charge: one row, or one a place."""
     cpu, memory = tables.host
     if isinstance(need.cpu_milli, int) and isinstance(need.memory_mib, int):
-        return need.cpu_milli * cpu + need.memory_mib * memory
-    return np.multiply.outer(need.cpu_milli, cpu) + np.multiply.outer(need.memory_mib, memory)
+        worth: FloatArray = need.cpu_milli * cpu + need.memory_mib * memory
+    else:
+        worth = np.multiply.outer(need.cpu_milli, cpu) + np.multiply.outer(need.memory_mib, memory)
+    return worth
 
 
 def _rows(tables: Tables, milli: IntArray, is_empty: BoolArray) -> IntArray:
