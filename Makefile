@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Two workers: the suite is sized for two cores.
 WORKERS ?= 2
 
-.PHONY: demo test check prove bench gpu-check proto proto-check format lint types layers clean venv
+.PHONY: demo test compiled check prove bench gpu-check proto proto-check format lint types layers clean venv
 
 # -- installing
 
@@ -35,19 +35,23 @@ demo: .demo/venv/.installed
 
 # -- testing
 
-test: venv
+# The suite starts our programs a thousand times: from bytecode, also where Python is told to write none.
+compiled: venv
+	$(BIN)/python -m compileall -q gpushare agent
+
+test: compiled
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not prove and not gpu"
 
 # The full counts of the proofs; takes longer. What is measured runs alone, after the others.
 MEASURED := tests/perf tests/e2e/test_bad_input_flood.py
-prove: venv
+prove: compiled
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m prove --timeout 1800 $(addprefix --ignore=,$(MEASURED))
 	$(BIN)/pytest -m prove --timeout 1800 $(MEASURED)
 
 gpu-check: venv
 	$(BIN)/python -m benchmarks.gpu_check
 
-bench: venv
+bench: compiled
 	$(BIN)/python -m benchmarks.run
 
 # -- the gates
