@@ -20,7 +20,7 @@ from gpushare.core.plan import Plan
 
 DYNAMIC = (
     "free_milli", "free_mib", "holders", "stranger_mib", "strangers", "gpu_open", "open", "free_cpu_milli",
-    "free_memory_mib", "free_share", "tasks", "node_open", "open_milli", "is_empty",
+    "free_memory_mib", "free_share", "tasks", "node_open", "open_milli", "is_empty", "piece_milli",
 )  # fmt: skip
 
 
