@@ -42,6 +42,11 @@ class Stage:
         finally:
             self._leave_idle()
 
+    def newcomer(self, tenant: str, user: str) -> dict[str, str]:
+        """The environment of somebody of a new tenant."""
+        self._admin.create_tenant(tenant, TenantSettings())
+        return dict(self._seat({"tenant": tenant, "user": user}).environment)
+
     def close(self) -> None:
         self._admin.close()
 

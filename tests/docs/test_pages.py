@@ -11,6 +11,7 @@ import pytest
 from fleet import fleet, why_no_fleet
 from pages import Console, read_page, run_page
 from stage import ROOT, Stage
+from tmux_seat import needs_tmux, seat
 
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 FLEET = ROOT / "docs" / "guides" / "eight-servers-on-monday.md"
@@ -42,6 +43,31 @@ def test_page(path: Path, stage: Stage, tmp_path: Path) -> None:
     # The README's reader has a program to run.
     (tmp_path / "train.py").write_text('print("epoch 1: loss 0.25")\n')
     assert stage.run(path, tmp_path), "a page that shows no command"
+
+
+@needs_tmux
+@pytest.mark.timeout(300)
+def test_what_takes_the_terminal_is_typed_into_one(stage: Stage, tmp_path: Path) -> None:
+    """As its page says: a shell, left by `~.`, to which one comes back, and which ends with `exit`."""
+    steps = read_page(ROOT / "docs" / "guides" / "notebook-and-vscode.md").steps
+    blocks = [step for step in steps if isinstance(step, Console) and "takes the terminal" in step.why_not]
+    begin, come_back = (command.text for block in blocks for command in block.commands)
+    with seat(tmp_path, stage.newcomer("zoology", "zoe")) as terminal:
+        # On the page it is the second job.
+        terminal.run("gpushare submit --gpus 0 --cpus 1 -- true")
+        terminal.run(begin)
+        job = terminal.sees(r"^job (\d+); to come back: gpushare attach \1")[1]
+        assert come_back == f"gpushare attach {job}"
+        terminal.run("PS1='in-job> '")
+        terminal.sees(r"^in-job> *$")
+        terminal.run("")
+        terminal.type("~.")
+        terminal.sees(rf"^note: left; job {job} goes on")
+        terminal.run(come_back)
+        terminal.run("echo of $GPUSHARE_JOB_ID again")
+        terminal.sees(rf"^of {job} again$")
+        terminal.run("exit")
+        assert stage.cluster.ok("wait", job, person="zoe").code == 0
 
 
 @pytest.mark.root
