@@ -2,9 +2,9 @@
 
 Each host is a mount namespace with its own /etc/gpushare, units, /var/lib/gpushare, /run and /opt/gpushare, and its
 host name. All of them and whoever types share a network namespace, where nothing but they listens, and a process
-namespace, so that ending the typist's shell ends every daemon and job of the fleet. Stand-ins: `ssh`; systemd
-(`fake_systemctl`); the programs in /opt/gpushare, which are those of this checkout; the cards, which are simulated; the
-account ada. Needs root.
+namespace, so that ending the typist's shell ends every daemon and job of the fleet. Stand-ins: `ssh` and `scp`; systemd
+(`fake_systemctl`); the programs in /opt/gpushare, which are those of this checkout, unless the fleet is bare; the
+cards, which are simulated; the account ada. Needs root.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import leaks
@@ -44,14 +44,23 @@ shift
 exec unshare --mount --uts {fleet}/bin/on-host "$user" "$host" "$*"
 """
 
+_SCP = """#!/bin/sh
+# scp -q FILE... root@HOST:
+shift
+for last; do :; done
+host="${{last#*@}}"
+while [ $# -gt 1 ]; do cp "$1" {fleet}/hosts/"${{host%:}}"/root/; shift; done
+"""
+
 _ON_HOST = """#!/bin/sh
 root={fleet}/hosts/$2
 for place in {shared}; do mount --bind "$root/$place" "/$place" || exit 255; done
 hostname "$2"
 unset GPUSHARE_CONFIG
 export PATH="$root/standins:{programs}:/usr/sbin:/usr/bin:/sbin:/bin" GPUSHARE_AGENT_SIMULATE={cards}
+export {more}
 if [ "$1" = root ]; then
-    cd / && HOME=/root exec sh -c "$3"
+    cd "$root/root" && HOME=/root exec sh -c "$3"
 fi
 # The programs of this checkout may lie where only root may look.
 cd /home/ada && HOME=/home/ada USER=ada exec setpriv --reuid {ada} --regid {ada} --groups {lab} \\
@@ -71,24 +80,25 @@ def why_no_fleet() -> str:
 
 
 @contextlib.contextmanager
-def fleet(place: Path) -> Iterator[Seat]:
-    """Where the admin of the fleet sits."""
+def fleet(place: Path, more: Mapping[str, str] | None = None, *, is_bare: bool = False) -> Iterator[Seat]:
+    """Where the admin of the fleet sits. `more`: of the hosts' environment, where $root is a host's own directory."""
     fills = {
         "fleet": place,
         "shared": " ".join(_SHARED),
         "programs": Path(sys.executable).parent,
         "cards": CARDS,
+        "more": " ".join(f'{name}="{value}"' for name, value in (more or {"SHELL": "/bin/sh"}).items()),
         "ada": ADA,
         "lab": LAB,
     }
-    for name, text in (("begin", _BEGIN), ("bin/ssh", _SSH), ("bin/on-host", _ON_HOST)):
+    for name, text in (("begin", _BEGIN), ("bin/ssh", _SSH), ("bin/scp", _SCP), ("bin/on-host", _ON_HOST)):
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.format(**fills))
         path.chmod(0o755)
     _make_machine(place)
     for host in HOSTS:
-        _make_host(place / "hosts" / host)
+        _make_host(place / "hosts" / host, is_bare=is_bare)
     (place / "admin").mkdir()
     seat = Seat(
         {
@@ -119,11 +129,12 @@ def _make_machine(place: Path) -> None:
     os.chown(place / "home/ada", ADA, ADA)
 
 
-def _make_host(root: Path) -> None:
-    for folder in _SHARED:
+def _make_host(root: Path, *, is_bare: bool) -> None:
+    for folder in (*_SHARED, "root"):
         (root / folder).mkdir(parents=True)
     fake_systemctl.install(root)
-    (root / "opt/gpushare/current").symlink_to(Path(sys.executable).parent.parent)
+    if not is_bare:
+        (root / "opt/gpushare/current").symlink_to(Path(sys.executable).parent.parent)
 
 
 def _remove_groups(place: Path) -> None:

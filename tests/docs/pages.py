@@ -252,9 +252,11 @@ class Shell:
             stream.close()
 
 
-def run_page(page: Page, directory: Path, seat_of: Callable[[Mapping[str, str]], Seat]) -> list[Typed]:
+def run_page(
+    page: Page, directory: Path, seat_of: Callable[[Mapping[str, str]], Seat], limit_s: float = COMMAND_LIMIT_S
+) -> list[Typed]:
     """Everything the page says, done in `directory`; what came of it. `seat_of` knows where who types sits, by a
-    block's options.
+    block's options; a command may take `limit_s`.
 
     Raises PageError where the page is not true.
     """
@@ -272,19 +274,19 @@ def run_page(page: Page, directory: Path, seat_of: Callable[[Mapping[str, str]],
             key = tuple(sorted(options.items()))
             if key not in shells:
                 shells[key] = Shell(directory, seat_of(options))
-            typed += _run_block(page, step, shells[key])
+            typed += _run_block(page, step, shells[key], limit_s)
     finally:
         for shell in shells.values():
             shell.close()
     return typed
 
 
-def _run_block(page: Page, block: Console, shell: Shell) -> list[Typed]:
+def _run_block(page: Page, block: Console, shell: Shell, limit_s: float) -> list[Typed]:
     typed: list[Typed] = []
     for place, command in enumerate(block.commands):
         where = f"{page.path}:{command.line}"
         try:
-            done = shell.type(command.text)
+            done = shell.type(command.text, limit_s)
         except (TimeoutError, EOFError) as err:
             raise PageError(f"{where}: {err}") from None
         typed.append(done)
