@@ -169,6 +169,8 @@ class Gate:
             except Exception as err:
                 error = _without_frames(await self._refusal(rpc, context, err))
             if error.reason in _FULL:
+                # Megabytes, perhaps, of many callers.
+                del data
                 await asyncio.sleep(self._turns.wait_s(tenant, asyncio.get_running_loop().time()))
             errors.refuse(context, error)
             return b""

@@ -91,12 +91,12 @@ class NodeWorths:
 
     def _read(self, fleet: Fleet, nodes: IntArray) -> None:
         tables, pieces = self.tables, pieces_on(fleet, nodes)
-        charged = np.add.reduce(tables.piece.take(_rows(tables, pieces.milli, pieces.empty), axis=0), axis=1)
+        charged = tables.piece.take(_rows(tables, pieces.milli, pieces.empty), axis=0).sum(axis=1)
         charged += fleet.free_hosts.take(nodes, axis=0) @ tables.host
-        empty = np.add.reduce(pieces.empty, axis=1)
+        empty = pieces.empty.sum(axis=1)
         charged += tables.empty.take(empty, axis=0)
         self.empty[nodes], self.charged[nodes] = empty, charged
-        self.worth[nodes] = np.minimum.reduce(charged, axis=1)
+        self.worth[nodes] = charged.min(axis=1)
 
 
 class PriceFit:
@@ -155,7 +155,7 @@ class PriceFit:
         below a thousandth of a card are ties: the node order decides them."""
         after -= _host_need(worths.tables, need)
         lost = worths.worth.take(nodes)
-        lost -= np.minimum.reduce(after, axis=1)
+        lost -= after.min(axis=1)
         return np.rint(lost, out=lost)
 
     def _worths_of(self, fleet: Fleet) -> NodeWorths:

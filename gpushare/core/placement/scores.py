@@ -258,7 +258,7 @@ def fitting_cards(fleet: Fleet, needs: Needs, cards: IntArray, taken: Taken | No
     still &= free_memory >= memory
     if needs.has_slots:
         still &= (fleet.holders[found] < MPS_CLIENT_SLOTS) | ~needs.slots[fleet.kind_of[found]]
-    if not np.logical_and.reduce(still):
+    if not still.all():
         found = found[still]
         milli, mib, cpu, memory = (_where(v, still) for v in (milli, mib, cpu, memory))
     return found, Need(needs.request, 0, milli, mib, cpu, memory)
