@@ -125,10 +125,21 @@ class Endings:
     def _end_ms(self, booking: Booking) -> int | None:
         return booking.end_ms
 
+    def _may_end(self, i: int) -> bool:
+        """Whether anything on the node may have a known end; much cheaper than to look at all that it holds."""
+        state = self.fleet.state
+        running = map(state.attempt, state.nodes[self.fleet.names[i]].attempts)
+        return any(
+            a is not None and (a.desired_stop or a.desired_suspend or state.jobs[a.job_key].spec.max_run_ms)
+            for a in running
+        ) or any(line.end_ms is not None for line in self.fleet.scratch_on(i))
+
     def _read(self, i: int) -> bool:
         """Whether the node has known ends, or had."""
         fleet, before = self.fleet, len(self._hosts[i]) + len(self._cards[i])
         self._read_at[i] = fleet.changed_at[i]
+        if not before and not self._may_end(i):
+            return False
         bookings = fleet.bookings(i)
         stops, suspends = _making_way(fleet.state, fleet.names[i])
         cards: list[tuple[int, ...]] = []

@@ -227,6 +227,10 @@ class Fleet:
     def grown_since(self, version: int) -> IntArray:
         return (self.grew_at > version).nonzero()[0]
 
+    def scratch_on(self, node: int) -> Sequence[Scratch]:
+        """What was taken from a node and given back to it since the last refresh."""
+        return self._scratch.get(node, ())
+
     def bookings(self, node: int) -> list[Booking]:
         """What holds capacity of a node, scratch included."""
         held = self._held.get(node)

@@ -22,6 +22,9 @@ class GuessedEndings(Endings):
     def _timeline(self, now_ms: int, cards: IntArray, hosts: IntArray) -> Timeline:
         return _GuessedTimeline(self.fleet, now_ms, cards, hosts)
 
+    def _may_end(self, i: int) -> bool:
+        return True
+
     def _end_ms(self, booking: Booking) -> int | None:
         """None for what has only been planned in this pass."""
         job = self.fleet.state.jobs.get(booking.owner.job)
