@@ -21,7 +21,7 @@ import numpy as np
 from gpushare.core.model import WHOLE_CARD_MILLI, TaskRequest
 from gpushare.core.placement.mix import JobClass, JobMix
 from gpushare.core.placement.pieces import Pieces, nodes_of, pieces_on
-from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need
+from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need, OneByOne
 from gpushare.weights import FgdWeights
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Fgd:
     """See the module."""
 
     name = "fgd"
+    one_by_one: OneByOne | None = None
 
     def __init__(self, weights: FgdWeights | None = None) -> None:
         self.weights = weights or FgdWeights()

@@ -210,6 +210,11 @@ class Fleet:
         slots = self.slots.take(nodes, axis=0)
         return slots.ravel() if self.is_even else slots[self.is_slot.take(nodes, axis=0)]
 
+    def span_of(self, node: int) -> slice:
+        """The ids of a node's cards."""
+        first = self.first_card.item(node)
+        return slice(first, first + self.card_count.item(node))
+
     def count_empty(self, nodes: IntArray, chosen: BoolArray | None) -> IntArray:
         """How many of each node's cards are empty, and `chosen` (in step with all cards; None: all are)."""
         slots = self.slots.take(nodes, axis=0)

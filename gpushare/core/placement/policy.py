@@ -21,6 +21,9 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
+# Up to so many nodes that changed are looked at one by one, in plain numbers: less work than arrays of a few.
+FEW_NODES = 4
+
 # Whole numbers below this are exact as floats.
 EXACT = 2**53
 
@@ -39,10 +42,22 @@ class Need(NamedTuple):
     eligible: IntArray | int = 0
 
 
+class OneByOne(Protocol):
+    """Scores without arrays, for when few nodes have changed."""
+
+    def shares_on(self, fleet: Fleet, need: Need, node: int, cards: list[int]) -> list[float]:
+        """Those of `share_scores`, to the last bit, for some cards of one node. `need` holds numbers alone."""
+        ...
+
+
 class Policy(Protocol):
-    """`epoch`: scores that were kept under another epoch are dropped. Scores must be finite."""
+    """`epoch`: scores that were kept under another epoch are dropped. Scores must be finite. `one_by_one`: None where
+    arrays are good enough."""
 
     name: str
+
+    @property
+    def one_by_one(self) -> OneByOne | None: ...
 
     def epoch(self) -> int: ...
 
@@ -61,6 +76,8 @@ class Policy(Protocol):
 
 class FixedPolicy:
     """A base for policies that learn nothing."""
+
+    one_by_one: OneByOne | None = None
 
     def epoch(self) -> int:
         return 0

@@ -19,6 +19,7 @@ Prices follow the mix of recent submissions; they begin as plain best fit, and n
 from __future__ import annotations
 
 import weakref
+from operator import add
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from gpushare.core.model import WHOLE_CARD_MILLI, TaskRequest
 from gpushare.core.placement.card_prices import best_fillings, piece_prices
 from gpushare.core.placement.mix import JobClass, JobMix
 from gpushare.core.placement.pieces import pieces_on
-from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need
+from gpushare.core.placement.policy import FEW_NODES, BoolArray, FloatArray, IntArray, Need, OneByOne
 from gpushare.weights import PriceFitWeights
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 # Pieces above this (cards that are sold several times over) count as this.
 _LARGEST_PIECE_MILLI = 4 * WHOLE_CARD_MILLI
+
+# What so many different shares change is kept.
+_MOST_CHANGES = 1024
 
 # A CPU task likes a node without cards better than any that has some.
 _NO_CARDS_BONUS = 1.0
@@ -78,6 +82,8 @@ class NodeWorths:
         self.empty = np.zeros(count, np.int64)
         self.charged = np.zeros((count, tables.host.shape[1]))
         self.worth = np.zeros(count)
+        # By what a share takes, then by the piece it is taken from: see `PriceFit.shares_on`.
+        self.changes: dict[Need, dict[tuple[int, int], list[float]]] = {}
         self._read(fleet, fleet.all_nodes)
         self._version = fleet.version
 
@@ -86,13 +92,30 @@ class NodeWorths:
 
     def update(self, fleet: Fleet) -> None:
         if self._version != fleet.version:
-            self._read(fleet, fleet.changed_since(self._version))
+            nodes = fleet.changed_since(self._version)
+            if len(nodes) > FEW_NODES:
+                self._read(fleet, nodes)
+            else:
+                for node in nodes.tolist():
+                    self._read_one(fleet, node)
             self._version = fleet.version
+
+    def _read_one(self, fleet: Fleet, node: int) -> None:
+        """The same for one node; arrays of one cost more than they do."""
+        tables, span = self.tables, fleet.span_of(node)
+        last, top = len(tables.piece) - 1, tables.top_milli
+        milli, is_empty = fleet.piece_milli[span].tolist(), fleet.is_empty[span].tolist()
+        rows = [last if lone else min(piece, top) for piece, lone in zip(milli, is_empty, strict=True)]
+        empty = sum(is_empty)
+        charged = tables.piece.take(rows, axis=0).sum(axis=0)
+        charged += _host_worth(tables, fleet.free_cpu_milli.item(node), fleet.free_memory_mib.item(node))
+        charged += tables.empty[empty]
+        self.empty[node], self.charged[node], self.worth[node] = empty, charged, charged.min()
 
     def _read(self, fleet: Fleet, nodes: IntArray) -> None:
         tables, pieces = self.tables, pieces_on(fleet, nodes)
         charged = tables.piece.take(_rows(tables, pieces.milli, pieces.empty), axis=0).sum(axis=1)
-        charged += fleet.free_hosts.take(nodes, axis=0) @ tables.host
+        charged += _host_worth(tables, fleet.free_cpu_milli.take(nodes), fleet.free_memory_mib.take(nodes))
         empty = pieces.empty.sum(axis=1)
         charged += tables.empty.take(empty, axis=0)
         self.empty[nodes], self.charged[nodes] = empty, charged
@@ -103,6 +126,10 @@ class PriceFit:
     """See the module. Cost per decision: a few table look-ups for each place that changed."""
 
     name = "price_fit"
+
+    @property
+    def one_by_one(self) -> OneByOne:
+        return self
 
     def __init__(self, weights: PriceFitWeights | None = None) -> None:
         self.weights = weights or PriceFitWeights()
@@ -130,14 +157,32 @@ class PriceFit:
         worths = self._worths_of(fleet)
         tables, nodes = worths.tables, fleet.node_of.take(cards)
         milli, is_empty = fleet.piece_milli.take(cards), fleet.is_empty.take(cards)
-        after = worths.charged.take(nodes, axis=0)
-        after += tables.piece.take(np.maximum(np.minimum(milli, tables.top_milli) - need.milli, 0), axis=0)
+        after = tables.piece.take(np.maximum(np.minimum(milli, tables.top_milli) - need.milli, 0), axis=0)
         after -= tables.piece.take(_rows(tables, milli, is_empty), axis=0)
         places = is_empty.nonzero()[0]
         if len(places):
             empty = worths.empty.take(nodes.take(places))
             after[places] += tables.empty.take(empty - 1, axis=0) - tables.empty.take(empty, axis=0)
-        return self._lost(worths, need, nodes, after)
+        after -= _host_need(tables, need)
+        after += worths.charged.take(nodes, axis=0)
+        return _lost(worths, nodes, after)
+
+    def shares_on(self, fleet: Fleet, need: Need, node: int, cards: list[int]) -> list[float]:
+        worths = self._worths_of(fleet)
+        charged, worth, empty = worths.charged[node].tolist(), worths.worth.item(node), worths.empty.item(node)
+        changes = worths.changes.get(need)
+        if changes is None:
+            if len(worths.changes) == _MOST_CHANGES:
+                worths.changes.clear()
+            changes = worths.changes[need] = {}
+        scores = []
+        for card in cards:
+            piece = fleet.piece_milli.item(card), empty if fleet.is_empty.item(card) else 0
+            change = changes.get(piece)
+            if change is None:
+                change = changes[piece] = _change(worths.tables, need, *piece)
+            scores.append(float(round(worth - min(map(add, charged, change)))))
+        return scores
 
     def node_scores(self, fleet: Fleet, need: Need, nodes: IntArray) -> FloatArray:
         worths = self._worths_of(fleet)
@@ -145,18 +190,11 @@ class PriceFit:
         if need.gpus:
             empty = worths.empty.take(nodes)
             after += tables.empty.take(np.maximum(empty - need.gpus, 0), axis=0) - tables.empty.take(empty, axis=0)
-        scores = self._lost(worths, need, nodes, after)
+        after -= _host_need(tables, need)
+        scores = _lost(worths, nodes, after)
         if not need.gpus:
             scores -= np.where(fleet.card_count.take(nodes) == 0, _NO_CARDS_BONUS, 0.0)
         return scores
-
-    def _lost(self, worths: NodeWorths, need: Need, nodes: IntArray, after: FloatArray) -> FloatArray:
-        """What `nodes` lose that are worth `after` at each charge, before their CPU and memory are taken. Differences
-        below a thousandth of a card are ties: the node order decides them."""
-        after -= _host_need(worths.tables, need)
-        lost = worths.worth.take(nodes)
-        lost -= after.min(axis=1)
-        return np.rint(lost, out=lost)
 
     def _worths_of(self, fleet: Fleet) -> NodeWorths:
         """In step with `fleet`; tables are made anew where it is not like the last one."""
@@ -195,13 +233,37 @@ def _moved(old: Tables, new: Tables) -> float:
 
 
 def _host_need(tables: Tables, need: Need) -> FloatArray:
+    return _host_worth(tables, need.cpu_milli, need.memory_mib)
+
+
+def _host_worth(tables: Tables, cpu_milli: IntArray | int, memory_mib: IntArray | int) -> FloatArray:
     """At each charge: one row, or one a place."""
     cpu, memory = tables.host
-    if isinstance(need.cpu_milli, int) and isinstance(need.memory_mib, int):
-        worth: FloatArray = need.cpu_milli * cpu + need.memory_mib * memory
+    if isinstance(cpu_milli, int) and isinstance(memory_mib, int):
+        worth: FloatArray = cpu_milli * cpu + memory_mib * memory
     else:
-        worth = np.multiply.outer(need.cpu_milli, cpu) + np.multiply.outer(need.memory_mib, memory)
+        worth = np.multiply.outer(cpu_milli, cpu) + np.multiply.outer(memory_mib, memory)
     return worth
+
+
+def _change(tables: Tables, need: Need, milli: int, empty: int) -> list[float]:
+    """What a node gains at each charge when the share is taken from a piece of so many thousandths, or from one of its
+    `empty` cards. The sum of `PriceFit.share_scores`, in the same order, so that they agree to the last bit."""
+    piece = min(milli, tables.top_milli)
+    change = tables.piece[max(piece - need.milli, 0)] - tables.piece[-1 if empty else piece]
+    if empty:
+        change += tables.empty[empty - 1] - tables.empty[empty]
+    change -= _host_need(tables, need)
+    told: list[float] = change.tolist()
+    return told
+
+
+def _lost(worths: NodeWorths, nodes: IntArray, after: FloatArray) -> FloatArray:
+    """What `nodes` lose that are worth `after` at each charge. Differences below a thousandth of a card are ties: the
+    node order decides them."""
+    lost = worths.worth.take(nodes)
+    lost -= after.min(axis=1)
+    return np.rint(lost, out=lost)
 
 
 def _rows(tables: Tables, milli: IntArray, is_empty: BoolArray) -> IntArray:

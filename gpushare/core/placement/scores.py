@@ -30,7 +30,7 @@ from gpushare.core.model import (
     TaskRequest,
     TierOffer,
 )
-from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need, Policy
+from gpushare.core.placement.policy import FEW_NODES, BoolArray, FloatArray, IntArray, Need, OneByOne, Policy
 from gpushare.core.shared_paths import shares
 
 if TYPE_CHECKING:
@@ -67,6 +67,9 @@ class Needs:
         self.milli = _one_or_table([g and g.share.milli for g in self.grants])
         self.mib = _one_or_table([g and g.share.mib for g in self.grants])
         self.least_milli = min((g.share.milli for g in here), default=0)
+        self.least_mib = min((g.share.mib for g in here), default=0)
+        # A share that takes the same of any card.
+        self.is_one_share = request.is_share and isinstance(self.milli, int) and isinstance(self.mib, int)
         self.has_slots = any(g.offer.tier == MPS_V2_TIER for g in here)
         self.slots = np.array([g is not None and g.offer.tier == MPS_V2_TIER for g in self.grants], dtype=np.bool_)
         labelled = np.array([has_labels(request, found) for found, _ in fleet.node_kinds], dtype=np.bool_)
@@ -188,15 +191,23 @@ class Scores:
         if not len(nodes):
             return
         self._is_hopeless = False
-        fleet = self.fleet
-        if self.needs.request.is_share:
-            cards = fleet.cards_of(nodes)
+        if self.needs.is_one_share and len(nodes) <= FEW_NODES and self.policy.one_by_one is not None:
+            self._score_one_by_one(self.policy.one_by_one, nodes)
+        elif self.needs.request.is_share:
+            cards = self.fleet.cards_of(nodes)
             self.values[cards] = INFINITE
-            found, need = fitting_cards(fleet, self.needs, cards)
+            found, need = fitting_cards(self.fleet, self.needs, cards)
             if len(found):
-                self.values[found] = self.policy.share_scores(fleet, need, found)
+                self.values[found] = self.policy.share_scores(self.fleet, need, found)
         else:
             self.values[nodes] = self.score_nodes(nodes)
+
+    def _score_one_by_one(self, policy: OneByOne, nodes: IntArray) -> None:
+        for node in nodes.tolist():
+            self.values[self.fleet.span_of(node)] = INFINITE
+            cards, need = fitting_on(self.fleet, self.needs, node)
+            if cards:
+                self.values[cards] = policy.shares_on(self.fleet, need, node, cards)
 
     def score_nodes(self, nodes: IntArray, taken: Taken | None = None) -> FloatArray:
         """Scores of whole-card or CPU tasks on `nodes`; `taken` belongs to their cards and to them."""
@@ -262,6 +273,25 @@ def fitting_cards(fleet: Fleet, needs: Needs, cards: IntArray, taken: Taken | No
         found = found[still]
         milli, mib, cpu, memory = (_where(v, still) for v in (milli, mib, cpu, memory))
     return found, Need(needs.request, 0, milli, mib, cpu, memory)
+
+
+def fitting_on(fleet: Fleet, needs: Needs, node: int) -> tuple[list[int], Need]:
+    """`fitting_cards` of one node, in plain numbers, for a share that is the same on all kinds of cards."""
+    milli, mib, span = needs.least_milli, needs.least_mib, fleet.span_of(node)
+    cpu, memory = needs.host_of(fleet, node, milli)
+    need = Need(needs.request, 0, milli, mib, cpu, memory)
+    if fleet.free_cpu_milli.item(node) < cpu or fleet.free_memory_mib.item(node) < memory:
+        return [], need
+    free = zip(fleet.open_milli[span].tolist(), fleet.free_mib[span].tolist(), strict=True)
+    found = [
+        card for card, (has_milli, has_mib) in enumerate(free, span.start) if has_milli >= milli and has_mib >= mib
+    ]
+    if not needs.all_fit:
+        found = [card for card in found if needs.card_fits.item(card)]
+    if needs.has_slots:
+        holders, slots, kind_of = fleet.holders, needs.slots, fleet.kind_of
+        found = [c for c in found if holders.item(c) < MPS_CLIENT_SLOTS or not slots.item(kind_of.item(c))]
+    return found, need
 
 
 def fitting_nodes(fleet: Fleet, needs: Needs, nodes: IntArray, taken: Taken | None = None) -> tuple[IntArray, Need]:
