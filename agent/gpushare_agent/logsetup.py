@@ -1,31 +1,20 @@
 """The agent's log: events with fields, as JSON lines, or as text where a person reads along.
 
-Imports structlog. Written to stderr, which systemd or `up` keep; never holds a secret, a command or an environment.
+Written to stderr, which systemd or `up` keep; never holds a secret, a command or an environment.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any, TextIO
+from typing import TextIO
 
-import structlog
+from gpushare.logline import Log
 
 
-def make_log(stream: TextIO | None = None) -> Any:
+def make_log(stream: TextIO | None = None) -> Log:
     """A logger: `log.info("what happened", field=value)`. JSON unless the stream is a terminal."""
     target = stream or sys.stderr
-    render: Any = structlog.processors.JSONRenderer()
-    if target.isatty():
-        render = structlog.dev.ConsoleRenderer(pad_event_to=0)
-    return structlog.wrap_logger(
-        structlog.PrintLogger(target),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            render,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger("info"),
-    )
+    return Log(target, plain=target.isatty())
 
 
 def place_of(err: BaseException) -> str:
