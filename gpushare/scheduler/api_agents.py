@@ -13,13 +13,14 @@ import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
+import structlog
+
 from gpushare.core.commands import Call, CordonNode, EnrollNode, Outcome, ReportAttempt, ReportConditions
 from gpushare.core.kinds import Role
 from gpushare.core.model import ENDED_ATTEMPT_STATES, SYSTEM, Principal
 from gpushare.core.orders import Order, orders_after_sync, stale_order
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of, invalid_field
-from gpushare.logline import Log
 from gpushare.reasons import Reason
 from gpushare.scheduler import convert_nodes, tokens
 from gpushare.scheduler.api_gate import StreamEnd, commit
@@ -36,7 +37,7 @@ FIRST_WORD_TIMEOUT_S = 10.0
 _INSTANCE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _BOOT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
-_log = Log()
+_log = structlog.get_logger(__name__)
 
 
 class AgentApi:

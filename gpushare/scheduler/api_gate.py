@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 
 import grpc
 import grpc.aio
+import structlog
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
@@ -27,7 +28,6 @@ from gpushare.core.commands import Call, Command, Outcome
 from gpushare.core.events import Entry, NodeEnrolled, TenantDeleted, TokenRevoked
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of, invalid_field
-from gpushare.logline import Log
 from gpushare.ratelimit import Turns
 from gpushare.reasons import Reason
 from gpushare.scheduler.auth import Authenticator, Caller, rule_of
@@ -58,7 +58,7 @@ _AUDITED = frozenset(
 _FULL = frozenset({Reason.QUEUE_FULL, Reason.BUSY})
 _ENDS_TOKENS = (TokenRevoked, NodeEnrolled, TenantDeleted)
 
-_log = Log()
+_log = structlog.get_logger(__name__)
 
 
 # Watches and logs that one token may have open at once.

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import signal
 import sys
 import time
+
+import structlog
 
 from gpushare.address import is_wildcard
 from gpushare.config import SchedulerConfig, gang_ports, join_address
@@ -19,7 +22,6 @@ from gpushare.core.lifecycle import BrokenInvariant
 from gpushare.core.model import SYSTEM, TenantSettings
 from gpushare.errors import GpushareError
 from gpushare.host import notify
-from gpushare.logline import Log
 from gpushare.rpc import bind
 from gpushare.scheduler.bootstrap import bootstrap
 from gpushare.scheduler.engine import Engine
@@ -35,11 +37,12 @@ STOP_GRACE_S = 3.0
 # takes about 1 ms for each thousand of the young, and gRPC leaves some of them at every call.
 COLLECT_AFTER = (3_000, 50, 50)
 
-log = Log()
+log = structlog.get_logger("scheduler")
 
 
 def run(config: SchedulerConfig) -> int:
     """Serves until a signal. The exit code; where it cannot start, with the cause on stderr."""
+    _configure_log()
     try:
         return asyncio.run(_serve(config))
     except StoreError as err:
@@ -55,6 +58,19 @@ def run(config: SchedulerConfig) -> int:
 def _cannot_start(reason: str, text: str) -> int:
     print(f"error: {reason}: {text}", file=sys.stderr)
     return 1
+
+
+def _configure_log() -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
 
 
 def core_settings(config: SchedulerConfig) -> CoreSettings:

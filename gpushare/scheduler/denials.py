@@ -1,6 +1,6 @@
 """Refused calls, for the audit: noted at a bounded rate, written to the store's own table in the background.
 
-Imports the engine, the store's port and the log. Anyone can cause denials, so the same one is written at most once a
+Imports the engine, the store's port and structlog. Anyone can cause denials, so the same one is written at most once a
 second (the next line says how many were left out) and the buffer is bounded. Invariant: nothing of a credential is ever
 in a line.
 """
@@ -11,10 +11,11 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import structlog
+
 from gpushare.core.kinds import Role
 from gpushare.core.model import Principal
 from gpushare.errors import GpushareError
-from gpushare.logline import Log
 from gpushare.scheduler.engine import Engine
 from gpushare.store.port import Denial
 
@@ -23,7 +24,7 @@ KINDS_REMEMBERED = 4_096
 PENDING_MAX = 1_000
 FLUSH_EVERY_S = 0.25
 
-_log = Log()
+_log = structlog.get_logger(__name__)
 
 
 class _Kind:

@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
+import structlog
+
 from gpushare.core import explain as explaining
 from gpushare.core.brain import Brain
 from gpushare.core.commands import Call, Command, CoreSettings, Outcome, Rejection, SubmitJobs
@@ -30,7 +32,6 @@ from gpushare.core.sentences import Sees
 from gpushare.core.state import ClusterState
 from gpushare.core.waiting import line_key
 from gpushare.errors import RETRY_AFTER_S, FieldViolation, GpushareError, error_of
-from gpushare.logline import Log
 from gpushare.reasons import Reason
 from gpushare.scheduler.inbox import Inbox, Item
 from gpushare.scheduler.journal import history_row, to_record
@@ -51,7 +52,7 @@ _PENDING_MAX = 20_000
 _PASS_SPACING = 4.0
 _CHECK_MAX_JOBS = 50_000
 
-log = Log()
+log = structlog.get_logger("engine")
 
 
 class Question(Protocol[T_co]):

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import structlog
+
 from gpushare.core.commands import Call, IssueLoginToken, Outcome
 from gpushare.core.model import Principal
 from gpushare.core.state import ClusterState
 from gpushare.errors import error_of
-from gpushare.logline import Log
 from gpushare.ratelimit import RateLimit
 from gpushare.reasons import Reason
 from gpushare.scheduler import convert, tokens
@@ -29,7 +30,7 @@ NODE_PER_S: Final = 5.0
 PERSON_BURST: Final = 200
 PERSON_PER_S: Final = 0.5
 
-_log = Log()
+_log = structlog.get_logger(__name__)
 
 
 class LoginTokens:

@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import structlog
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -30,7 +31,6 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from gpushare.address import is_wildcard, parse_address
 from gpushare.errors import FailedPreconditionError, GpushareError
-from gpushare.logline import Log
 from gpushare.reasons import Reason
 
 CA_LIFE: Final = timedelta(days=3650)
@@ -47,7 +47,7 @@ _NOT_USABLE: Final = (ValueError, TypeError, InvalidSignature, UnsupportedAlgori
 CA_KEY_FILE, CA_FILE, KEY_FILE, CERT_FILE = "ca.key", "ca.pem", "server.key", "server.pem"
 
 
-_log = Log()
+_log = structlog.get_logger(__name__)
 
 
 class Pki(NamedTuple):

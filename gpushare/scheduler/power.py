@@ -18,13 +18,14 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import structlog
+
 from gpushare.core.commands import Call, ReportPower
 from gpushare.core.events import Entry, NodePowerRequested, NodeSynced
 from gpushare.core.kinds import Power
 from gpushare.core.model import SYSTEM
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError
-from gpushare.logline import Log
 from gpushare.scheduler.engine import Engine
 
 #: Hooks under way at once, over all nodes.
@@ -38,7 +39,7 @@ OUTPUT_MAX_BYTES = 4096
 DETAIL_MAX_CHARS = 300
 NODE_WORD = "{node}"
 
-_log = Log()
+_log = structlog.get_logger(__name__)
 
 
 class PowerHooks:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
+import structlog
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
@@ -25,7 +26,6 @@ from gpushare.core.model import TenantSettings
 from gpushare.core.state import ClusterState
 from gpushare.errors import error_of, refuse
 from gpushare.join import encode_join
-from gpushare.logline import Log
 from gpushare.reasons import Reason
 from gpushare.scheduler.api_agents import AgentApi
 from gpushare.scheduler.api_gate import Gate, OpenStreams
@@ -54,7 +54,7 @@ HEALTH_EVERY_S = 0.25
 HEALTH_WATCHES_MAX = 64
 _RESTART_S = 1.0
 
-_log = Log()
+_log = structlog.get_logger(__name__)
 
 
 class ApiServer:

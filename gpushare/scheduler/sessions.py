@@ -14,6 +14,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
+import structlog
+
 from gpushare.core.commands import Call, NodeLeaseExpired, NodeLeaseLapsed, NodeSessionClosed
 from gpushare.core.events import Entry, NodeDeclaredDead, NodeSilent
 from gpushare.core.kinds import Power, Role
@@ -21,7 +23,6 @@ from gpushare.core.model import SYSTEM, Attempt, Principal
 from gpushare.core.orders import Order, orders_for
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of
-from gpushare.logline import Log
 from gpushare.reasons import Reason
 from gpushare.scheduler import convert_nodes
 from gpushare.scheduler.api_gate import StreamEnd
@@ -35,7 +36,7 @@ LOOK_EVERY_S = 0.5
 
 Outgoing = Order | agent_pb2.SchedulerMessage
 
-_log = Log()
+_log = structlog.get_logger(__name__)
 
 
 class Session:

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple, TypeVar
 
+import structlog
+
 from gpushare.core.events import Entry
 from gpushare.core.model import Job
 from gpushare.core.state import ClusterState
 from gpushare.errors import error_of, invalid_field
-from gpushare.logline import Log
 from gpushare.reasons import Reason
 from gpushare.scheduler import convert
 from gpushare.scheduler.api_gate import StreamEnd
@@ -38,7 +39,7 @@ JOURNAL_PAGE = 2_000
 RESUME_ENTRIES_MAX = 100_000
 
 _T = TypeVar("_T")
-_log = Log()
+_log = structlog.get_logger(__name__)
 
 
 class Scope(NamedTuple):

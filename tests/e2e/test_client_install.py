@@ -15,7 +15,7 @@ from shared_cluster import World
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "requirements-dev.lock"
 # What belongs to the daemons alone, by the modules' names.
-FOREIGN = ("sqlalchemy", "numpy", "psutil", "pynvml", "cryptography", "grpc_health")
+FOREIGN = ("sqlalchemy", "numpy", "psutil", "pynvml", "cryptography", "structlog", "grpc_health")
 LIMIT_S = 300.0
 
 
