@@ -35,7 +35,9 @@ demo: .demo/venv/.installed
 
 # -- testing
 
-# The suite starts our programs a thousand times: from bytecode, also where Python is told to write none.
+# The suite starts our programs a thousand times: from bytecode, also where Python is told to write none. pytest keeps
+# its own of the tests, which takes each worker 11 s to make anew.
+unexport PYTHONDONTWRITEBYTECODE
 compiled: venv
 	$(BIN)/python -m compileall -q gpushare agent
 

@@ -24,12 +24,12 @@ def agent() -> int:
 
 def _run(program: str, module: str, extra: str) -> int:
     try:
-        main = import_module(module).main
+        # It loads most of what it needs only when its configuration is right.
+        code: int = import_module(module).main()
     except ModuleNotFoundError as err:
         if (err.name or "").startswith("gpushare"):
             raise
         need = f"needs {err.name}, which a plain installation leaves out (pip install 'gpushare-cluster[{extra}]')"
         print(f"error: {program} {need}", file=sys.stderr)
         return EXIT_REFUSED
-    code: int = main()
     return code

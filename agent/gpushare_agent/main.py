@@ -1,31 +1,23 @@
-"""`gpushare-agent`: reads its configuration, locks its state, starts the launcher, and runs until a signal.
+"""`gpushare-agent`: reads its configuration and locks its state; `starting` does the rest, until a signal.
 
-Nothing imports this. The order matters: the launcher is started by exec before grpc is imported, because a process that
-has imported grpc must never fork; so what imports grpc is imported after it.
+Nothing imports this.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import gc
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from gpushare.config import AGENT_FILE, AgentConfig, load_agent_config, right_text
 from gpushare.configfile import refuse_readable_by_others
 from gpushare.errors import GpushareError
 from gpushare.host.commands import agent_host, is_for_host
-from gpushare.host.systemd import Systemd, own_unit_warnings
 from gpushare.join import JoinString, decode_agent_join
-from gpushare_agent.agent import StatusRelay
-from gpushare_agent.cgroups import CgroupsUnavailable, InstanceInUse
-from gpushare_agent.executor import Executor, ExecutorConfig
 from gpushare_agent.gpus.catalogue import CatalogueError, parse_node
-from gpushare_agent.identity import Identity, IdentityError, StateDirectory, is_enrolled, place_logs
-from gpushare_agent.logsetup import make_log, place_of
-from gpushare_agent.scratch import ScratchUnusable
+from gpushare_agent.identity import IdentityError, StateDirectory, is_enrolled, place_logs
 
 EXIT_REFUSED = 1
 
@@ -60,58 +52,14 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse(str(err))
     except OSError as err:
         return _refuse(f"{err.filename or 'the state directory'}: {err.strerror}")
-    code = _run(config, state, identity, join)
+    # What an import makes stays: looking through it for garbage, again and again, is a fifth of the way to the start.
+    gc.disable()
+    from gpushare_agent import starting
+
+    code = starting.run(config, state, identity, join)
     sys.stderr.flush()
     # A thread that waits for a dead disk or name service must not hold up the end.
     os._exit(code)
-
-
-def _run(config: AgentConfig, state: StateDirectory, identity: Identity, join: JoinString | None) -> int:
-    log = make_log()
-    relay = StatusRelay()
-    try:
-        executor = _start_executor(config, identity, relay, log)
-    except CgroupsUnavailable as err:
-        return _refuse(
-            f"jobs cannot be confined here: {err} (run the agent where it can make control groups, or, for one user "
-            'alone, set containment = "weak" and single_user = true)'
-        )
-    except InstanceInUse as err:
-        return _refuse(str(err))
-    except OSError as err:
-        return _refuse(f"the launcher cannot be started: {err}")
-    warnings = own_unit_warnings(Path("/proc/self/cgroup").read_text(), Systemd())
-    for warning in warnings:
-        log.warning("this host is not set up as it should be", why=warning)
-    # Its notes on every connection that ends say nothing that the agent does not say itself.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from gpushare_agent.daemon import Daemon
-
-    try:
-        return asyncio.run(Daemon(config, state, identity, executor, relay, join, log, warnings).run())
-    except (IdentityError, CatalogueError, ScratchUnusable, GpushareError) as err:
-        return _refuse(str(err))
-    except Exception as err:
-        log.error("the agent failed; running jobs go on", error=f"{type(err).__name__}: {err}", at=place_of(err))
-        return EXIT_REFUSED
-
-
-def _start_executor(config: AgentConfig, identity: Identity, relay: StatusRelay, log: Any) -> Executor:
-    """With control groups if they can be made, else without where the configuration allows it."""
-
-    def executor(weak: bool) -> Executor:
-        settings = ExecutorConfig(config.state_dir, identity.instance_id, weak=weak, run_as_self=config.single_user)
-        made = Executor(settings, relay)
-        made.start_launcher()
-        return made
-
-    try:
-        return executor(weak=False)
-    except CgroupsUnavailable as err:
-        if config.containment != "weak":
-            raise
-        log.warning("containment is weak: no control groups can be made here", why=str(err))
-        return executor(weak=True)
 
 
 def _join(given: str | None, config: AgentConfig) -> JoinString | None:

@@ -8,6 +8,7 @@ error.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shlex
@@ -110,8 +111,8 @@ class Stage:
             "XDG_STATE_HOME": str(home / "state"),
             "XDG_CACHE_HOME": str(home / "cache"),
             "TMPDIR": str(self.directory / "tmp"),
-            "PYTHONPYCACHEPREFIX": str(self.directory / "pycache"),
             "GPUSHARE_CONFIG": str(self.directory / f"{person}.toml"),
+            **_bytecode(self.directory / "pycache"),
         }
 
     def call(self, person: str, *words: str, codes: Sequence[int] = (0,), show: bool = True) -> str:
@@ -251,6 +252,14 @@ class Stage:
             for name in names
             if name in instances
         ]
+
+
+def _bytecode(directory: Path) -> dict[str, str]:
+    """Nothing is written outside the demo's directory, bytecode neither. Where this program was installed with its own,
+    that is used; else the demo's programs share what the first of them makes in `directory`."""
+    if Path(importlib.util.cache_from_source(__file__)).exists():
+        return {"PYTHONDONTWRITEBYTECODE": "1"}
+    return {"PYTHONPYCACHEPREFIX": str(directory)}
 
 
 def _indented(text: str) -> str:

@@ -168,7 +168,7 @@ def test_two_jobs_take_turns_on_a_card_that_has_room_for_one(tmp_path: Path) -> 
             assert last is not None
             assert last.state == job_pb2.ATTEMPT_STATE_RUNNING
 
-    play(tmp_path, act, watchdog_interval_ms=100)
+    play(tmp_path, act, watchdog_interval_ms=50)
 
 
 def test_a_suspended_job_outlives_two_agents_and_says_so_each_time(tmp_path: Path) -> None:

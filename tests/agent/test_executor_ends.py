@@ -67,7 +67,7 @@ def test_an_early_signal_reaches_the_leader_alone_or_all(
     async def body() -> None:
         async with host(tmp_path, weak) as here:
             # Far off at first, so that both are ready before the signal is due.
-            await here.executor.launch(python(TASK, PAIR, run_limit_ms=600_000, grace_ms=500, **early(598_000, to_all)))
+            await here.executor.launch(python(TASK, PAIR, run_limit_ms=600_000, grace_ms=500, **early(599_000, to_all)))
             await eventually(lambda: here.stdout(TASK).count("ready") == 2)
             await eventually(lambda: here.stdout(TASK).count("USR1") == len(heard))
             here.executor.set_run_limit(TASK, 1)
@@ -89,9 +89,9 @@ def test_the_notice_is_there_from_the_early_signal_on_and_says_when_it_is_over(t
                     TASK,
                     f"test -e $GPUSHARE_STOP_NOTICE && exit 9; {code} while :; do sleep 0.05; done",
                     env={"GPUSHARE_STOP_NOTICE": path},
-                    run_limit_ms=4000,
+                    run_limit_ms=3000,
                     grace_ms=20_000,
-                    **early(2000),
+                    **early(1500),
                 )
             )
             await here.running(TASK)
@@ -160,14 +160,14 @@ def test_an_extension_holds_across_a_restart_of_the_agent(tmp_path: Path, weak: 
     async def body() -> None:
         async with host(tmp_path, weak) as here:
             began = time.monotonic()
-            await here.executor.launch(shell(TASK, "exec sleep 600", run_limit_ms=3000, grace_ms=500))
+            await here.executor.launch(shell(TASK, "exec sleep 600", run_limit_ms=2000, grace_ms=500))
             await here.running(TASK)
-            here.executor.set_run_limit(TASK, 6000)
+            here.executor.set_run_limit(TASK, 4000)
             await here.restart()
             found = await here.ended(TASK)
-            assert time.monotonic() - began >= 6
+            assert time.monotonic() - began >= 4
             assert (found.state, found.reason) == ("FAILED", Reason.TIME_LIMIT)
-            assert found.detail.startswith("it ran into its time limit of 6 s")
+            assert found.detail.startswith("it ran into its time limit of 4 s")
 
     run(body())
 
@@ -175,10 +175,10 @@ def test_an_extension_holds_across_a_restart_of_the_agent(tmp_path: Path, weak: 
 def test_an_extension_takes_the_warning_back_and_it_comes_again(tmp_path: Path) -> None:
     async def body() -> None:
         async with host(tmp_path, weak=True) as here:
-            await here.executor.launch(python(TASK, PAIR, run_limit_ms=602_000, grace_ms=500, **early(600_000)))
+            await here.executor.launch(python(TASK, PAIR, run_limit_ms=601_000, grace_ms=500, **early(600_000)))
             await eventually(lambda: here.stdout(TASK).count("USR1") == 1)
             await eventually(lambda: notice_of(here) is not None)
-            here.executor.set_run_limit(TASK, 606_000)
+            here.executor.set_run_limit(TASK, 603_500)
             await eventually(lambda: notice_of(here) is None)
             await eventually(lambda: here.stdout(TASK).count("USR1") == 2)
             assert ms_until((await eventually(lambda: notice_of(here)))["deadline"]) > 590_000

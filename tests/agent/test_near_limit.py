@@ -73,4 +73,4 @@ def test_a_job_at_96_percent_reads_the_figures_and_the_knob_and_goes_on(tmp_path
         assert said(logs / "v.1.0.1").decode() == line
         assert said(logs / "v.2.0.1") == b""
 
-    play(tmp_path, act, watchdog_interval_ms=100)
+    play(tmp_path, act, watchdog_interval_ms=50)

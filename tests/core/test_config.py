@@ -17,7 +17,7 @@ from gpushare.core.placement import POLICIES, make_policy
 from gpushare.core.placement.fgd import Fgd
 from gpushare.core.placement.price_fit import PriceFit
 from gpushare.reasons import Reason
-from gpushare.scheduler.main import core_settings
+from gpushare.scheduler.daemon import core_settings
 from gpushare.weights import FgdWeights, PriceFitWeights
 
 UUID = "GPU-01234567-89ab-cdef-0123-456789abcdef"

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import leaks
+from standins.nursery import Forked, Nursery
 from witness import TENANT, Witness
 
 from gpushare.client.aio import AsyncClient
@@ -68,10 +69,18 @@ async def until(condition: Callable[[], T | Awaitable[T]], what: str, within_s: 
 
 
 class Daemon:
-    """One daemon that may be killed and started again. `log_file` has what every run of it said."""
+    """One daemon that may be killed and started again. `log_file` has what every run of it said. What its `environ`
+    or a `prefix` have for the loader or the kernel needs an exec of its own: `is_forked` False."""
 
     def __init__(
-        self, name: str, module: str, config: Path, environ: Mapping[str, str], prefix: Sequence[str] = ()
+        self,
+        name: str,
+        module: str,
+        config: Path,
+        environ: Mapping[str, str],
+        prefix: Sequence[str] = (),
+        *,
+        is_forked: bool = False,
     ) -> None:
         self.name = name
         self.config = config
@@ -79,14 +88,20 @@ class Daemon:
         self.environ = dict(environ)
         self.base_fds = 0
         self._log_start = 0
+        self._module = module
+        self._is_forked = is_forked
         self._command = [*prefix, sys.executable, "-m", module, "--config", str(config)]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
 
     def start(self) -> None:
         """Returns when the process exists."""
         assert not self.running, f"{self.name} runs already"
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as log:
+            if self._is_forked:
+                arguments = ["--config", str(self.config)]
+                self._process = Nursery.start(self._module, arguments, self.environ, log.fileno())
+                return
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
@@ -188,7 +203,8 @@ class LiveCluster:
         """The first start, and a tenant with one user."""
         listen = f"127.0.0.1:{self.port}"
         config = self.write_config("scheduler", {"state_dir": self.home / "scheduler", "listen": listen, **settings})
-        self.scheduler = Daemon("scheduler", "gpushare.scheduler.main", config, clean_environment())
+        environ = clean_environment()
+        self.scheduler = Daemon("scheduler", "gpushare.scheduler.main", config, environ, is_forked=True)
         self.scheduler.start()
         join_file = self.home / "scheduler" / "admin.join"
         await until(lambda: join_file.exists() or not self.scheduler.running, "the scheduler's first start")
@@ -232,7 +248,8 @@ class LiveCluster:
                 **settings,
             },
         )
-        agent = Daemon(node, "gpushare_agent.main", config, clean_environment(environ), prefix)
+        is_plain = environ is None and not prefix
+        agent = Daemon(node, "gpushare_agent.main", config, clean_environment(environ), prefix, is_forked=is_plain)
         self.agents[node] = agent
         agent.start()
         return agent

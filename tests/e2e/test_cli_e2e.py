@@ -165,6 +165,7 @@ def test_a_script_its_directory_and_its_environment(up_cluster: UpCluster, tmp_p
 
 def test_a_later_edit_of_a_script_does_not_change_a_queued_job(up_cluster: UpCluster, tmp_path: Path) -> None:
     blocker = up_cluster.ok("submit", "--gpus", "1", "--tasks", "4", "--parsable", "--", "sleep", "60").out.strip()
+    up_cluster.wait_for(blocker, "RUNNING")
     script = tmp_path / "job.sh"
     script.write_text("#!/bin/sh\necho first\n")
     job = up_cluster.ok("submit", "--gpus", "1", "--parsable", str(script)).out.strip()

@@ -1,28 +1,41 @@
 """A cluster of `gpushare up` and the real command line, for tests that see the product as its user does.
 
 Everything a test starts lives below a directory of its own, listens on a free loopback port, and is looked for when
-the test is over: a process that stayed fails it.
+the test is over: a process that stayed fails it. Commands that only ask and tell the scheduler run in this process,
+with the environment, the directory and the streams of their own that a process would have: starting Python and loading
+gRPC took more time than all else that they do.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from leaks import describe, end_processes_of, processes_of
 
+from gpushare.cli import main as cli
+
 READY_LIMIT_S = 60.0
 STOP_LIMIT_S = 60.0
 COMMAND_LIMIT_S = 60.0
 CLI = [sys.executable, "-m", "gpushare.cli.main"]
+# What needs no process: neither a terminal, nor descriptors, nor signals, nor anything that outlives it.
+_PLAIN_COMMANDS = frozenset(
+    (
+        *("audit", "cancel", "explain", "extend", "gpus", "job", "jobs", "login", "node", "nodes", "requeue"),
+        *("resubmit", "submit", "tenant", "token", "usage", "wait"),
+    )
+)
 
 
 class Outcome(NamedTuple):
@@ -92,6 +105,9 @@ class UpCluster:
 
     def cli(self, *words: str, person: str = "admin", limit_s: float = COMMAND_LIMIT_S, **more: Any) -> Outcome:
         """Runs `gpushare WORDS` to its end."""
+        if words[0] in _PLAIN_COMMANDS:
+            environ = self.environment(person) | more.pop("env", {})
+            return _run_here(words, environ, more.pop("cwd", self.home / "work"), **more)
         done = subprocess.run(
             [*CLI, *words],
             env=self.environment(person) | more.pop("env", {}),
@@ -159,9 +175,28 @@ class UpCluster:
             raise AssertionError(f"left behind: {left}") from None
 
 
-@pytest.fixture(scope="module")
+def _run_here(words: Sequence[str], environ: Mapping[str, str], directory: Path, input: str = "") -> Outcome:
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape", write_through=True) for _ in range(2))
+    kept = dict(os.environ)
+    with contextlib.ExitStack() as stack:
+        # A file, because a command may ask what kind of file its input is.
+        given = stack.enter_context(open(os.devnull)) if not input else io.StringIO(input)
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        stack.enter_context(contextlib.chdir(directory))
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(sys, "stdin", given)
+        stack.callback(lambda: (os.environ.clear(), os.environ.update(kept)))
+        os.environ.clear()
+        os.environ.update(environ)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(list(words))
+    assert isinstance(ended.value.code, int)
+    return Outcome(ended.value.code, *(stream.buffer.getvalue().decode(errors="replace") for stream in (out, err)))
+
+
+@pytest.fixture(scope="session")
 def up_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpCluster]:
-    """One cluster of two nodes with two cards each for all tests of a module; they leave it idle."""
+    """One cluster of two nodes with two cards each for all tests of a worker that take it; they leave it idle."""
     cluster = UpCluster(tmp_path_factory.mktemp("up"), "2x2xH100-80GB")
     try:
         cluster.start("--stop-jobs")

@@ -71,10 +71,12 @@ def check_lab(seed: int, most: int) -> Counter[str]:
 
 
 def test_thirty_waiting_jobs_are_explained_truly() -> None:
-    counts = sum((check_lab(seed, 5) for seed in (0, 1, 2, 3, 4, 6)), Counter[str]())
+    # Those of the first twenty that take least time and wait for the most different things.
+    counts = sum((check_lab(seed, 5) for seed in (2, 3, 12, 13, 15, 18)), Counter[str]())
     assert counts["jobs"] >= 30
     assert counts["foretold"] >= 10
     assert counts["changes"] >= 10
+    assert {"capacity", "cap", "dependency", "reservation", "order", "health", "fence"} <= counts.keys(), counts
 
 
 @pytest.mark.prove

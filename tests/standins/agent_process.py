@@ -20,6 +20,7 @@ from gpushare.join import encode_join
 from gpushare.v1 import agent_pb2, job_pb2
 from gpushare_agent.gpus.catalogue import card_uuid
 from standins.fake_scheduler import JOIN_SECRET, NODE, FakeScheduler, Switches, start_order
+from standins.nursery import Forked, Nursery
 
 CARD = card_uuid(NODE, 0)
 
@@ -43,13 +44,18 @@ class AgentProcess:
         }
         (root / "run").mkdir(exist_ok=True)
         self.config_file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: asyncio.subprocess.Process | Forked | None = None
 
-    async def start(self, environ: Mapping[str, str] | None = None, join: bool = True) -> None:
-        """Returns when the process exists."""
-        arguments = ["-m", "gpushare_agent.main", "--config", str(self.config_file)]
-        arguments += ["--join", self.join] if join else []
+    async def start(
+        self, environ: Mapping[str, str] | None = None, join: bool = True, *, is_forked: bool = False
+    ) -> None:
+        """Returns when the process exists. What `environ` has for the loader needs an exec: not `is_forked`."""
+        arguments = ["--config", str(self.config_file), *(["--join", self.join] if join else [])]
         with self.log_file.open("ab") as log:
+            if is_forked:
+                self.process = Nursery.start("gpushare_agent.main", arguments, os.environ, log.fileno())
+                return
+            arguments = ["-m", "gpushare_agent.main", *arguments]
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, *arguments, stderr=log, stdout=log, env={**os.environ, **(environ or {})}
             )
@@ -74,7 +80,10 @@ class AgentProcess:
         if process is None or process.returncode is not None:
             return
         process.send_signal(number)
-        await asyncio.wait_for(process.wait(), within_s)
+        if isinstance(process, Forked):
+            await asyncio.to_thread(process.wait, within_s)
+        else:
+            await asyncio.wait_for(process.wait(), within_s)
 
     async def clean_up(self) -> None:
         """Kill the agent and whatever of its jobs a failed test has left, and remove their control groups."""
@@ -147,7 +156,7 @@ def play(
     async def run() -> None:
         async with FakeScheduler(switches) as scheduler:
             agent = AgentProcess(root, scheduler.address, simulate=simulate, **settings)
-            await agent.start(environ)
+            await agent.start(environ, is_forked=environ is None)
             scene = Scene(scheduler, agent)
             try:
                 await scheduler.synced()
