@@ -3,9 +3,9 @@
 Imports the standard library, this package's vocabulary and its groups. Under the state directory:
 `attempts/<id>/` (records, 0700; on their way out in `forgotten/<id>`), `logs/<id>/` (0700, outlives the
 attempt and marks its id as used), `scripts/<id>/` (entered by the job's user, who alone may read the file),
-`notices/<id>/` (the agent's own, too: what the task is told of its end) and `private/<id>/` (the job's user's
-own). Nothing a job can write to is ever opened, changed or removed by path: what is the user's lies below a
-directory that only the agent can write.
+`notices/<id>/` (the agent's own, too: what the task is told of its end; its shim makes it once there is something
+to tell) and `private/<id>/` (the job's user's own). Nothing a job can write to is ever opened, changed or
+removed by path: what is the user's lies below a directory that only the agent can write.
 """
 
 from __future__ import annotations
@@ -113,7 +113,6 @@ class AttemptFiles:
                 os.close(dirfd)
             failpoint("agent.after_intent")
             self.log_dir(attempt_id).mkdir(mode=0o700)
-            _make_open(Path(intent.notice_dir))
             self._place_script(spec, intent)
             if spec.private_dir:
                 _make_owned(self.private_dir(attempt_id), spec.user)
@@ -154,14 +153,15 @@ class AttemptFiles:
             shutil.rmtree(self.directory(attempt_id), ignore_errors=True)
         return True
 
-    def delete_forgotten(self) -> None:
-        """Delete the records of forgotten attempts, many at once: a file system that just deleted files is slow
-        to make new ones (ext4 passes over inodes freed in the last seconds), and between two attempts nobody
-        should wait for that.
+    def delete_forgotten(self, unless_at_most: int = 0) -> None:
+        """Delete the records of forgotten attempts, many at once, unless they are few: a file system that just deleted
+        files is slow to make new ones (ext4 passes over inodes freed in the last minutes), and while attempts
+        come one after the other nobody should wait for that.
         """
         if not (self.state_dir / "forgotten").exists():
             return
-        for name in os.listdir(self.state_dir / "forgotten"):
+        names = os.listdir(self.state_dir / "forgotten")
+        for name in names if len(names) > unless_at_most else ():
             shutil.rmtree(self.state_dir / "forgotten" / name, ignore_errors=True)
 
     def sweep(self, known: set[str]) -> None:

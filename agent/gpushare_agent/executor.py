@@ -55,6 +55,9 @@ REMOVE_TRIES = 40
 REMOVE_WAIT_FIRST_S = 0.002
 REMOVE_WAIT_LAST_S = 0.1
 DELETE_FORGOTTEN_EVERY_S = 60.0
+# While launches follow one another, the records of so many forgotten attempts may lie about: some 100 MB.
+FORGOTTEN_KEPT = 5_000
+BUSY_S = 10.0
 SCAN_REUSE_S = 0.2
 # After this long without a launch the kernel has forgotten the last move between groups.
 QUIET_S = 0.02
@@ -389,7 +392,8 @@ class Executor:
     async def _delete_forgotten(self) -> None:
         while True:
             await asyncio.sleep(DELETE_FORGOTTEN_EVERY_S)
-            await self._work.in_thread(self._files.delete_forgotten)
+            busy = time.monotonic() - self._last_launch_s < BUSY_S
+            await self._work.in_thread(self._files.delete_forgotten, FORGOTTEN_KEPT if busy else 0)
 
     async def seal(self, attempt_id: str) -> AttemptStatus:
         """Make sure that an attempt that never ran never will; the status it has then. One that runs or ran is

@@ -21,6 +21,17 @@ def remove(path: Path) -> bool:
     above `path` must be the caller's own.
     """
     try:
+        # an empty one, as most are, need not be opened; of a link this is refused
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return _removed_with_contents(path)
+    return True
+
+
+def _removed_with_contents(path: Path) -> bool:
+    try:
         parent = os.open(path.parent, os.O_RDONLY | _DIRECTORY)
     except FileNotFoundError:
         return True
