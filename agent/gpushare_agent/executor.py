@@ -23,7 +23,7 @@ import msgspec
 from gpushare.reasons import Reason
 from gpushare_agent import cgroupfs, cgroups, checkpoint, procscan, settle
 from gpushare_agent.attemptfiles import AttemptFiles
-from gpushare_agent.attempttable import AttemptTable, Entry, Work, within
+from gpushare_agent.attempttable import AttemptTable, Entry, within
 from gpushare_agent.checkpoint import ExecRecord, StopRecord
 from gpushare_agent.connections import Connections
 from gpushare_agent.failpoints import failpoint
@@ -32,6 +32,7 @@ from gpushare_agent.launchspec import AttemptStatus, Containment, LaunchRefused,
 from gpushare_agent.lease import LeaseFile
 from gpushare_agent.shim import LEASE_MARGIN_NS, MS
 from gpushare_agent.shimlink import Message
+from gpushare_agent.work import Work
 
 __all__ = [
     "AttemptStatus",

@@ -9,32 +9,26 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TypeVar
+
+from gpushare_agent.work import Call
 
 T = TypeVar("T")
 
 KEPT_THREADS = 4
 
-_Lane = SimpleQueue[Callable[[], None]]
+_Lane = SimpleQueue[Call]
 # what threads wait for that have nothing to do
 _idle: list[_Lane] = []
 
 
 async def in_passing(work: Callable[[], T]) -> T:
     """What `work` returns or raises."""
-    answer: Future[T] = Future()
-    answer.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            answer.set_result(work())
-        except BaseException as err:
-            answer.set_exception(err)
-
-    _lane().put(run)
-    return await asyncio.wrap_future(answer)
+    call = Call(asyncio.get_running_loop(), work, ())
+    _lane().put(call)
+    answer: T = await call.answer
+    return answer
 
 
 def _lane() -> _Lane:
@@ -48,7 +42,7 @@ def _lane() -> _Lane:
 
 def _serve(lane: _Lane) -> None:
     while True:
-        lane.get()()
+        lane.get().run()
         if len(_idle) >= KEPT_THREADS:
             return
         _idle.append(lane)
