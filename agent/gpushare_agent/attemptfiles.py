@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from gpushare.reasons import Reason
-from gpushare_agent import cgroups, checkpoint, records, stopnotice, treeremoval
+from gpushare_agent import cgroups, checkpoint, farapart, records, stopnotice, treeremoval
 from gpushare_agent.checkpoint import Intent
 from gpushare_agent.failpoints import failpoint
 from gpushare_agent.launchspec import LaunchRefused, LaunchSpec, UnixUser
@@ -51,6 +51,7 @@ class AttemptFiles:
     def prepare_root(self) -> None:
         """Make the directories with their modes."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
+        farapart.put_far_apart(self.state_dir)
         for name, mode in DIRECTORIES.items():
             path = self.state_dir / name
             path.mkdir(mode=mode, exist_ok=True)
