@@ -16,7 +16,7 @@ from pathlib import Path
 _DIRECTORY = os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def remove(path: Path) -> bool:
+def remove(path: Path | str) -> bool:
     """True once nothing is there; False where something cannot be removed: ask again later. Blocks. The directories
     above `path` must be the caller's own.
     """
@@ -26,7 +26,7 @@ def remove(path: Path) -> bool:
     except FileNotFoundError:
         return True
     except OSError:
-        return _removed_with_contents(path)
+        return _removed_with_contents(Path(path))
     return True
 
 
