@@ -256,4 +256,17 @@ def interpret(program: bytes, access: int, major: int, minor: int) -> int:
             return registers[0]
         else:
             raise AssertionError(hex(code))
-    raise AssertionError("no end")
+    raise AssertionError("no end") @ needs_root
+
+
+def test_parents_that_another_agents_end_took_away_are_made_again() -> None:
+    layout = cgroups.probe(f"test-{uuid.uuid4().hex[:12]}")
+    groups = cgroups.describe(layout, "t.1.0.1")
+    try:
+        for base in (layout.unified, *layout.legacy):
+            Path(base.directory).rmdir()
+        cgroups.create(layout, groups, LIMITED)
+        assert all(Path(base.directory).exists() for base in groups.task)
+        assert cgroups.remove(groups)
+    finally:
+        cgroups.release(layout)
