@@ -139,8 +139,7 @@ class Shim:
     ) -> None:
         self.intent = intent
         self.spec: dict[str, Any] = intent["spec"]
-        me = procscan.stat_of(os.getpid())
-        self._start = me.start if me is not None else 0
+        self._start: int = getattr(procscan.stat_of(os.getpid()), "start", 0)
         self.identity: tinyjson.Flat = {
             "attempt_id": self.spec["attempt_id"],
             "boot_id": intent["boot_id"],
@@ -239,8 +238,7 @@ class Shim:
             self._error_pipe, child_end = os.pipe()
             ends = self._output.open()
             plan = task.Plan(self.intent, os.getpid(), ends, child_end)
-            # Before the fork whatever can be: until the child has become its program, each page that is written to here
-            # is copied by the kernel.
+            # Before the fork whatever can be: until the child has its program, the kernel copies each page written to.
             os.set_blocking(self._error_pipe, False)
             self._watch(self._error_pipe, self._read_error_pipe)
             self._output.watch(self._watch, self._unwatch)
@@ -260,8 +258,7 @@ class Shim:
         """What its processes are known by; None where their group tells."""
         if self.intent["groups"] is not None:
             return None
-        born = procscan.stat_of(child)
-        since = born.start if born is not None else self._start
+        since = getattr(procscan.stat_of(child), "start", self._start)
         self._note("task", {"pid": child, "start": since})
         return procscan.Scope(os.getpid(), child, self.intent["tag"], since)
 
@@ -311,8 +308,7 @@ class Shim:
             if pid == self._task_pid:
                 self._main_ended(status)
                 continue
-            told = self._execs.reaped(pid, status)
-            self._next_kill = 0 if self._end.over else self._next_kill
+            told, self._next_kill = self._execs.reaped(pid, status), 0 if self._end.over else self._next_kill
             if told is not None and told[0] in self._peers:
                 self._tell(told[0], tinyjson.dumps(told[1]))
 
