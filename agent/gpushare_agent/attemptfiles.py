@@ -3,9 +3,9 @@
 Imports the standard library, this package's vocabulary and its groups. Under the state directory:
 `attempts/<id>/` (records, 0700; on their way out in `forgotten/<id>`), `logs/<id>/` (0700, outlives the
 attempt and marks its id as used), `scripts/<id>/` (entered by the job's user, who alone may read the file),
-`notices/<id>/` (the agent's own, too: what the task is told of its end) and `private/<id>/` (the job's user's
-own). Nothing a job can write to is ever opened, changed or removed by path: what is the user's lies below a
-directory that only the agent can write.
+`notices/<id>/` (the agent's own, too: what the task is told of its end; its shim makes it once there is something
+to tell) and `private/<id>/` (the job's user's own). Nothing a job can write to is ever opened, changed or
+removed by path: what is the user's lies below a directory that only the agent can write.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from gpushare.reasons import Reason
-from gpushare_agent import cgroups, checkpoint, records, stopnotice, treeremoval
+from gpushare_agent import cgroups, checkpoint, farapart, records, stopnotice, treeremoval
 from gpushare_agent.checkpoint import Intent
 from gpushare_agent.failpoints import failpoint
 from gpushare_agent.launchspec import LaunchRefused, LaunchSpec, UnixUser
@@ -51,6 +51,7 @@ class AttemptFiles:
     def prepare_root(self) -> None:
         """Make the directories with their modes."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
+        farapart.put_far_apart(self.state_dir)
         for name, mode in DIRECTORIES.items():
             path = self.state_dir / name
             path.mkdir(mode=mode, exist_ok=True)
@@ -73,6 +74,9 @@ class AttemptFiles:
         """Where the task finds that it will be stopped, once it will."""
         return self.state_dir / "notices" / attempt_id / stopnotice.NAME
 
+    def _place(self, kind: str, name: str) -> str:
+        return f"{self.state_dir}/{kind}/{name}"
+
     def tag(self, attempt_id: str) -> str:
         """What the environment of every process of the attempt carries: unique on this host."""
         return f"{self.instance_id}/{attempt_id}"
@@ -93,27 +97,28 @@ class AttemptFiles:
         what was made stays for `discard`.
         """
         attempt_id = spec.attempt_id
-        if self.log_dir(attempt_id).exists():
+        # plain texts in here and in `discard`: to build a Path costs more than many of the calls made with it
+        log_dir = self._place("logs", attempt_id)
+        if os.path.exists(log_dir):
             raise LaunchRefused(Reason.STALE_ATTEMPT, f"attempt {attempt_id} was launched here before")
         _check_reachable(self.state_dir, spec)
         failpoint("agent.before_intent")
         intent = self._intent(spec)
-        directory = self.directory(attempt_id)
+        directory = self._place("attempts", attempt_id)
         try:
-            directory.mkdir(mode=0o700)
+            os.mkdir(directory, 0o700)
         except FileExistsError:
             raise LaunchRefused(Reason.STALE_ATTEMPT, f"attempt {attempt_id} has records here already") from None
         except OSError as error:
             raise LaunchRefused(Reason.INFRA, f"the launch could not be prepared: {error}") from None
         try:
-            dirfd = records.open_directory(str(directory))
+            dirfd = records.open_directory(directory)
             try:
                 checkpoint.write_intent(dirfd, intent)
             finally:
                 os.close(dirfd)
             failpoint("agent.after_intent")
-            self.log_dir(attempt_id).mkdir(mode=0o700)
-            _make_open(Path(intent.notice_dir))
+            os.mkdir(log_dir, 0o700)
             self._place_script(spec, intent)
             if spec.private_dir:
                 _make_owned(self.private_dir(attempt_id), spec.user)
@@ -138,30 +143,32 @@ class AttemptFiles:
         the records stay then, so that the next try finds it.
         """
         for name in BESIDE:
-            treeremoval.remove(self.state_dir / name / attempt_id)
+            treeremoval.remove(self._place(name, attempt_id))
         if self.layout is not None and not cgroups.remove(cgroups.describe(self.layout, attempt_id)):
             return False
         if keep_logs:
             with contextlib.suppress(FileExistsError):
-                self.log_dir(attempt_id).mkdir(mode=0o700)
+                os.mkdir(self._place("logs", attempt_id), 0o700)
         else:
             shutil.rmtree(self.log_dir(attempt_id), ignore_errors=True)
         if keep_logs:
             # deleted later (see delete_forgotten); the name is new even if this id was refused once before
             with contextlib.suppress(FileNotFoundError):
-                os.rename(self.directory(attempt_id), self.state_dir / "forgotten" / f"{attempt_id}.{time.time_ns()}")
+                forgotten = self._place("forgotten", f"{attempt_id}.{time.time_ns()}")
+                os.rename(self._place("attempts", attempt_id), forgotten)
         else:
             shutil.rmtree(self.directory(attempt_id), ignore_errors=True)
         return True
 
-    def delete_forgotten(self) -> None:
-        """Delete the records of forgotten attempts, many at once: a file system that just deleted files is slow
-        to make new ones (ext4 passes over inodes freed in the last seconds), and between two attempts nobody
-        should wait for that.
+    def delete_forgotten(self, unless_at_most: int = 0) -> None:
+        """Delete the records of forgotten attempts, many at once, unless they are few: a file system that just deleted
+        files is slow to make new ones (ext4 passes over inodes freed in the last minutes), and while attempts
+        come one after the other nobody should wait for that.
         """
         if not (self.state_dir / "forgotten").exists():
             return
-        for name in os.listdir(self.state_dir / "forgotten"):
+        names = os.listdir(self.state_dir / "forgotten")
+        for name in names if len(names) > unless_at_most else ():
             shutil.rmtree(self.state_dir / "forgotten" / name, ignore_errors=True)
 
     def sweep(self, known: set[str]) -> None:
@@ -181,11 +188,11 @@ class AttemptFiles:
             boot_id=self.boot_id,
             containment=self.layout.containment if self.layout is not None else "weak",
             tag=self.tag(spec.attempt_id),
-            log_dir=str(self.log_dir(spec.attempt_id)),
+            log_dir=self._place("logs", spec.attempt_id),
             script=script,
             groups=groups,
             spec=msgspec.structs.replace(spec, script=None),
-            notice_dir=str(self.stop_notice(spec.attempt_id).parent),
+            notice_dir=self._place("notices", spec.attempt_id),
         )
 
     def _place_script(self, spec: LaunchSpec, intent: Intent) -> None:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -23,44 +22,10 @@ from gpushare_agent.checkpoint import ExecRecord, Intent, StopRecord
 from gpushare_agent.launchspec import AttemptStatus
 from gpushare_agent.shim import MS, STUCK_AFTER_NS, boot_ns
 from gpushare_agent.shimlink import Message, ShimLink
+from gpushare_agent.work import Work
 
-T = TypeVar("T")
-
-THREADS = 8
 KILL_SLICE_S = 1.0
 RECORD_RETRY_S = 1.0
-
-
-class Work:
-    """Blocking calls in a few threads, and tasks that end with their owner."""
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="executor")
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._calls: set[Future[Any]] = set()
-
-    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        """The result of a blocking call."""
-        call = self._threads.submit(function, *arguments)
-        self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
-        return await asyncio.wrap_future(call)
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run beside everything else until it is done or `close`."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def close(self) -> None:
-        """End the tasks, wait for the threads' calls."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        # awaited and not joined: a call that hangs on a dead disk must not stop the loop that is being left
-        await asyncio.gather(*(asyncio.wrap_future(call) for call in tuple(self._calls)), return_exceptions=True)
-        self._threads.shutdown(wait=False)
 
 
 class Asked:

@@ -9,12 +9,25 @@ from __future__ import annotations
 import errno
 import os
 
+# more than a file of one value holds
+SHOWN_BYTES = 4096
+
 
 def put(path: str, value: str) -> None:
     """Write one value into a control file that exists; OSError as the kernel gives it."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def put_and_read_back(path: str, value: str) -> str:
+    """The same, and what the kernel shows of it afterwards."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+        return os.pread(fd, SHOWN_BYTES, 0).decode()
     finally:
         os.close(fd)
 

@@ -334,8 +334,17 @@ def settings(base: Base, unified_controllers: Iterable[str], spec: LaunchSpec) -
 
 
 def _make(layout: Layout, groups: Groups) -> None:
-    for parent in (layout.unified, *layout.legacy):
-        _make_directory(parent.directory)
+    try:
+        _make_in_parents(layout, groups)
+    except FileNotFoundError:
+        # an agent that ended took the parents away while they were empty
+        remove(groups)
+        for parent in (layout.unified, *layout.legacy):
+            _make_directory(parent.directory)
+        _make_in_parents(layout, groups)
+
+
+def _make_in_parents(layout: Layout, groups: Groups) -> None:
     os.mkdir(groups.attempt_dir)
     if layout.unified_controllers:
         enable = " ".join(f"+{name}" for name in layout.unified_controllers)
@@ -347,12 +356,11 @@ def _make(layout: Layout, groups: Groups) -> None:
 
 def _set(path: str, value: str, optional: bool) -> None:
     try:
-        cgroupfs.put(path, value)
+        shown = cgroupfs.put_and_read_back(path, value).strip()
     except FileNotFoundError:
         if optional:
             return
         raise
-    shown = cgroupfs.get(path).strip()
     if shown != value:
         raise LimitsRefused(f"{path} was set to {value} and reads {shown}")
 

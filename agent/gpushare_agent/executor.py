@@ -23,7 +23,7 @@ import msgspec
 from gpushare.reasons import Reason
 from gpushare_agent import cgroupfs, cgroups, checkpoint, procscan, settle
 from gpushare_agent.attemptfiles import AttemptFiles
-from gpushare_agent.attempttable import AttemptTable, Entry, Work, within
+from gpushare_agent.attempttable import AttemptTable, Entry, within
 from gpushare_agent.checkpoint import ExecRecord, StopRecord
 from gpushare_agent.connections import Connections
 from gpushare_agent.failpoints import failpoint
@@ -32,6 +32,7 @@ from gpushare_agent.launchspec import AttemptStatus, Containment, LaunchRefused,
 from gpushare_agent.lease import LeaseFile
 from gpushare_agent.shim import LEASE_MARGIN_NS, MS
 from gpushare_agent.shimlink import Message
+from gpushare_agent.work import Work
 
 __all__ = [
     "AttemptStatus",
@@ -55,6 +56,9 @@ REMOVE_TRIES = 40
 REMOVE_WAIT_FIRST_S = 0.002
 REMOVE_WAIT_LAST_S = 0.1
 DELETE_FORGOTTEN_EVERY_S = 60.0
+# While launches follow one another, the records of so many forgotten attempts may lie about: some 100 MB.
+FORGOTTEN_KEPT = 5_000
+BUSY_S = 10.0
 SCAN_REUSE_S = 0.2
 # After this long without a launch the kernel has forgotten the last move between groups.
 QUIET_S = 0.02
@@ -389,7 +393,8 @@ class Executor:
     async def _delete_forgotten(self) -> None:
         while True:
             await asyncio.sleep(DELETE_FORGOTTEN_EVERY_S)
-            await self._work.in_thread(self._files.delete_forgotten)
+            busy = time.monotonic() - self._last_launch_s < BUSY_S
+            await self._work.in_thread(self._files.delete_forgotten, FORGOTTEN_KEPT if busy else 0)
 
     async def seal(self, attempt_id: str) -> AttemptStatus:
         """Make sure that an attempt that never ran never will; the status it has then. One that runs or ran is

@@ -3,6 +3,8 @@
 Imports os, msgspec and the pure core. A file appears before its attempt is launched and goes when the scheduler lets
 go of the attempt. It must outlive the agent, not the host: after a reboot nothing is held, so nothing is flushed
 to the disk here. A damaged file counts as absent: it can only belong to an attempt that was not launched yet.
+Files that are not needed any more are kept under other names and written again: a file system that just deleted files
+may be slow to make new ones.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from gpushare_agent.core import Holding
 
 DIRECTORY = "held"
 _SUFFIX = ".json"
+_SPARE_PREFIX = "spare-"
+SPARES_KEPT = 64
 
 
 class HoldingBook:
@@ -26,6 +30,8 @@ class HoldingBook:
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / DIRECTORY
         self._path.mkdir(mode=0o700, exist_ok=True)
+        self._spares = [name for name in os.listdir(self._path) if name.startswith(_SPARE_PREFIX)]
+        self._spares_made = 0
 
     def load(self) -> dict[str, Holding]:
         """Every readable holding by attempt id."""
@@ -43,19 +49,35 @@ class HoldingBook:
 
     def write(self, holding: Holding) -> None:
         """Raises OSError (a full disk): the attempt must not start then."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(self._name(holding.attempt_id), flags, 0o600)
-        try:
-            data = msgspec.json.encode(holding)
-            if os.write(descriptor, data) != len(data):
-                raise OSError(errno.ENOSPC, "the disk is full", self._name(holding.attempt_id))
-        finally:
-            os.close(descriptor)
+        name = self._name(holding.attempt_id)
+        if not self._spares:
+            _write(name, msgspec.json.encode(holding))
+            return
+        spare = f"{self._path}/{self._spares[-1]}"
+        _write(spare, msgspec.json.encode(holding))
+        os.rename(spare, name)
+        self._spares.pop()
 
     def drop(self, attempt_id: str) -> None:
         """Nothing is held any more; an absent file is fine."""
+        name = self._name(attempt_id)
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._name(attempt_id))
+            if len(self._spares) >= SPARES_KEPT:
+                os.unlink(name)
+                return
+            spare = f"{_SPARE_PREFIX}{self._spares_made}"
+            os.rename(name, f"{self._path}/{spare}")
+            self._spares_made += 1
+            self._spares.append(spare)
 
     def _name(self, attempt_id: str) -> str:
         return f"{self._path}/{attempt_id}{_SUFFIX}"
+
+
+def _write(path: str, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        if os.write(descriptor, data) != len(data):
+            raise OSError(errno.ENOSPC, "the disk is full", path)
+    finally:
+        os.close(descriptor)

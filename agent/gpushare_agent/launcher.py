@@ -12,11 +12,10 @@ from __future__ import annotations
 import _socket
 import gc
 import os
-import resource
 import select
 import sys
 
-from gpushare_agent import shim, signals, syscalls, tinyjson
+from gpushare_agent import shim, signals, syscalls, task, tinyjson
 from gpushare_agent.failpoints import failpoint
 
 MAX_ORDER_BYTES = 16 * 1024
@@ -25,16 +24,12 @@ _INT_BYTES = 4
 
 
 def main() -> None:
-    """Arguments: the package's directory, the inherited socket's and lease file's descriptors, and the soft limit of
-    open files that jobs get.
-    """
+    """Arguments: the package's directory, and the inherited socket's and lease file's descriptors."""
     agent = _socket.socket(fileno=int(sys.argv[2]))
     lease_fd = int(sys.argv[3])
-    resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[4]), resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     syscalls.set_name("gpushare-launch")
-    signals.ignore(
-        (signals.SIGINT, signals.SIGTERM, signals.SIGHUP)
-    )  # its life is the agent's socket, not the terminal
+    # its life is the agent's socket, not the terminal; and its shims are as deaf
+    signals.ignore(task.DEAF_TO)
     # the shims share these pages for as long as nobody writes to them; what a shim allocates dies with it
     gc.collect()
     gc.freeze()

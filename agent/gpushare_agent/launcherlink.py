@@ -11,6 +11,7 @@ import array
 import asyncio
 import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -41,7 +42,7 @@ class LauncherProcess:
         if failpoints.ENVIRONMENT_NAME in os.environ:
             environment[failpoints.ENVIRONMENT_NAME] = os.environ[failpoints.ENVIRONMENT_NAME]
         package_root = str(Path(__file__).resolve().parent.parent)
-        arguments = [package_root, str(theirs.fileno()), str(lease_fd), str(max_files)]
+        arguments = [package_root, str(theirs.fileno()), str(lease_fd)]
         with theirs, log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-X", "utf8", "-c", _CODE, *arguments],
@@ -53,6 +54,10 @@ class LauncherProcess:
                 pass_fds=(theirs.fileno(), lease_fd),
                 start_new_session=True,
             )
+        # limits that every job gets, set from here, so that its process need not know how
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, (max_files, hard))
+        resource.prlimit(self._process.pid, resource.RLIMIT_CORE, (0, 0))
         ours.setblocking(False)
         self._socket = ours
 

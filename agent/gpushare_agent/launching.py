@@ -155,9 +155,8 @@ class Launching:
                 raise LaunchRefused(Reason.NOT_STARTED, f"ended before it was started ({reason})")
 
         try:
-            await asyncio.wait_for(
-                in_passing(partial(self._scratch.make, order.attempt_id, ready.user)), SCRATCH_TIMEOUT_S
-            )
+            async with asyncio.timeout(SCRATCH_TIMEOUT_S):
+                await in_passing(partial(self._scratch.make, order.attempt_id, ready.user))
         except TimeoutError:
             text = f"the disk of scratch_dir did not answer within {SCRATCH_TIMEOUT_S:g} s"
             raise LaunchRefused(Reason.INFRA, text) from None

@@ -73,6 +73,7 @@ class Outbox:
     async def wait(self, timeout_s: float) -> None:
         """Until there is something to say, or that long."""
         try:
-            await asyncio.wait_for(self._filled.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._filled.wait()
         except TimeoutError:
             return

@@ -10,9 +10,7 @@ the disk is busy with output that nobody will see.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import struct
 import termios
 import time
 
@@ -63,7 +61,7 @@ class Outputs:
         """The child's stdin, stdout and stderr."""
         if self._pty:
             master, slave = os.openpty()
-            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *self._window, 0, 0))
+            termios.tcsetwinsize(slave, self._window)
             sources, ends = [master], (slave, slave, slave)
             self.input_fd = master if self._stdin else None
         else:

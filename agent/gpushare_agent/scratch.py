@@ -62,8 +62,8 @@ class ScratchSpace:
 
     def make(self, attempt_id: str, user: UnixUser) -> None:
         """The attempt's directory, empty, of mode 0700, its user's. Raises LaunchRefused."""
-        cause = why_out_of_reach(self._directory, user)
-        if cause and user.uid != os.geteuid():
+        cause = why_out_of_reach(self._directory, user) if user.uid != os.geteuid() else ""
+        if cause:
             raise LaunchRefused(Reason.LAUNCH_DENIED, cause)
         try:
             os.mkdir(attempt_id, 0o700, dir_fd=self._fd)

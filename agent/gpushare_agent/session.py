@@ -13,7 +13,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -45,6 +45,10 @@ REFUSED_MAX_S = 15.0
 RENEWALS_REMEMBERED = 16
 TEXT_MAX_CHARS = 2000
 SAY_AGAIN_EVERY_S = 60.0
+# Of reports that follow one another closely the later ones wait together: to tell costs both sides more than what is
+# told, and a short job may be over before there is need to say that it runs.
+REPORTS_APART_S = 0.03
+REPORTS_IN_MESSAGE = 64
 
 # Answers that another try a moment later will get again: somebody has to do something first.
 _PATIENT = frozenset(
@@ -153,6 +157,7 @@ class SessionLoop:
         self._restart = asyncio.Event()
         self._said = ("", 0.0)
         self._containment = ""
+        self._takes_reports = False
         self.connected = False
 
     def restart(self) -> None:
@@ -260,6 +265,7 @@ class SessionLoop:
         # No wait between taking the facts and emptying the box: what changes later goes into it again.
         sync = self._node.sync()
         self._containment = sync.containment
+        self._takes_reports = ack.takes_attempt_reports
         self._node.outbox.clear()
         await write(call, agent_pb2.AgentMessage(sync=_sync(sync, own_address)))
         self._log.info(
@@ -290,7 +296,7 @@ class SessionLoop:
     async def _write_all(self, call: Any, ttl_s: float, renewals: dict[int, int]) -> None:
         """Renewals when they are due, reports as they come; the one writer of the stream."""
         sequence = 0
-        renewed_s = -math.inf
+        renewed_s = told_s = -math.inf
         while True:
             now_s = time.monotonic()
             if now_s >= renewed_s + self._node.renew_every_s(ttl_s):
@@ -300,8 +306,9 @@ class SessionLoop:
                 await write(call, agent_pb2.AgentMessage(renewal=agent_pb2.Renewal(sequence=sequence)))
                 renewed_s = now_s
             batch = self._node.outbox.take()
-            for report in batch.reports:
-                await write(call, agent_pb2.AgentMessage(attempt_report=_report(report, self._containment)))
+            for message in self._report_messages(batch.reports):
+                await write(call, message)
+                told_s = time.monotonic()
             if batch.conditions or batch.samples is not None:
                 told = agent_pb2.GpuReport(
                     conditions=[_condition(each) for each in batch.conditions],
@@ -310,6 +317,19 @@ class SessionLoop:
                 )
                 await write(call, agent_pb2.AgentMessage(gpu_report=told))
             await self._node.outbox.wait(max(0.0, renewed_s + self._node.renew_every_s(ttl_s) - time.monotonic()))
+            too_soon_s = told_s + REPORTS_APART_S - time.monotonic()
+            if too_soon_s > 0:
+                await asyncio.sleep(too_soon_s)
+
+    def _report_messages(self, reports: Sequence[Report]) -> Iterator[agent_pb2.AgentMessage]:
+        """As few as this scheduler understands."""
+        told = [_report(report, self._containment) for report in reports]
+        if not self._takes_reports or len(told) == 1:
+            yield from (agent_pb2.AgentMessage(attempt_report=each) for each in told)
+            return
+        for first in range(0, len(told), REPORTS_IN_MESSAGE):
+            some = agent_pb2.AttemptReports(reports=told[first : first + REPORTS_IN_MESSAGE])
+            yield agent_pb2.AgentMessage(attempt_reports=some)
 
     async def _read_all(
         self, call: Any, ttl_s: float, renewals: dict[int, int], reads: LogStreams, channels: ChannelStreams
@@ -321,13 +341,14 @@ class SessionLoop:
                 message = await call.read()
             if message is grpc.aio.EOF:
                 raise await self._why_ended(call)
-            if message.WhichOneof("message") == "lease_grant":
-                sent_ns = renewals.pop(message.lease_grant.sequence, None)
-                if sent_ns is not None:
-                    granted_s = time.monotonic()
-                    self._node.lease_granted(sent_ns + int(ttl_s * 1e9))
-            else:
-                self._obey(message, reads, channels)
+            for each in message.order_list.orders if message.HasField("order_list") else (message,):
+                if each.HasField("lease_grant"):
+                    sent_ns = renewals.pop(each.lease_grant.sequence, None)
+                    if sent_ns is not None:
+                        granted_s = time.monotonic()
+                        self._node.lease_granted(sent_ns + int(ttl_s * 1e9))
+                else:
+                    self._obey(each, reads, channels)
 
     def _obey(self, message: agent_pb2.SchedulerMessage, reads: LogStreams, channels: ChannelStreams) -> None:
         match message.WhichOneof("message"):
@@ -378,6 +399,7 @@ def _hello(facts: HelloFacts, node: str) -> agent_pb2.Hello:
         agent_version=facts.agent_version,
         highest_term=facts.highest_term,
         node=node,
+        takes_order_lists=True,
     )
     hello.wall_time.FromMilliseconds(int(time.time() * 1000))
     return hello

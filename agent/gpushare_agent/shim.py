@@ -83,7 +83,6 @@ def main(directory: str, channel: int, lease_fd: int) -> NoReturn:
     try:
         os.setsid()
         syscalls.set_name("gpushare-shim")
-        signals.ignore(task.DEAF_TO)
         failpoint("shim.started")
         try:
             shim = _own(directory, channel, lease_fd)
@@ -140,8 +139,7 @@ class Shim:
     ) -> None:
         self.intent = intent
         self.spec: dict[str, Any] = intent["spec"]
-        me = procscan.stat_of(os.getpid())
-        self._start = me.start if me is not None else 0
+        self._start: int = getattr(procscan.stat_of(os.getpid()), "start", 0)
         self.identity: tinyjson.Flat = {
             "attempt_id": self.spec["attempt_id"],
             "boot_id": intent["boot_id"],
@@ -239,25 +237,30 @@ class Shim:
         try:
             self._error_pipe, child_end = os.pipe()
             ends = self._output.open()
-            pid = os.getpid()
+            plan = task.Plan(self.intent, os.getpid(), ends, child_end)
+            # Before the fork whatever can be: until the child has its program, the kernel copies each page written to.
+            os.set_blocking(self._error_pipe, False)
+            self._watch(self._error_pipe, self._read_error_pipe)
+            self._output.watch(self._watch, self._unwatch)
             child = os.fork()
         except OSError as error:
             self._end.never_started("fork", f"the task could not be forked: {error}")
             return
         if child == 0:
-            task.become(task.Plan(self.intent, pid, ends, child_end))
+            task.become(plan)
         self._task_pid = child
         os.close(child_end)
         self._output.close_child_ends()
-        born = procscan.stat_of(child)
-        scope = procscan.Scope(pid, child, self.intent["tag"], born.start if born is not None else self._start)
-        self._task = taskset.task_of(self.intent, scope)
-        if self.intent["groups"] is None:
-            self._note("task", {"pid": child, "start": scope.since})
+        self._task = taskset.task_of(self.intent, self._scope_of(child))
         failpoint("shim.task_forked")
-        os.set_blocking(self._error_pipe, False)
-        self._watch(self._error_pipe, self._read_error_pipe)
-        self._output.watch(self._watch, self._unwatch)
+
+    def _scope_of(self, child: int) -> procscan.Scope | None:
+        """What its processes are known by; None where their group tells."""
+        if self.intent["groups"] is not None:
+            return None
+        since = getattr(procscan.stat_of(child), "start", self._start)
+        self._note("task", {"pid": child, "start": since})
+        return procscan.Scope(os.getpid(), child, self.intent["tag"], since)
 
     def _read_error_pipe(self) -> None:
         """Silence to the end means that the exec went through; words mean that it did not."""
@@ -305,8 +308,7 @@ class Shim:
             if pid == self._task_pid:
                 self._main_ended(status)
                 continue
-            told = self._execs.reaped(pid, status)
-            self._next_kill = 0 if self._end.over else self._next_kill
+            told, self._next_kill = self._execs.reaped(pid, status), 0 if self._end.over else self._next_kill
             if told is not None and told[0] in self._peers:
                 self._tell(told[0], tinyjson.dumps(told[1]))
 

@@ -124,26 +124,33 @@ class ShimLink:
             self._pidfd = -1
 
     def _readable(self) -> None:
-        while self._socket is not None:
-            fds: list[int] = []
-            try:
-                data, fds, _, _ = socket.recv_fds(self._socket, MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self._channel_ended()
-                return
-            try:
-                message = tinyjson.loads(data)
-            except ValueError:
-                for fd in fds:
-                    os.close(fd)
-                continue
-            if fds:
-                message["fd"] = fds[0]
-            self._on_message(message)
+        """One message; where there are more, the loop calls again."""
+        self._read_one()
+
+    def _read_one(self) -> bool:
+        """False where there is nothing more to read now."""
+        if self._socket is None:
+            return False
+        fds: list[int] = []
+        try:
+            data, fds, _, _ = socket.recv_fds(self._socket, MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._channel_ended()
+            return False
+        try:
+            message = tinyjson.loads(data)
+        except ValueError:
+            for fd in fds:
+                os.close(fd)
+            return True
+        if fds:
+            message["fd"] = fds[0]
+        self._on_message(message)
+        return True
 
     def _channel_ended(self) -> None:
         self._close_socket()
@@ -165,7 +172,8 @@ class ShimLink:
             self.connect()
 
     def _died(self) -> None:
-        self._readable()
+        while self._read_one():
+            pass
         self._dead()
 
     def _dead(self) -> None:

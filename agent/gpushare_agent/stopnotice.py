@@ -16,18 +16,22 @@ from gpushare_agent import records, tinyjson
 NAME = "notice"
 _SCRATCH = "notice.tmp"
 _MS_PER_S = 1000
+_DIRECTORY_MODE = 0o711
 
 
 class StopNotice:
-    """Of one attempt. `directory` "": it has none. `gid` is the group of the job's user, None: it runs as we do."""
+    """Of one attempt. `directory` "": it has none; else it is made with the first notice, since most attempts get none.
+    `gid` is the group of the job's user, None: it runs as we do.
+    """
 
     def __init__(self, directory: str, gid: int | None) -> None:
-        self._dirfd = records.open_directory(directory) if directory else -1
+        self._directory = directory
+        self._dirfd = -1
         self._gid = gid
 
     def tell(self, reason: str, detail: str, signal: str, grace_ms: int, left_ms: int) -> None:
         """`signal` comes with it; the SIGKILL comes in `left_ms` at the latest, `grace_ms` after the SIGTERM."""
-        if self._dirfd < 0:
+        if not self._directory:
             return
         deadline_ms = time.time_ns() // 1_000_000 + left_ms
         seconds, ms = divmod(deadline_ms, _MS_PER_S)
@@ -48,7 +52,19 @@ class StopNotice:
         if self._dirfd >= 0:
             self._remove(NAME)
 
+    def _open(self) -> None:
+        if self._dirfd >= 0:
+            return
+        try:
+            os.mkdir(self._directory, _DIRECTORY_MODE)
+        except FileExistsError:
+            pass  # by the agent of an earlier version, at the launch
+        self._dirfd = records.open_directory(self._directory)
+        # whatever the umask is
+        os.fchmod(self._dirfd, _DIRECTORY_MODE)
+
     def _put(self, data: bytes) -> None:
+        self._open()
         self._remove(_SCRATCH)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(_SCRATCH, flags, 0o400, dir_fd=self._dirfd)

@@ -8,10 +8,7 @@ object {stage, errno, text, exit_code}. A closed pipe without a word means that 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import resource
-import termios
 
 from gpushare_agent import cgroupfs, signals, syscalls, tinyjson
 from gpushare_agent.failpoints import failpoint
@@ -68,8 +65,9 @@ def become(plan: Plan) -> NoReturn:
         pipe = _take_streams(plan)
         stage = "privileges"
         _drop(plan.intent["spec"]["user"])
-        # a change of user clears the parent-death signal
-        _live_with(plan.shim_pid)
+        if plan.intent["spec"]["user"] is not None:
+            # a change of user clears the parent-death signal
+            _live_with(plan.shim_pid)
         syscalls.no_new_privileges()
         stage = "workdir"
         _enter_directory(plan.intent["spec"])
@@ -128,25 +126,26 @@ def _enter_groups(groups: dict[str, Any] | None) -> None:
 
 def _take_streams(plan: Plan) -> int:
     """Descriptors 0 to 2 are the job's from here on, the error pipe is 3, and there is no other. Returns the 3."""
-    if plan.intent["spec"]["pty"]:
-        fcntl.ioctl(plan.stdin, termios.TIOCSCTTY, 0)
     user = plan.intent["spec"]["user"]
     if user is not None:
         # else the job could not reopen its own /dev/stdout
         for fd in {plan.stdout, plan.stderr}:
             os.fchown(fd, user["uid"], user["gid"])
-    for fd, target in ((plan.stdin, 0), (plan.stdout, 1), (plan.stderr, 2)):
-        os.dup2(fd, target, inheritable=True)
+    if plan.intent["spec"]["pty"]:
+        # the session's terminal, and all three streams
+        os.login_tty(plan.stdin)
+    else:
+        for fd, target in ((plan.stdin, 0), (plan.stdout, 1), (plan.stderr, 2)):
+            os.dup2(fd, target, inheritable=True)
     os.dup2(plan.error_pipe, ERROR_PIPE, inheritable=False)
     # everything is close-on-exec already; this holds for what a future library may forget
-    os.closerange(ERROR_PIPE + 1, min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], MAX_DESCRIPTORS))
+    os.closerange(ERROR_PIPE + 1, MAX_DESCRIPTORS)
     return ERROR_PIPE
 
 
 def _drop(user: dict[str, Any] | None) -> None:
-    """Become the user for good and prove it; limits that even root's jobs get are set here too."""
+    """Become the user for good and prove it."""
     os.umask(JOB_UMASK)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if user is None:
         return
     failpoint("task.drop")

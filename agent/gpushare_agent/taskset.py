@@ -102,7 +102,6 @@ class ScannedTask:
 Task = GroupedTask | ScannedTask
 
 
-def task_of(intent: dict[str, Any], scope: procscan.Scope) -> Task:
-    """The attempt's task as the shim sees it: its own group is not in it."""
-    groups = intent["groups"]
-    return ScannedTask(scope) if groups is None else GroupedTask(groups["task_dir"])
+def task_of(intent: dict[str, Any], scope: procscan.Scope | None) -> Task:
+    """The attempt's task as the shim sees it: its own group is not in it. `scope` None: it has one."""
+    return GroupedTask(intent["groups"]["task_dir"]) if scope is None else ScannedTask(scope)

@@ -16,10 +16,21 @@ from pathlib import Path
 _DIRECTORY = os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def remove(path: Path) -> bool:
+def remove(path: Path | str) -> bool:
     """True once nothing is there; False where something cannot be removed: ask again later. Blocks. The directories
     above `path` must be the caller's own.
     """
+    try:
+        # an empty one, as most are, need not be opened; of a link this is refused
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return _removed_with_contents(Path(path))
+    return True
+
+
+def _removed_with_contents(path: Path) -> bool:
     try:
         parent = os.open(path.parent, os.O_RDONLY | _DIRECTORY)
     except FileNotFoundError:

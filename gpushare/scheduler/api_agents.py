@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
 
 import structlog
 
@@ -29,10 +30,12 @@ from gpushare.scheduler.channels import Channels
 from gpushare.scheduler.engine import Engine
 from gpushare.scheduler.logins import LoginTokens
 from gpushare.scheduler.logs import LogReads
-from gpushare.scheduler.sessions import Session, Sessions
+from gpushare.scheduler.sessions import Outgoing, Session, Sessions
 from gpushare.v1 import agent_pb2
 
 IN_FLIGHT_MAX = 256
+# Well below what a message may have (4 MiB).
+ORDER_LIST_MAX_BYTES = 1 << 20
 FIRST_WORD_TIMEOUT_S = 10.0
 _INSTANCE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _BOOT_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -93,15 +96,15 @@ class AgentApi:
         try:
             yield agent_pb2.SchedulerMessage(
                 hello_ack=agent_pb2.HelloAck(
-                    term=session.term, lease_ttl_ms=self._engine.settings.lease_ttl_ms, node=node
+                    term=session.term,
+                    lease_ttl_ms=self._engine.settings.lease_ttl_ms,
+                    node=node,
+                    takes_attempt_reports=True,
                 )
             )
             while True:
-                what = await session.next()
-                if isinstance(what, agent_pb2.SchedulerMessage):
-                    yield what
-                else:
-                    yield convert_nodes.order_message(what, session.term)
+                for message in _joined(await session.next_ones(), session):
+                    yield message
         finally:
             self._sessions.close(session)
             listening.cancel()
@@ -119,6 +122,31 @@ class AgentApi:
     ) -> AsyncGenerator[agent_pb2.ChannelInput, None]:
         """The node's end of one connection."""
         return self._channels.join(caller.principal.node, outputs, end)
+
+
+def _joined(outgoing: Sequence[Outgoing], session: Session) -> Iterator[agent_pb2.SchedulerMessage]:
+    """The same in as few messages as this agent understands: to write one costs more than what is in it."""
+    orders: list[agent_pb2.SchedulerMessage] = []
+    size_bytes = 0
+    for what in outgoing:
+        if isinstance(what, agent_pb2.SchedulerMessage):
+            message = what
+        else:
+            message = convert_nodes.order_message(what, session.term)
+        size = message.ByteSize()
+        if orders and (size_bytes + size > ORDER_LIST_MAX_BYTES or not session.hello.takes_order_lists):
+            yield _list_of(orders)
+            orders, size_bytes = [], 0
+        orders.append(message)
+        size_bytes += size
+    if orders:
+        yield _list_of(orders)
+
+
+def _list_of(orders: list[agent_pb2.SchedulerMessage]) -> agent_pb2.SchedulerMessage:
+    if len(orders) == 1:
+        return orders[0]
+    return agent_pb2.SchedulerMessage(order_list=agent_pb2.OrderList(orders=orders))
 
 
 async def _first_word(messages: AsyncIterator[agent_pb2.AgentMessage]) -> agent_pb2.Hello:
@@ -190,7 +218,10 @@ class _Conversation:
         if kind == "renewal":
             self._renew(message.renewal)
         elif kind == "attempt_report":
-            await self._start(lambda: self._report(message.attempt_report))
+            await self._start(partial(self._report, message.attempt_report))
+        elif kind == "attempt_reports":
+            for report in message.attempt_reports.reports:
+                await self._start(partial(self._report, report))
         elif kind == "gpu_report":
             self._sessions.report_use(self._session.node, message.gpu_report)
             if message.gpu_report.conditions:

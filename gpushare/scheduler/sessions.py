@@ -32,6 +32,7 @@ from gpushare.scheduler.loads import Loads
 from gpushare.v1 import agent_pb2, node_pb2
 
 OUTGOING_MAX = 10_000
+TOGETHER_MAX = 64
 LOOK_EVERY_S = 0.5
 
 Outgoing = Order | agent_pb2.SchedulerMessage
@@ -40,7 +41,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Session:
-    """One connected agent. `send` never waits; `next` gives what is to go out."""
+    """One connected agent. `send` never waits; `next_ones` gives what is to go out."""
 
     def __init__(self, node: str, hello: agent_pb2.Hello, term: int, end: StreamEnd) -> None:
         self.node = node
@@ -76,11 +77,12 @@ class Session:
         self.closed = True
         self._end.end(error)
 
-    async def next(self) -> Outgoing:
+    async def next_ones(self) -> list[Outgoing]:
+        """What is to go out, at least one and at most `TOGETHER_MAX`."""
         while not self._outgoing:
             self._filled.clear()
             await self._filled.wait()
-        return self._outgoing.popleft()
+        return [self._outgoing.popleft() for _ in range(min(TOGETHER_MAX, len(self._outgoing)))]
 
     def _put(self, what: Outgoing) -> None:
         if self.closed:

@@ -29,21 +29,23 @@ class EnrollResponse(_message.Message):
     def __init__(self, node: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
 
 class AgentMessage(_message.Message):
-    __slots__ = ("hello", "sync", "renewal", "attempt_report", "gpu_report")
+    __slots__ = ("hello", "sync", "renewal", "attempt_report", "gpu_report", "attempt_reports")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SYNC_FIELD_NUMBER: _ClassVar[int]
     RENEWAL_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_REPORT_FIELD_NUMBER: _ClassVar[int]
     GPU_REPORT_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_REPORTS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     sync: Sync
     renewal: Renewal
     attempt_report: AttemptReport
     gpu_report: GpuReport
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., sync: _Optional[_Union[Sync, _Mapping]] = ..., renewal: _Optional[_Union[Renewal, _Mapping]] = ..., attempt_report: _Optional[_Union[AttemptReport, _Mapping]] = ..., gpu_report: _Optional[_Union[GpuReport, _Mapping]] = ...) -> None: ...
+    attempt_reports: AttemptReports
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., sync: _Optional[_Union[Sync, _Mapping]] = ..., renewal: _Optional[_Union[Renewal, _Mapping]] = ..., attempt_report: _Optional[_Union[AttemptReport, _Mapping]] = ..., gpu_report: _Optional[_Union[GpuReport, _Mapping]] = ..., attempt_reports: _Optional[_Union[AttemptReports, _Mapping]] = ...) -> None: ...
 
 class SchedulerMessage(_message.Message):
-    __slots__ = ("hello_ack", "lease_grant", "start_attempt", "stop_attempt", "seal_attempt", "forget_attempt", "read_logs", "cancel_read", "suspend_attempt", "resume_attempt", "set_run_limit", "open_channel", "close_channel")
+    __slots__ = ("hello_ack", "lease_grant", "start_attempt", "stop_attempt", "seal_attempt", "forget_attempt", "read_logs", "cancel_read", "suspend_attempt", "resume_attempt", "set_run_limit", "open_channel", "close_channel", "order_list")
     HELLO_ACK_FIELD_NUMBER: _ClassVar[int]
     LEASE_GRANT_FIELD_NUMBER: _ClassVar[int]
     START_ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +59,7 @@ class SchedulerMessage(_message.Message):
     SET_RUN_LIMIT_FIELD_NUMBER: _ClassVar[int]
     OPEN_CHANNEL_FIELD_NUMBER: _ClassVar[int]
     CLOSE_CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    ORDER_LIST_FIELD_NUMBER: _ClassVar[int]
     hello_ack: HelloAck
     lease_grant: LeaseGrant
     start_attempt: StartAttempt
@@ -70,10 +73,11 @@ class SchedulerMessage(_message.Message):
     set_run_limit: SetRunLimit
     open_channel: OpenChannel
     close_channel: CloseChannel
-    def __init__(self, hello_ack: _Optional[_Union[HelloAck, _Mapping]] = ..., lease_grant: _Optional[_Union[LeaseGrant, _Mapping]] = ..., start_attempt: _Optional[_Union[StartAttempt, _Mapping]] = ..., stop_attempt: _Optional[_Union[StopAttempt, _Mapping]] = ..., seal_attempt: _Optional[_Union[SealAttempt, _Mapping]] = ..., forget_attempt: _Optional[_Union[ForgetAttempt, _Mapping]] = ..., read_logs: _Optional[_Union[ReadLogs, _Mapping]] = ..., cancel_read: _Optional[_Union[CancelRead, _Mapping]] = ..., suspend_attempt: _Optional[_Union[SuspendAttempt, _Mapping]] = ..., resume_attempt: _Optional[_Union[ResumeAttempt, _Mapping]] = ..., set_run_limit: _Optional[_Union[SetRunLimit, _Mapping]] = ..., open_channel: _Optional[_Union[OpenChannel, _Mapping]] = ..., close_channel: _Optional[_Union[CloseChannel, _Mapping]] = ...) -> None: ...
+    order_list: OrderList
+    def __init__(self, hello_ack: _Optional[_Union[HelloAck, _Mapping]] = ..., lease_grant: _Optional[_Union[LeaseGrant, _Mapping]] = ..., start_attempt: _Optional[_Union[StartAttempt, _Mapping]] = ..., stop_attempt: _Optional[_Union[StopAttempt, _Mapping]] = ..., seal_attempt: _Optional[_Union[SealAttempt, _Mapping]] = ..., forget_attempt: _Optional[_Union[ForgetAttempt, _Mapping]] = ..., read_logs: _Optional[_Union[ReadLogs, _Mapping]] = ..., cancel_read: _Optional[_Union[CancelRead, _Mapping]] = ..., suspend_attempt: _Optional[_Union[SuspendAttempt, _Mapping]] = ..., resume_attempt: _Optional[_Union[ResumeAttempt, _Mapping]] = ..., set_run_limit: _Optional[_Union[SetRunLimit, _Mapping]] = ..., open_channel: _Optional[_Union[OpenChannel, _Mapping]] = ..., close_channel: _Optional[_Union[CloseChannel, _Mapping]] = ..., order_list: _Optional[_Union[OrderList, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("instance_id", "boot_id", "start_counter", "agent_version", "wall_time", "highest_term", "node")
+    __slots__ = ("instance_id", "boot_id", "start_counter", "agent_version", "wall_time", "highest_term", "node", "takes_order_lists")
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     BOOT_ID_FIELD_NUMBER: _ClassVar[int]
     START_COUNTER_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +85,7 @@ class Hello(_message.Message):
     WALL_TIME_FIELD_NUMBER: _ClassVar[int]
     HIGHEST_TERM_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
+    TAKES_ORDER_LISTS_FIELD_NUMBER: _ClassVar[int]
     instance_id: str
     boot_id: str
     start_counter: int
@@ -88,17 +93,20 @@ class Hello(_message.Message):
     wall_time: _timestamp_pb2.Timestamp
     highest_term: int
     node: str
-    def __init__(self, instance_id: _Optional[str] = ..., boot_id: _Optional[str] = ..., start_counter: _Optional[int] = ..., agent_version: _Optional[str] = ..., wall_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., highest_term: _Optional[int] = ..., node: _Optional[str] = ...) -> None: ...
+    takes_order_lists: bool
+    def __init__(self, instance_id: _Optional[str] = ..., boot_id: _Optional[str] = ..., start_counter: _Optional[int] = ..., agent_version: _Optional[str] = ..., wall_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., highest_term: _Optional[int] = ..., node: _Optional[str] = ..., takes_order_lists: _Optional[bool] = ...) -> None: ...
 
 class HelloAck(_message.Message):
-    __slots__ = ("term", "lease_ttl_ms", "node")
+    __slots__ = ("term", "lease_ttl_ms", "node", "takes_attempt_reports")
     TERM_FIELD_NUMBER: _ClassVar[int]
     LEASE_TTL_MS_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
+    TAKES_ATTEMPT_REPORTS_FIELD_NUMBER: _ClassVar[int]
     term: int
     lease_ttl_ms: int
     node: str
-    def __init__(self, term: _Optional[int] = ..., lease_ttl_ms: _Optional[int] = ..., node: _Optional[str] = ...) -> None: ...
+    takes_attempt_reports: bool
+    def __init__(self, term: _Optional[int] = ..., lease_ttl_ms: _Optional[int] = ..., node: _Optional[str] = ..., takes_attempt_reports: _Optional[bool] = ...) -> None: ...
 
 class GpuInventory(_message.Message):
     __slots__ = ("uuid", "index", "model", "total_mib", "usable_mib", "tiers", "simulated", "domain")
@@ -187,6 +195,12 @@ class AttemptReport(_message.Message):
     containment: str
     def __init__(self, attempt_id: _Optional[str] = ..., state: _Optional[_Union[_job_pb2.AttemptState, str]] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., containment: _Optional[str] = ...) -> None: ...
 
+class AttemptReports(_message.Message):
+    __slots__ = ("reports",)
+    REPORTS_FIELD_NUMBER: _ClassVar[int]
+    reports: _containers.RepeatedCompositeFieldContainer[AttemptReport]
+    def __init__(self, reports: _Optional[_Iterable[_Union[AttemptReport, _Mapping]]] = ...) -> None: ...
+
 class GpuCondition(_message.Message):
     __slots__ = ("uuid", "state", "reason", "detail", "strangers")
     UUID_FIELD_NUMBER: _ClassVar[int]
@@ -232,6 +246,12 @@ class GpuReport(_message.Message):
     samples: _containers.MessageMap[str, _node_pb2.GpuSample]
     attempt_use: _containers.MessageMap[str, AttemptUse]
     def __init__(self, conditions: _Optional[_Iterable[_Union[GpuCondition, _Mapping]]] = ..., samples: _Optional[_Mapping[str, _node_pb2.GpuSample]] = ..., attempt_use: _Optional[_Mapping[str, AttemptUse]] = ...) -> None: ...
+
+class OrderList(_message.Message):
+    __slots__ = ("orders",)
+    ORDERS_FIELD_NUMBER: _ClassVar[int]
+    orders: _containers.RepeatedCompositeFieldContainer[SchedulerMessage]
+    def __init__(self, orders: _Optional[_Iterable[_Union[SchedulerMessage, _Mapping]]] = ...) -> None: ...
 
 class StartAttempt(_message.Message):
     __slots__ = ("attempt_id", "term", "job_id", "task_index", "task_count", "array_index", "number", "unix_user", "argv", "script", "env", "working_directory", "pty", "gpu_uuids", "whole", "gpu_milli", "gpu_memory_mib", "cpu_milli", "memory_mib", "max_run_ms", "grace_ms", "on_disconnect", "tier", "gang", "capacity_milli", "output_path", "error_path", "visible_devices", "early_signal", "stdin", "window")

@@ -96,6 +96,18 @@ class TestHoldings:
         book.drop("v.3.0.1")
         assert HoldingBook(tmp_path).load() == {"v.1.0.1": one}
 
+    def test_a_file_that_was_dropped_is_written_again(self, tmp_path: Path) -> None:
+        book = HoldingBook(tmp_path)
+        for number in range(5):
+            book.write(Holding(attempt_id=f"v.{number}.0.1", gpu_uuids=("GPU-with-a-longer-name",) * (5 - number)))
+            if number:
+                book.drop(f"v.{number}.0.1")
+        assert sorted(path.name for path in (tmp_path / "held").iterdir()) == ["spare-3", "v.0.0.1.json"]
+        again = HoldingBook(tmp_path)
+        again.write(Holding(attempt_id="v.9.0.1"))
+        assert set(again.load()) == {"v.0.0.1", "v.9.0.1"}
+        assert len(list((tmp_path / "held").iterdir())) == 2
+
     def test_damaged_and_foreign_files_count_as_absent(self, tmp_path: Path) -> None:
         book = HoldingBook(tmp_path)
         book.write(Holding(attempt_id="v.1.0.1"))

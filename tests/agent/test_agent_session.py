@@ -366,6 +366,57 @@ def test_words_that_are_no_utf8_do_not_break_the_session(tmp_path: Path) -> None
     play(tmp_path, act)
 
 
+@pytest.mark.parametrize(("takes_lists", "counts"), [(True, [64, 6]), (False, [1] * 70)])
+def test_reports_that_wait_together_go_in_as_few_messages_as_the_scheduler_takes(
+    tmp_path: Path, takes_lists: bool, counts: list[int]
+) -> None:
+    async def act(scene: Scene) -> None:
+        session = await scene.scheduler.synced()
+        ids = [f"v.{number}.0.1" for number in range(70)]
+        for attempt_id in ids:
+            scene.node.outbox.tell(Report(attempt_id=attempt_id, state=AttemptState.RUNNING))
+        await scene.scheduler.until(lambda: len(session.reports) == len(ids))
+        assert [report.attempt_id for report in session.reports] == ids
+        assert session.report_counts == counts
+
+    play(tmp_path, act, Switches(takes_attempt_reports=takes_lists))
+
+
+def test_a_report_soon_after_another_waits_and_the_newest_word_goes(tmp_path: Path) -> None:
+    async def act(scene: Scene) -> None:
+        session = await scene.scheduler.synced()
+        scene.node.outbox.tell(Report(attempt_id="v.1.0.1", state=AttemptState.RUNNING))
+        await scene.scheduler.until(lambda: session.reports)
+        scene.node.outbox.tell(Report(attempt_id="v.2.0.1", state=AttemptState.RUNNING))
+        await asyncio.sleep(0)
+        scene.node.outbox.tell(Report(attempt_id="v.2.0.1", state=AttemptState.SUCCEEDED))
+        await scene.scheduler.state("v.2.0.1", "SUCCEEDED")
+        assert len(session.reports) == 2
+
+    play(tmp_path, act)
+
+
+def test_orders_in_a_list_are_taken_one_after_the_other(tmp_path: Path) -> None:
+    async def act(scene: Scene) -> None:
+        session = await scene.scheduler.synced()
+        assert session.hello.takes_order_lists
+        orders = [
+            agent_pb2.SchedulerMessage(seal_attempt=agent_pb2.SealAttempt(attempt_id="v.1.0.1", term=1)),
+            agent_pb2.SchedulerMessage(lease_grant=agent_pb2.LeaseGrant(sequence=session.renewals[-1])),
+            agent_pb2.SchedulerMessage(forget_attempt=agent_pb2.ForgetAttempt(attempt_id="v.2.0.1", term=1)),
+        ]
+        await session.order(order_list=agent_pb2.OrderList(orders=orders))
+        await scene.until(lambda: len(scene.node.orders) == 2)
+        assert scene.node.orders == [("seal", "v.1.0.1", 1), ("forget", "v.2.0.1", 1)]
+        await scene.until(lambda: scene.node.deadlines_ns)
+
+    async def prepared(scene: Scene) -> None:
+        await scene.scheduler.until(lambda: scene.scheduler.sessions and scene.scheduler.session.renewals)
+        await act(scene)
+
+    play(tmp_path, prepared, Switches(grants=False))
+
+
 @pytest.mark.parametrize("reason", [Reason.DUPLICATE_AGENT, Reason.UNAUTHENTICATED, Reason.BAD_REPORT])
 def test_a_refused_agent_says_so_once_and_keeps_trying(tmp_path: Path, reason: Reason) -> None:
     async def act(scene: Scene) -> None:

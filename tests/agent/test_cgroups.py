@@ -135,8 +135,13 @@ def test_a_pair_is_made_limited_joined_killed_and_removed() -> None:
 def test_a_limit_that_reads_back_as_another_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = cgroups.probe(f"test-{uuid.uuid4().hex[:12]}")
     groups = cgroups.describe(layout, "t.1.0.1")
-    real = cgroupfs.get
-    monkeypatch.setattr(cgroupfs, "get", lambda path: "max\n" if path.endswith("pids.max") else real(path))
+    real = cgroupfs.put_and_read_back
+
+    def limitless(path: str, value: str) -> str:
+        shown = real(path, value)
+        return "max\n" if path.endswith("pids.max") else shown
+
+    monkeypatch.setattr(cgroupfs, "put_and_read_back", limitless)
     try:
         with pytest.raises(cgroups.LimitsRefused, match="reads max"):
             cgroups.create(layout, groups, LIMITED)
@@ -251,4 +256,17 @@ def interpret(program: bytes, access: int, major: int, minor: int) -> int:
             return registers[0]
         else:
             raise AssertionError(hex(code))
-    raise AssertionError("no end")
+    raise AssertionError("no end") @ needs_root
+
+
+def test_parents_that_another_agents_end_took_away_are_made_again() -> None:
+    layout = cgroups.probe(f"test-{uuid.uuid4().hex[:12]}")
+    groups = cgroups.describe(layout, "t.1.0.1")
+    try:
+        for base in (layout.unified, *layout.legacy):
+            Path(base.directory).rmdir()
+        cgroups.create(layout, groups, LIMITED)
+        assert all(Path(base.directory).exists() for base in groups.task)
+        assert cgroups.remove(groups)
+    finally:
+        cgroups.release(layout)

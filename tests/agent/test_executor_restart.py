@@ -19,9 +19,10 @@ import pytest
 from executor_kit import BOTH_KINDS, PATIENCE_S, Host, alive, eventually, host, needs_groups, run, shell, spec
 
 from gpushare.reasons import Reason
-from gpushare_agent import attempttable, cgroups, launcherlink
+from gpushare_agent import cgroups, launcherlink
 from gpushare_agent import executor as executor_module
 from gpushare_agent.launchspec import LaunchRefused
+from gpushare_agent.work import Work
 
 
 @pytest.mark.parametrize("weak", BOTH_KINDS)
@@ -453,7 +454,7 @@ def test_a_call_that_hangs_does_not_stop_the_loop_that_is_being_left() -> None:
     hanging = threading.Event()
 
     async def body() -> None:
-        work = attempttable.Work()
+        work = Work()
         call = asyncio.ensure_future(work.in_thread(hanging.wait))
         closing = asyncio.ensure_future(work.close())
         # the loop turns while a thread hangs, and the end of the call ends the wait

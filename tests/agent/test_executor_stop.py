@@ -15,7 +15,7 @@ import pytest
 from executor_kit import BOTH_KINDS, alive, eventually, host, needs_groups, needs_root, python, run, shell, spec
 
 from gpushare.reasons import Reason
-from gpushare_agent import attempttable, cgroups, procscan
+from gpushare_agent import attempttable, cgroups, procscan, work
 from gpushare_agent import executor as executor_module
 from gpushare_agent.executor import lease_needed_ms
 from gpushare_agent.launchspec import LaunchRefused
@@ -498,7 +498,7 @@ def test_nothing_leaks_from_attempt_to_attempt(tmp_path: Path) -> None:
             before = os.listdir("/proc/self/fd")
             await asyncio.gather(*(one(number) for number in range(10, 40)))
             assert os.listdir("/proc/self/fd") == before
-            assert threading.active_count() <= threads + attempttable.THREADS
+            assert threading.active_count() <= threads + work.THREADS
             launcher = here.executor.launcher_pid
             children = Path(f"/proc/{launcher}/task/{launcher}/children")
             await eventually(lambda: children.read_text() == "")

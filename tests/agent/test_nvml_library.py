@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from standins.fake_nvml import FakeNvml, uuid_of
 
-from gpushare_agent.gpus.nvml import PCI_DEVICES, numa_domain
+from gpushare_agent.gpus.nvml import MEASURE_EVERY_S, PCI_DEVICES, numa_domain
 from gpushare_agent.gpus.nvml_client import NvmlLibrary
 from gpushare_agent.gpus.owners import UserNames
 from gpushare_agent.gpus.port import DriverState, GpuProcess, GpuSample, GpuSnapshot
@@ -201,13 +201,22 @@ def test_a_card_that_supports_nothing_optional_is_still_a_card(one_card: FakeNvm
 
 
 def test_what_is_not_supported_is_asked_for_once(one_card: FakeNvml) -> None:
-    one_card.cards[0].power_mw = None
-    one_card.cards[0].energy_mj = 5
+    one_card.fault("nvmlDeviceGetUtilizationRates", 3)
     one_card.log = True
     taken = snapshots(one_card, 4)
-    assert [snapshot.samples[0].power_mw for snapshot in taken] == [None] * 4
-    assert one_card.calls().count("nvmlDeviceGetPowerUsage") == 1
-    assert one_card.calls().count("nvmlDeviceGetTotalEnergyConsumption") == 4
+    assert [snapshot.samples[0].sm_percent for snapshot in taken] == [None] * 4
+    assert one_card.calls().count("nvmlDeviceGetUtilizationRates") == 1
+    assert one_card.calls().count("nvmlDeviceGetMemoryInfo_v2") >= 4
+
+
+def test_what_no_limit_depends_on_is_read_now_and_then(one_card: FakeNvml) -> None:
+    one_card.cards[0].energy_mj = 5
+    one_card.log = True
+    began_s = time.monotonic()
+    taken = snapshots(one_card, 4)
+    elapsed_s = time.monotonic() - began_s
+    assert [snapshot.samples[0].energy_mj for snapshot in taken] == [5] * 4
+    assert 1 <= one_card.calls().count("nvmlDeviceGetTotalEnergyConsumption") <= 1 + elapsed_s / MEASURE_EVERY_S
 
 
 def test_process_lists_are_read_at_most_once_a_second(one_card: FakeNvml) -> None:

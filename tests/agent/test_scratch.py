@@ -103,6 +103,7 @@ class TestSpace:
         space = ScratchSpace(place, said.append)
         space.open()
         space.make("v.1.0.1", unixuser.current())
+        (place / "v.1.0.1" / "left").touch()
         monkeypatch.setattr(treeremoval, "_take_over", _refuse)
         space.drop("v.1.0.1")
         until(lambda: said == [str(place / "v.1.0.1")])

@@ -196,6 +196,7 @@ class WireAgent:
             start_counter=options.pop("counter", 1),
             agent_version="test",
             node=options.pop("says", node),
+            takes_order_lists=options.pop("lists", False),
         )
         assert not options, options
         # A channel of its own, so that closing it is the loss of a connection.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_cluster import ApiCluster, WireAgent, api_cluster, card, refusal, run, until
+from api_cluster import ApiCluster, WireAgent, api_cluster, card, create, refusal, run, until
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from gpushare.core.commands import Call, RevokeToken
@@ -70,6 +70,32 @@ def test_a_report_on_another_nodes_attempt_is_denied_and_in_the_audit(tmp_path: 
             assert (await thief.ended()).status == "PERMISSION_DENIED"
             assert ("n2", "Session", "PERMISSION_DENIED") in await denials(cluster)
             assert cluster.engine.state.jobs["vision/1"].state == "STARTING"
+
+    run(test)
+
+
+def test_an_agent_that_takes_lists_is_told_many_orders_at_once_and_reports_many(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with api_cluster(tmp_path) as cluster:
+            agent = await cluster.agent("n1", lists=True, cards=2)
+            assert agent.ack.takes_attempt_reports
+            spec = create()
+            batch = job_pb2.BatchCreateJobsRequest(parent=spec.parent, jobs=[spec.job] * 8, request_id=spec.request_id)
+            await cluster.jobs("ann").BatchCreateJobs(batch)
+            told = (await agent.order("order_list")).orders
+            ids = [order.start_attempt.attempt_id for order in told]
+            assert ids == [f"vision.{number}.0.1" for number in range(1, 9)]
+            state, term = "ATTEMPT_STATE_FAILED", told[0].start_attempt.term
+            reports = [
+                agent_pb2.AttemptReport(attempt_id=each, state=state, reason="EXIT_CODE", exit_code=3) for each in ids
+            ]
+            await agent.call.write(agent_pb2.AgentMessage(attempt_reports=agent_pb2.AttemptReports(reports=reports)))
+            forgets: list[agent_pb2.SchedulerMessage] = []
+            while len(forgets) < len(ids):
+                message = await agent._read()
+                forgets += message.order_list.orders or [message]
+            assert [order.forget_attempt.attempt_id for order in forgets] == ids
+            assert {order.forget_attempt.term for order in forgets} == {term}
 
     run(test)
 

@@ -35,6 +35,7 @@ class Switches:
     refuse_session: GpushareError | None = None
     refuse_enroll: GpushareError | None = None
     forgets: bool = False
+    takes_attempt_reports: bool = False
 
 
 @dataclass
@@ -45,6 +46,8 @@ class Session:
     hello: agent_pb2.Hello
     sync: agent_pb2.Sync | None = None
     reports: list[agent_pb2.AttemptReport] = field(default_factory=list)
+    # how many reports each message had
+    report_counts: list[int] = field(default_factory=list)
     gpu_reports: list[agent_pb2.GpuReport] = field(default_factory=list)
     renewals: list[int] = field(default_factory=list)
     over: bool = False
@@ -189,7 +192,12 @@ class FakeScheduler(agent_pb2_grpc.AgentServiceServicer):
         first = await context.read()
         session = Session(call=context, hello=first.hello)
         self.sessions.append(session)
-        ack = agent_pb2.HelloAck(term=self.switches.term, lease_ttl_ms=self.switches.lease_ttl_ms, node=NODE)
+        ack = agent_pb2.HelloAck(
+            term=self.switches.term,
+            lease_ttl_ms=self.switches.lease_ttl_ms,
+            node=NODE,
+            takes_attempt_reports=self.switches.takes_attempt_reports,
+        )
         await session.order(hello_ack=ack)
         try:
             while (message := await context.read()) is not grpc.aio.EOF:
@@ -206,6 +214,10 @@ class FakeScheduler(agent_pb2_grpc.AgentServiceServicer):
                     session.renewals.append(message.renewal.sequence)
                 case "attempt_report":
                     session.reports.append(message.attempt_report)
+                    session.report_counts.append(1)
+                case "attempt_reports":
+                    session.reports += message.attempt_reports.reports
+                    session.report_counts.append(len(message.attempt_reports.reports))
                 case "gpu_report":
                     session.gpu_reports.append(message.gpu_report)
             self._changed.notify_all()

@@ -20,6 +20,7 @@ from typing import Any
 
 MIB = 1 << 20
 LIST_EVERY_S = 1.0  # process lists hold the driver's global lock for milliseconds
+MEASURE_EVERY_S = 2.4  # power, energy and temperature are for people, and told every few seconds
 IDENTIFY_EVERY_S = 30.0  # compute mode and MIG may be changed by others
 PR_SET_PDEATHSIG = 1
 PCI_DEVICES = "/sys/bus/pci/devices"
@@ -106,6 +107,8 @@ class Card:
         self._identified_at = 0.0
         self._listed: Json = {}
         self._listed_at = 0.0
+        self._measured: Json = {}
+        self._measured_at = 0.0
         self._seen_us = 0
 
     def _raise(self, what: str, err: BaseException) -> None:
@@ -182,16 +185,26 @@ class Card:
         if now_s - self._listed_at >= LIST_EVERY_S or not self._listed:
             self._listed = self._processes(total)
             self._listed_at = now_s
+        if now_s - self._measured_at >= MEASURE_EVERY_S or not self._measured:
+            self._measured = self._figures()
+            self._measured_at = now_s
         return {
             "uuid": self.uuid,
             "used_mib": -(-used // MIB),
             "free_mib": free // MIB,
             "sm_percent": rates.gpu if rates is not None else None,
+            **self._measured,
+            **self._listed,
+        }
+
+    def _figures(self) -> Json:
+        """What no limit depends on."""
+        nvml, handle = self._nvml, self._handle
+        return {
             "power_mw": self._may("power", nvml.nvmlDeviceGetPowerUsage, handle),
             "energy_mj": self._may("energy", nvml.nvmlDeviceGetTotalEnergyConsumption, handle),
             "temperature_c": self._temperature(),
             "recovery_action": self._recovery_action(),
-            **self._listed,
         }
 
     def _temperature(self) -> int | None:
