@@ -45,6 +45,8 @@ def share_on(request: TaskRequest, usable_mib: int) -> Share:
 
 def host_need(request: TaskRequest, node: Node, task_milli: int) -> tuple[int, int]:
     """(cpu_milli, memory_mib) of one task on `node`; unset ones follow its `task_milli` thousandths of a card."""
+    if request.cpu_milli is not None and request.memory_mib is not None:
+        return request.cpu_milli, request.memory_mib
     if request.is_cpu:
         cpu, memory = CPU_JOB_CPU_MILLI, CPU_JOB_MEMORY_MIB
     else:

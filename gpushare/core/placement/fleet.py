@@ -27,6 +27,8 @@ LOAD_STEP_PERCENT = 25
 # So many pairs of a horizon and a set of own claims are kept.
 MOST_PROMISED = 64
 MOST_CLAIM_SETS = 4
+# So many of the last changes are known by node.
+FEW_CHANGES = 4
 
 
 class Kind(NamedTuple):
@@ -59,6 +61,7 @@ class Fleet:
         self.policy = policy
         self.load_weight = load_weight
         self.version = 0
+        self._changes: list[int] = []
         # Moves when cards, nodes, labels or sizes change: whatever was derived from them is void then.
         self.layout = 0
         self.claims: Claims | None = None
@@ -190,6 +193,7 @@ class Fleet:
 
     def note_change(self, node: int, *, grew: bool) -> None:
         self.version += 1
+        self._changes = [*self._changes[1 - FEW_CHANGES :], node]
         self.changed_at[node] = self.version
         if grew:
             self.grew_at[node] = self.version
@@ -210,11 +214,6 @@ class Fleet:
         slots = self.slots.take(nodes, axis=0)
         return slots.ravel() if self.is_even else slots[self.is_slot.take(nodes, axis=0)]
 
-    def span_of(self, node: int) -> slice:
-        """The ids of a node's cards."""
-        first = self.first_card.item(node)
-        return slice(first, first + self.card_count.item(node))
-
     def count_empty(self, nodes: IntArray, chosen: BoolArray | None) -> IntArray:
         """How many of each node's cards are empty, and `chosen` (in step with all cards; None: all are)."""
         slots = self.slots.take(nodes, axis=0)
@@ -225,6 +224,13 @@ class Fleet:
             fits &= self.is_slot.take(nodes, axis=0)
         counts: IntArray = fits.sum(axis=1)
         return counts
+
+    def few_changed_since(self, version: int) -> list[int] | None:
+        """The same as a list where there were no more than `FEW_CHANGES`; None where there may have been more."""
+        changes = self.version - version
+        if changes > len(self._changes):
+            return None
+        return sorted(set(self._changes[len(self._changes) - changes :]))
 
     def changed_since(self, version: int) -> IntArray:
         return (self.changed_at > version).nonzero()[0]
@@ -260,6 +266,7 @@ class Fleet:
             kept.promised.clear()
         self.layout += 1
         self.version += 1
+        self._changes = []
         self.last_grew = self.version
         self._lay_out_nodes(nodes)
         self._lay_out_cards([gpu for cards in here for gpu in cards])
@@ -336,12 +343,14 @@ class Fleet:
         self.set_loads(self._loads)
 
     def _lay_out_slots(self) -> None:
-        """`slots[node]`: the node's card ids, filled up with 0 where `is_slot` is False."""
+        """`spans[node]`: the ids of its cards; `slots[node]`: the same filled up with 0 where `is_slot` is False."""
         width = self.count_span - 1
         columns = np.arange(width, dtype=np.int64)
         self.is_slot: BoolArray = columns < self.card_count[:, None]
         self.slots: IntArray = np.where(self.is_slot, self.first_card[:, None] + columns, 0)
         self.is_even = bool(self.is_slot.all())
+        ends = (self.first_card + self.card_count).tolist()
+        self.spans = [slice(first, end) for first, end in zip(self.first_card.tolist(), ends, strict=True)]
 
     def _read(self, i: int, node: Node, here: list[Gpu]) -> None:
         """Bring node `i` in step with the state; notes a change only where there is one. `here`: its cards in order."""

@@ -21,9 +21,6 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-# Up to so many nodes that changed are looked at one by one, in plain numbers: less work than arrays of a few.
-FEW_NODES = 4
-
 # Whole numbers below this are exact as floats.
 EXACT = 2**53
 

@@ -28,7 +28,7 @@ from gpushare.core.model import WHOLE_CARD_MILLI, TaskRequest
 from gpushare.core.placement.card_prices import best_fillings, piece_prices
 from gpushare.core.placement.mix import JobClass, JobMix
 from gpushare.core.placement.pieces import pieces_on
-from gpushare.core.placement.policy import FEW_NODES, BoolArray, FloatArray, IntArray, Need, OneByOne
+from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need, OneByOne
 from gpushare.weights import PriceFitWeights
 
 if TYPE_CHECKING:
@@ -92,17 +92,17 @@ class NodeWorths:
 
     def update(self, fleet: Fleet) -> None:
         if self._version != fleet.version:
-            nodes = fleet.changed_since(self._version)
-            if len(nodes) > FEW_NODES:
-                self._read(fleet, nodes)
+            few = fleet.few_changed_since(self._version)
+            if few is None:
+                self._read(fleet, fleet.changed_since(self._version))
             else:
-                for node in nodes.tolist():
+                for node in few:
                     self._read_one(fleet, node)
             self._version = fleet.version
 
     def _read_one(self, fleet: Fleet, node: int) -> None:
         """The same for one node; arrays of one cost more than they do."""
-        tables, span = self.tables, fleet.span_of(node)
+        tables, span = self.tables, fleet.spans[node]
         last, top = len(tables.piece) - 1, tables.top_milli
         milli, is_empty = fleet.piece_milli[span].tolist(), fleet.is_empty[span].tolist()
         rows = [last if lone else min(piece, top) for piece, lone in zip(milli, is_empty, strict=True)]

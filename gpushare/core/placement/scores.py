@@ -30,7 +30,7 @@ from gpushare.core.model import (
     TaskRequest,
     TierOffer,
 )
-from gpushare.core.placement.policy import FEW_NODES, BoolArray, FloatArray, IntArray, Need, OneByOne, Policy
+from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need, Policy
 from gpushare.core.shared_paths import shares
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Scores:
             if fleet.last_grew > self._version:
                 self._score(fleet.grown_since(self._version))
         else:
-            self._score(fleet.changed_since(self._version))
+            self._score_changed()
         self._version, self._epoch = fleet.version, epoch
 
     def best(self) -> int | None:
@@ -191,9 +191,7 @@ class Scores:
         if not len(nodes):
             return
         self._is_hopeless = False
-        if self.needs.is_one_share and len(nodes) <= FEW_NODES and self.policy.one_by_one is not None:
-            self._score_one_by_one(self.policy.one_by_one, nodes)
-        elif self.needs.request.is_share:
+        if self.needs.request.is_share:
             cards = self.fleet.cards_of(nodes)
             self.values[cards] = INFINITE
             found, need = fitting_cards(self.fleet, self.needs, cards)
@@ -202,12 +200,18 @@ class Scores:
         else:
             self.values[nodes] = self.score_nodes(nodes)
 
-    def _score_one_by_one(self, policy: OneByOne, nodes: IntArray) -> None:
-        for node in nodes.tolist():
-            self.values[self.fleet.span_of(node)] = INFINITE
-            cards, need = fitting_on(self.fleet, self.needs, node)
-            if cards:
-                self.values[cards] = policy.shares_on(self.fleet, need, node, cards)
+    def _score_changed(self) -> None:
+        """One by one where few nodes have changed: less work than arrays of a few."""
+        fleet, policy = self.fleet, self.policy.one_by_one
+        few = fleet.few_changed_since(self._version) if policy is not None and self.needs.is_one_share else None
+        if policy is None or few is None:
+            self._score(fleet.changed_since(self._version))
+            return
+        for node in few:
+            self.values[fleet.spans[node]] = INFINITE
+            cards, need = fitting_on(fleet, self.needs, node)
+            for card, score in zip(cards, policy.shares_on(fleet, need, node, cards), strict=True):
+                self.values[card] = score
 
     def score_nodes(self, nodes: IntArray, taken: Taken | None = None) -> FloatArray:
         """Scores of whole-card or CPU tasks on `nodes`; `taken` belongs to their cards and to them."""
@@ -277,7 +281,7 @@ def fitting_cards(fleet: Fleet, needs: Needs, cards: IntArray, taken: Taken | No
 
 def fitting_on(fleet: Fleet, needs: Needs, node: int) -> tuple[list[int], Need]:
     """`fitting_cards` of one node, in plain numbers, for a share that is the same on all kinds of cards."""
-    milli, mib, span = needs.least_milli, needs.least_mib, fleet.span_of(node)
+    milli, mib, span = needs.least_milli, needs.least_mib, fleet.spans[node]
     cpu, memory = needs.host_of(fleet, node, milli)
     need = Need(needs.request, 0, milli, mib, cpu, memory)
     if fleet.free_cpu_milli.item(node) < cpu or fleet.free_memory_mib.item(node) < memory:
