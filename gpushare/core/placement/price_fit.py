@@ -19,6 +19,7 @@ Prices follow the mix of recent submissions; they begin as plain best fit, and n
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from operator import add
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -57,11 +58,14 @@ class Site(NamedTuple):
 
 class Tables(NamedTuple):
     """Second axis: the charges. `host`: charge per CPU thousandth and per MiB. `piece[r]`: worth of a piece of r
-    thousandths; the last row is nothing, for empty cards: `empty[n]` is the worth of n of them on one node."""
+    thousandths; the last row is nothing, for empty cards: `empty[n]` is the worth of n of them on one node. `host_rows`
+    (by charge) and `piece_rows` are the same in plain numbers."""
 
     host: FloatArray
     piece: FloatArray
     empty: FloatArray
+    host_rows: list[list[float]]
+    piece_rows: list[list[float]]
 
     @property
     def top_milli(self) -> int:
@@ -101,16 +105,19 @@ class NodeWorths:
             self._version = fleet.version
 
     def _read_one(self, fleet: Fleet, node: int) -> None:
-        """The same for one node; arrays of one cost more than they do."""
+        """The same for one node in plain numbers, added up in the same order: arrays of one cost more than they do."""
         tables, span = self.tables, fleet.spans[node]
-        last, top = len(tables.piece) - 1, tables.top_milli
+        worths, top = tables.piece_rows, tables.top_milli
         milli, is_empty = fleet.piece_milli[span].tolist(), fleet.is_empty[span].tolist()
-        rows = [last if lone else min(piece, top) for piece, lone in zip(milli, is_empty, strict=True)]
+        cpu_milli, memory_mib = fleet.free_hosts[node].tolist()
+        charged: Iterable[float] = worths[-1]
+        for piece, lone in zip(milli, is_empty, strict=True):
+            if not lone:
+                charged = map(add, charged, worths[min(piece, top)])
         empty = sum(is_empty)
-        charged = tables.piece.take(rows, axis=0).sum(axis=0)
-        charged += _host_worth(tables, fleet.free_cpu_milli.item(node), fleet.free_memory_mib.item(node))
-        charged += tables.empty[empty]
-        self.empty[node], self.charged[node], self.worth[node] = empty, charged, charged.min()
+        host = [cpu_milli * cpu + memory_mib * memory for cpu, memory in tables.host_rows]
+        told = list(map(add, map(add, charged, host), tables.empty[empty].tolist()))
+        self.empty[node], self.charged[node], self.worth[node] = empty, told, min(told)
 
     def _read(self, fleet: Fleet, nodes: IntArray) -> None:
         tables, pieces = self.tables, pieces_on(fleet, nodes)
@@ -287,7 +294,8 @@ def make_tables(classes: list[JobClass], site: Site, weights: PriceFitWeights) -
         piece = _piece_worth(asked, cpu, memory, site.top_milli, weights)
     empty = _empty_worth(asked, piece[:, WHOLE_CARD_MILLI], cpu, memory, site.width, weights)
     piece = np.concatenate((piece + bonus, np.zeros((len(cpu), 1))), axis=1)
-    return Tables(np.stack((cpu, memory)), np.ascontiguousarray(piece.T), np.ascontiguousarray(empty.T))
+    host, by_size = np.stack((cpu, memory)), np.ascontiguousarray(piece.T)
+    return Tables(host, by_size, np.ascontiguousarray(empty.T), host.T.tolist(), by_size.tolist())
 
 
 def _charges(site: Site, weights: PriceFitWeights) -> tuple[FloatArray, FloatArray]:
