@@ -15,6 +15,7 @@ from gpushare.core.model import WHOLE_CARD_MILLI, TaskRequest
 from gpushare.core.placement import make_policy
 from gpushare.core.placement.endings import Endings
 from gpushare.core.placement.fleet import Fleet
+from gpushare.core.placement.guesses import GuessedEndings
 from gpushare.core.placement.policy import Policy
 from gpushare.core.state import ClusterState
 from gpushare.core.waiting import LineKey
@@ -52,7 +53,7 @@ class Brain:
         self.settings = settings
         self.policy: Policy = make_policy(settings.policy, settings.weights) if policy is None else policy
         self.fleet = Fleet(state, self.policy, order, settings.load_weight)
-        self.endings = Endings(self.fleet)
+        self.endings, self.guessed = Endings(self.fleet), GuessedEndings(self.fleet)
         # Lines for which nobody could make way, and when it is worth to look again.
         self.search_again_ms: dict[LineKey, int] = {}
         # The starving job for which no place could be guessed, and when it is worth to look again.
@@ -66,6 +67,7 @@ class Brain:
         touched = tuple(self.state.touched)
         self.fleet.refresh()
         self.endings.refresh(touched)
+        self.guessed.refresh(touched)
         for key in self.state.submitted:
             job = self.state.jobs.get(key)
             if job is not None:

@@ -15,7 +15,6 @@ from gpushare.core.due import Readiness
 from gpushare.core.events import CapacityHeld
 from gpushare.core.model import Job
 from gpushare.core.placement.ask import Ask
-from gpushare.core.placement.guesses import GuessedEndings
 from gpushare.core.promises import CapacityHold, is_kept_free
 from gpushare.core.reservations import hold_claim
 
@@ -73,8 +72,7 @@ def _guess(cycle: Cycle, job: Job, ask: Ask) -> Shadow | None:
     if again_ms > now_ms:
         cycle.wake_at(again_ms)
         return None
-    endings = GuessedEndings(brain.fleet, now_ms)
-    found = shadow(cycle.plan, ask, job.spec.tasks, job.spec.least_tasks, endings, now_ms)
+    found = shadow(cycle.plan, ask, job.spec.tasks, job.spec.least_tasks, brain.guessed, now_ms)
     if found is None:
         brain.guess_again_ms = {job.key: now_ms + _GUESS_AGAIN_MS}
         cycle.search_again_at(now_ms + _GUESS_AGAIN_MS)

@@ -22,7 +22,8 @@ from gpushare.core.placement.scores import Needs, task_counts
 from gpushare.core.plan import Plan
 from gpushare.core.state import ClusterState
 
-# Columns of a row: when it surely ends (0: it is making way), its grace, a card or node id, and two amounts.
+# Columns of a row: when it surely ends (0: it is making way), its grace (or, as a guess, `runs_since`), a card or node
+# id, and two amounts.
 _SURE, _GRACE, _PLACE, _FIRST, _SECOND = range(5)
 _COLUMNS = 5
 
@@ -78,6 +79,11 @@ def give_own_host(plan: Plan, job_key: str) -> None:
             plan.give(attempt.tenant, host, job=job_key)
 
 
+def runs_since(since_ms: int) -> int:
+    """In place of a grace, for an end that nobody knows: it runs as long again from now on as it has since then."""
+    return -1 - since_ms
+
+
 class Endings:
     """The known ends on all nodes of `fleet`. Tell `refresh` the nodes that the state touched, in each pass."""
 
@@ -122,8 +128,9 @@ class Endings:
     def _timeline(self, now_ms: int, cards: IntArray, hosts: IntArray) -> Timeline:
         return Timeline(self.fleet, now_ms, cards, hosts)
 
-    def _end_ms(self, booking: Booking) -> int | None:
-        return booking.end_ms
+    def _unknown_end(self, booking: Booking) -> int | None:
+        """What stands for the grace of a booking whose end nobody knows; None leaves it out."""
+        return None
 
     def _may_end(self, i: int) -> bool:
         """Whether anything on the node may have a known end; much cheaper than to look at all that it holds."""
@@ -138,7 +145,7 @@ class Endings:
         """Whether the node has known ends, or had."""
         fleet, before = self.fleet, len(self._hosts[i]) + len(self._cards[i])
         self._read_at[i] = fleet.changed_at[i]
-        if not before and not self._may_end(i):
+        if not self._may_end(i) and not before:
             return False
         bookings = fleet.bookings(i)
         stops, suspends = _making_way(fleet.state, fleet.names[i])
@@ -146,10 +153,12 @@ class Endings:
         hosts: list[tuple[int, ...]] = []
         for booking in bookings:
             job = fleet.state.jobs.get(booking.owner.job)
-            grace_ms = 0 if job is None else job.spec.grace_ms
+            grace_ms: int | None = 0 if job is None else job.spec.grace_ms
             told_ms = stops.get(booking.owner.job, suspends.get(booking.owner.job))
-            sure_ms = self._end_ms(booking) if told_ms is None else told_ms
+            sure_ms = booking.end_ms if told_ms is None else told_ms
             if sure_ms is None:
+                sure_ms, grace_ms = 0, self._unknown_end(booking)
+            if grace_ms is None:
                 continue
             for uuid, (milli, mib) in booking.cards.items():
                 cards.append((sure_ms, grace_ms, fleet.card_id[uuid], milli, mib))
@@ -259,7 +268,9 @@ def _piece_of(booking: Booking, node: str) -> Slice:
 
 def _in_order(rows: IntArray, now_ms: int) -> tuple[IntArray, IntArray]:
     """The rows by when they end, and these ends."""
-    ends = np.where(rows[:, _SURE] > now_ms, rows[:, _SURE], now_ms + rows[:, _GRACE])
+    sure, grace = rows[:, _SURE], rows[:, _GRACE]
+    waits = np.where(grace < 0, np.maximum(1, now_ms + grace + 1), grace)
+    ends = np.where(sure > now_ms, sure, now_ms + waits)
     order = np.argsort(ends, kind="stable")
     return rows[order], ends[order]
 
