@@ -120,15 +120,20 @@ def drain(policy: str) -> None:
 
 def decisions(policy: str) -> None:
     for cards, most_us in DECISION_MAX_US.items():
-        load = place.Load(cards, place.SHAPES, policy)
-        load.decide_us(place.DECISIONS // 4)
-        with timed() as spent:
-            wall_us = load.decide_us(place.DECISIONS)
-        print(
-            f"a decision among {cards:,} cards, {place.SHAPES} different requests: "
-            f"{wall_us * spent.cpu_s / spent.wall_s:.0f} us of CPU, {wall_us:.0f} us wall (wanted: under {most_us} us)",
-            flush=True,
-        )
+        for kinds, what in (
+            (1, "the same request again and again"),
+            (place.SHAPES, f"{place.SHAPES} requests in turn"),
+        ):
+            load = place.Load(cards, kinds, policy)
+            load.decide_us(place.DECISIONS // 4)
+            with timed() as spent:
+                wall_us = load.decide_us(place.DECISIONS)
+            cpu_us = wall_us * spent.cpu_s / spent.wall_s
+            print(
+                f"a decision among {cards:,} cards, {what}: {cpu_us:.0f} us of CPU, {wall_us:.0f} us wall "
+                f"(wanted: under {most_us} us)",
+                flush=True,
+            )
 
 
 def trace(policy: str, directory: Path) -> None:
