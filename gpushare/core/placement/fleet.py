@@ -226,7 +226,7 @@ class Fleet:
         return counts
 
     def few_changed_since(self, version: int) -> list[int] | None:
-        """The same as a list where there were no more than `FEW_CHANGES`; None where there may have been more."""
+        """What `changed_since` finds, as a list; None where it were more than the last `FEW_CHANGES` changes."""
         changes = self.version - version
         if changes > len(self._changes):
             return None

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 # Pieces above this (cards that are sold several times over) count as this.
 _LARGEST_PIECE_MILLI = 4 * WHOLE_CARD_MILLI
 
-# What so many different shares change is kept.
-_MOST_CHANGES = 1024
+# So many changes by a share to a piece are kept; half a KiB each.
+_MOST_CHANGES = 20_000
 
 # A CPU task likes a node without cards better than any that has some.
 _NO_CARDS_BONUS = 1.0
@@ -86,8 +86,7 @@ class NodeWorths:
         self.empty = np.zeros(count, np.int64)
         self.charged = np.zeros((count, tables.host.shape[1]))
         self.worth = np.zeros(count)
-        # By what a share takes, then by the piece it is taken from: see `PriceFit.shares_on`.
-        self.changes: dict[Need, dict[tuple[int, int], list[float]]] = {}
+        self._changes: dict[tuple[object, ...], list[float]] = {}
         self._read(fleet, fleet.all_nodes)
         self._version = fleet.version
 
@@ -103,6 +102,16 @@ class NodeWorths:
                 for node in few:
                     self._read_one(fleet, node)
             self._version = fleet.version
+
+    def change(self, need: Need, milli: int, empty: int) -> list[float]:
+        """What `_change` says, kept."""
+        key = (need.milli, need.cpu_milli, need.memory_mib, milli, empty)
+        found = self._changes.get(key)
+        if found is None:
+            if len(self._changes) == _MOST_CHANGES:
+                self._changes.clear()
+            found = self._changes[key] = _change(self.tables, need, milli, empty)
+        return found
 
     def _read_one(self, fleet: Fleet, node: int) -> None:
         """The same for one node in plain numbers, added up in the same order: arrays of one cost more than they do."""
@@ -177,17 +186,10 @@ class PriceFit:
     def shares_on(self, fleet: Fleet, need: Need, node: int, cards: list[int]) -> list[float]:
         worths = self._worths_of(fleet)
         charged, worth, empty = worths.charged[node].tolist(), worths.worth.item(node), worths.empty.item(node)
-        changes = worths.changes.get(need)
-        if changes is None:
-            if len(worths.changes) == _MOST_CHANGES:
-                worths.changes.clear()
-            changes = worths.changes[need] = {}
         scores = []
         for card in cards:
             piece = fleet.piece_milli.item(card), empty if fleet.is_empty.item(card) else 0
-            change = changes.get(piece)
-            if change is None:
-                change = changes[piece] = _change(worths.tables, need, *piece)
+            change = worths.change(need, *piece)
             scores.append(float(round(worth - min(map(add, charged, change)))))
         return scores
 
