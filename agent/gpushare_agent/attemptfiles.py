@@ -172,8 +172,7 @@ class AttemptFiles:
             shutil.rmtree(self.state_dir / "forgotten" / name, ignore_errors=True)
 
     def sweep(self, known: set[str]) -> None:
-        """Remove scripts and private directories that belong to no attempt any more, and what was forgotten."""
-        self.delete_forgotten()
+        """Remove scripts and private directories that belong to no attempt any more."""
         for name in BESIDE:
             for entry in os.listdir(self.state_dir / name):
                 if entry not in known:

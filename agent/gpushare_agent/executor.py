@@ -492,7 +492,6 @@ class Executor:
             cgroups.release(self._files.layout)
         if self._launcher is not None:
             await self._work.in_thread(self._launcher.close)
-        await self._work.in_thread(self._files.delete_forgotten)
         await self._work.close()
         if self._lease is not None:
             self._lease.close()

@@ -66,7 +66,14 @@ class HoldingBook:
                 os.unlink(name)
                 return
             spare = f"{_SPARE_PREFIX}{self._spares_made}"
-            os.rename(name, f"{self._path}/{spare}")
+            try:
+                os.rename(name, f"{self._path}/{spare}")
+            except FileNotFoundError:
+                return
+            except OSError:
+                # A new name may need room that a full disk has not; to let go needs none.
+                os.unlink(name)
+                return
             self._spares_made += 1
             self._spares.append(spare)
 

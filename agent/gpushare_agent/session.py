@@ -48,7 +48,8 @@ SAY_AGAIN_EVERY_S = 60.0
 # Of reports that follow one another closely the later ones wait together: to tell costs both sides more than what is
 # told, and a short job may be over before there is need to say that it runs.
 REPORTS_APART_S = 0.03
-REPORTS_IN_MESSAGE = 64
+# Below the smallest cap on messages that a scheduler may set.
+REPORTS_MAX_BYTES = 32 * 1024
 
 # Answers that another try a moment later will get again: somebody has to do something first.
 _PATIENT = frozenset(
@@ -324,12 +325,18 @@ class SessionLoop:
     def _report_messages(self, reports: Sequence[Report]) -> Iterator[agent_pb2.AgentMessage]:
         """As few as this scheduler understands."""
         told = [_report(report, self._containment) for report in reports]
-        if not self._takes_reports or len(told) == 1:
+        if not self._takes_reports or len(told) <= 1:
             yield from (agent_pb2.AgentMessage(attempt_report=each) for each in told)
             return
-        for first in range(0, len(told), REPORTS_IN_MESSAGE):
-            some = agent_pb2.AttemptReports(reports=told[first : first + REPORTS_IN_MESSAGE])
-            yield agent_pb2.AgentMessage(attempt_reports=some)
+        together: list[agent_pb2.AttemptReport] = []
+        size_bytes = 0
+        for each in told:
+            if together and size_bytes + each.ByteSize() > REPORTS_MAX_BYTES:
+                yield agent_pb2.AgentMessage(attempt_reports=agent_pb2.AttemptReports(reports=together))
+                together, size_bytes = [], 0
+            together.append(each)
+            size_bytes += each.ByteSize()
+        yield agent_pb2.AgentMessage(attempt_reports=agent_pb2.AttemptReports(reports=together))
 
     async def _read_all(
         self, call: Any, ttl_s: float, renewals: dict[int, int], reads: LogStreams, channels: ChannelStreams

@@ -60,15 +60,23 @@ class Work:
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """The result of a blocking call."""
         call = Call(asyncio.get_running_loop(), function, arguments)
+        if self._threads <= len(self._calls) and self._threads < THREADS:
+            self._start_thread()
         self._calls.add(call.answer)
         call.answer.add_done_callback(self._calls.discard)
-        if self._threads < min(THREADS, len(self._calls)):
-            self._threads += 1
-            threading.Thread(target=self._serve, name="executor", daemon=True).start()
         self._queue.put(call)
         # a caller that is cancelled leaves the call to itself
         result: T = await asyncio.shield(call.answer)
         return result
+
+    def _start_thread(self) -> None:
+        """RuntimeError where the host has no thread left and there is none yet to serve the call."""
+        try:
+            threading.Thread(target=self._serve, name="executor", daemon=True).start()
+            self._threads += 1
+        except RuntimeError:
+            if not self._threads:
+                raise
 
     def _serve(self) -> None:
         while (call := self._queue.get()) is not None:

@@ -193,6 +193,7 @@ class Card:
             "used_mib": -(-used // MIB),
             "free_mib": free // MIB,
             "sm_percent": rates.gpu if rates is not None else None,
+            "recovery_action": self._recovery_action(),
             **self._measured,
             **self._listed,
         }
@@ -204,7 +205,6 @@ class Card:
             "power_mw": self._may("power", nvml.nvmlDeviceGetPowerUsage, handle),
             "energy_mj": self._may("energy", nvml.nvmlDeviceGetTotalEnergyConsumption, handle),
             "temperature_c": self._temperature(),
-            "recovery_action": self._recovery_action(),
         }
 
     def _temperature(self) -> int | None:
