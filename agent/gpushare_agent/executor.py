@@ -391,10 +391,12 @@ class Executor:
         return entry.status
 
     async def _delete_forgotten(self) -> None:
+        """At once what another run of the agent left, beside the adoptions; then in quiet moments."""
+        busy = False
         while True:
+            await self._work.in_thread(self._files.delete_forgotten, FORGOTTEN_KEPT if busy else 0)
             await asyncio.sleep(DELETE_FORGOTTEN_EVERY_S)
             busy = time.monotonic() - self._last_launch_s < BUSY_S
-            await self._work.in_thread(self._files.delete_forgotten, FORGOTTEN_KEPT if busy else 0)
 
     async def seal(self, attempt_id: str) -> AttemptStatus:
         """Make sure that an attempt that never ran never will; the status it has then. One that runs or ran is

@@ -307,7 +307,7 @@ def test_forgetting_keeps_the_logs_and_the_id(tmp_path: Path) -> None:
                 await here.executor.forget("t.1.0.1")
             assert here.stdout("t.1.0.1") == "kept\n"
             assert await here.restart() == {}
-            assert not list((tmp_path / "forgotten").iterdir())
+            await eventually(lambda: not list((tmp_path / "forgotten").iterdir()), "what was forgotten is deleted")
 
     run(body())
 
