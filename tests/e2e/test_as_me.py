@@ -63,7 +63,7 @@ def why_not() -> str:
     if not everybodys_python():
         return "there is no Python of this version that other users may run"
     try:
-        cgroups.release(cgroups.probe("look-as-me"))
+        cgroups.release(cgroups.probe(f"look-{os.getpid()}"))
     except cgroups.CgroupsUnavailable as err:
         return f"no control groups here: {err}"
     return ""
