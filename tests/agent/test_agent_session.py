@@ -28,6 +28,7 @@ from gpushare_agent.session import (
     RECONNECT_MAX_S,
     REFUSED_FIRST_S,
     REFUSED_MAX_S,
+    REPORTS_MAX_BYTES,
     Backoff,
     SessionLoop,
     enroll,
@@ -366,18 +367,21 @@ def test_words_that_are_no_utf8_do_not_break_the_session(tmp_path: Path) -> None
     play(tmp_path, act)
 
 
-@pytest.mark.parametrize(("takes_lists", "counts"), [(True, [64, 6]), (False, [1] * 70)])
+@pytest.mark.parametrize(("takes_lists", "messages"), [(True, 3), (False, 70)])
 def test_reports_that_wait_together_go_in_as_few_messages_as_the_scheduler_takes(
-    tmp_path: Path, takes_lists: bool, counts: list[int]
+    tmp_path: Path, takes_lists: bool, messages: int
 ) -> None:
+    detail = "d" * 1_000
+
     async def act(scene: Scene) -> None:
         session = await scene.scheduler.synced()
         ids = [f"v.{number}.0.1" for number in range(70)]
         for attempt_id in ids:
-            scene.node.outbox.tell(Report(attempt_id=attempt_id, state=AttemptState.RUNNING))
+            scene.node.outbox.tell(Report(attempt_id=attempt_id, state=AttemptState.RUNNING, detail=detail))
         await scene.scheduler.until(lambda: len(session.reports) == len(ids))
         assert [report.attempt_id for report in session.reports] == ids
-        assert session.report_counts == counts
+        assert len(session.report_counts) == messages
+        assert max(session.report_counts) * len(detail) < REPORTS_MAX_BYTES
 
     play(tmp_path, act, Switches(takes_attempt_reports=takes_lists))
 
