@@ -19,7 +19,7 @@ THREADS = 8
 
 
 class Call:
-    """One call on its way. `done` is set in the loop, whether or not anybody still waits."""
+    """One call on its way. `answer` is settled in the loop, whether or not anybody still waits."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, function: Callable[..., Any], arguments: tuple[Any, ...]

@@ -226,7 +226,7 @@ class Fleet:
         return counts
 
     def few_changed_since(self, version: int) -> list[int] | None:
-        """What `changed_since` finds, as a list; None where it were more than the last `FEW_CHANGES` changes."""
+        """What `changed_since` finds, as a list; None where that goes back further than the last changes are kept."""
         changes = self.version - version
         if changes > len(self._changes):
             return None
