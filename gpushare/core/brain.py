@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, field
 
 from gpushare.core.capacity import matches_model, share_on
 from gpushare.core.commands import CoreSettings
@@ -23,18 +24,33 @@ from gpushare.core.waiting import LineKey
 _SEARCHES_KEPT = 10_000
 
 
+@dataclass
+class ShortCuts:
+    """What need not be looked for again so soon."""
+
+    # Lines for which nobody could make way, and when it is worth to look again.
+    search_again_ms: dict[LineKey, int] = field(default_factory=dict)
+    # Starving jobs for which no place could be guessed, and when it is worth to look again.
+    guess_again_ms: dict[str, int] = field(default_factory=dict)
+    # After a place was guessed: when the next may be.
+    next_guess_ms: int = 0
+
+    def copy(self) -> ShortCuts:
+        return ShortCuts(dict(self.search_again_ms), dict(self.guess_again_ms), self.next_guess_ms)
+
+
 class Twin:
     """What another brain begins with that decides as `brain` does now, and learns apart from it. Cheap to make."""
 
     def __init__(self, brain: Brain) -> None:
         self._settings, self._order, self._loads = brain.settings, tuple(brain.fleet.names), brain.loads
         self._policy = deepcopy(brain.policy)
-        self._search_again_ms, self._guess_again_ms = dict(brain.search_again_ms), dict(brain.guess_again_ms)
+        self._short_cuts = brain.short_cuts.copy()
 
     def over(self, state: ClusterState) -> Brain:
         """The brain itself, once, over a fork of the state that `brain` was over."""
         made = Brain(state, self._settings, self._order, self._policy)
-        made.search_again_ms, made.guess_again_ms = self._search_again_ms, self._guess_again_ms
+        made.short_cuts = self._short_cuts
         made.refresh(self._loads)
         return made
 
@@ -54,10 +70,7 @@ class Brain:
         self.policy: Policy = make_policy(settings.policy, settings.weights) if policy is None else policy
         self.fleet = Fleet(state, self.policy, order, settings.load_weight)
         self.endings, self.guessed = Endings(self.fleet), GuessedEndings(self.fleet)
-        # Lines for which nobody could make way, and when it is worth to look again.
-        self.search_again_ms: dict[LineKey, int] = {}
-        # The starving job for which no place could be guessed, and when it is worth to look again.
-        self.guess_again_ms: dict[str, int] = {}
+        self.short_cuts = ShortCuts()
         self.loads: Mapping[str, int] | None = None
         self._least: dict[TaskRequest, int | None] = {}
         self._least_layout = -1
@@ -73,8 +86,8 @@ class Brain:
             if job is not None:
                 self.policy.learn(job.spec.resources, job.spec.tasks)
         self.state.submitted.clear()
-        if len(self.search_again_ms) > _SEARCHES_KEPT:
-            self.search_again_ms.clear()
+        if len(self.short_cuts.search_again_ms) > _SEARCHES_KEPT:
+            self.short_cuts.search_again_ms.clear()
         if loads is not None:
             self.loads = loads
             self.fleet.set_loads(loads)

@@ -161,12 +161,13 @@ def _tasks_on_empty(request: TaskRequest, node: Node, cards: list[Gpu]) -> int:
     if request.is_cpu:
         by_cards, milli = 2**31, 0
     elif request.is_share:
-        shares = [share_on(request, card.inventory.usable_mib) for card in cards]
+        sizes = [card.inventory.usable_mib for card in cards]
+        shares = {size: share_on(request, size) for size in set(sizes)}
         by_cards = sum(
-            min(card.capacity_milli // s.milli, card.inventory.usable_mib // s.mib)
-            for s, card in zip(shares, cards, strict=True)
+            min(card.capacity_milli // shares[size].milli, size // shares[size].mib)
+            for size, card in zip(sizes, cards, strict=True)
         )
-        milli = min((s.milli for s in shares), default=0)
+        milli = min((s.milli for s in shares.values()), default=0)
     else:
         by_cards, milli = len(cards) // request.gpus, WHOLE_CARD_MILLI * request.gpus
     cpu, memory = host_need(request, node, milli)

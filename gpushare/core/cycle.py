@@ -537,7 +537,7 @@ class Cycle:
     def turned_away(self) -> set[LineKey]:
         """Lines that the pass before had no time to search for."""
         if self._turned_away is None:
-            again_ms = self.brain.search_again_ms
+            again_ms = self.brain.short_cuts.search_again_ms
             self._turned_away = {line for line, at_ms in again_ms.items() if at_ms == TURNED_AWAY}
             for line in self._turned_away:
                 del again_ms[line]

@@ -21,8 +21,10 @@ from gpushare.core.reservations import hold_claim
 if TYPE_CHECKING:
     from gpushare.core.cycle import Cycle
 
-# How long a job for which no place was found waits for the next look.
+# How long a job for which no place was found waits for the next look, and all jobs after a place was guessed: in a
+# queue that moves by itself, no place is guessed for each job in turn.
 _GUESS_AGAIN_MS = 60_000
+_NEXT_GUESS_MS = 10_000
 
 
 def use(cycle: Cycle, job: Job, hold: CapacityHold) -> None:
@@ -48,6 +50,11 @@ def keep(cycle: Cycle, job: Job, ask: Ask, found: Shadow | None) -> None:
         cycle.may_keep_place = False
         cycle.wake_at(due_ms)
         return
+    next_guess_ms = cycle.brain.short_cuts.next_guess_ms
+    if found is None and next_guess_ms > cycle.now_ms:
+        cycle.may_keep_place = False
+        cycle.wake_at(next_guess_ms)
+        return
     place = found or _guess(cycle, job, ask)
     if place is None:
         return
@@ -67,14 +74,17 @@ def forgo(cycle: Cycle, job: Job) -> None:
 
 def _guess(cycle: Cycle, job: Job, ask: Ask) -> Shadow | None:
     """The place that it would have first if all that has no known end ran as long again as it has."""
-    brain, now_ms = cycle.brain, cycle.now_ms
-    again_ms = brain.guess_again_ms.get(job.key, 0)
+    brain, short_cuts, now_ms = cycle.brain, cycle.brain.short_cuts, cycle.now_ms
+    again_ms = short_cuts.guess_again_ms.get(job.key, 0)
     if again_ms > now_ms:
         cycle.wake_at(again_ms)
         return None
     found = shadow(cycle.plan, ask, job.spec.tasks, job.spec.least_tasks, brain.guessed, now_ms)
-    if found is None:
-        brain.guess_again_ms = {job.key: now_ms + _GUESS_AGAIN_MS}
+    if found is not None:
+        short_cuts.next_guess_ms = now_ms + _NEXT_GUESS_MS
+    else:
+        waiting = {key: at_ms for key, at_ms in short_cuts.guess_again_ms.items() if at_ms > now_ms}
+        short_cuts.guess_again_ms = {**waiting, job.key: now_ms + _GUESS_AGAIN_MS}
         cycle.search_again_at(now_ms + _GUESS_AGAIN_MS)
     return found
 

@@ -41,7 +41,7 @@ def make_way(cycle: Cycle, job: Job, reason: Reason) -> Way | None:
     claim = None if least is None else cycle.tree.claim_of(job, least * job.spec.least_tasks)
     if not _anybody_could(cycle, job, claim):
         return None
-    again_ms = cycle.brain.search_again_ms
+    again_ms = cycle.brain.short_cuts.search_again_ms
     alone = line._replace(shape=line.shape._replace(suspended=job.key))
     for key in (line, alone):
         if again_ms.get(key, 0) > cycle.now_ms:

@@ -74,10 +74,10 @@ class World:
     def look(self) -> Look:
         """A pass that changes nothing. The next one voids its plan."""
         brain = self.brain
-        again = dict(brain.search_again_ms), dict(brain.guess_again_ms)
+        short_cuts = brain.short_cuts.copy()
         cycle = Cycle(self.state, self.now_ms, self.settings, self.brain)
         found = cycle.run()
-        brain.search_again_ms, brain.guess_again_ms = again
+        brain.short_cuts = short_cuts
         return Look(cycle, found)
 
     # -- time

@@ -3,6 +3,7 @@ each decision (its events are one transaction of the journal). Agents are played
 
 from __future__ import annotations
 
+from gpushare.core.brain import Brain
 from gpushare.core.commands import (
     AttemptReport,
     Call,
@@ -54,6 +55,8 @@ class Cluster:
         self.settings = settings or CoreSettings()
         self.journal: list[Entry] = []
         self.now_ms = 1_000_000
+        # None: each pass has a new one, as after a failover.
+        self.brain: Brain | None = None
         self.last_pass = Pass([], {}, None, False)
         self.apply([TermStarted(holder="test")])
         for tenant in tenants:
@@ -138,7 +141,7 @@ class Cluster:
         return self.must(CancelJob(job=job.key), user_of(job.tenant))
 
     def cycle(self) -> Pass:
-        self.last_pass = schedule(self.state, self.now_ms, self.settings)
+        self.last_pass = schedule(self.state, self.now_ms, self.settings, self.brain)
         self.apply(list(self.last_pass.events))  # type: ignore[arg-type]
         return self.last_pass
 

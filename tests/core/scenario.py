@@ -17,6 +17,7 @@ One statement a line, `#` starts a comment. A name stands for a job; `a` with co
     cycle      run NAME      exit NAME CODE [task=I]      lose NAME REASON [task=I]      cancel NAME
     stopped NAME   cordon N   uncordon N    silent N    back N    disconnect N    wait MS    on NAME NODE
     settings FIELD=N...   obey (all agents, every order to stop or to suspend)
+    remember (passes keep a brain from here on, as a leader does; else each begins with a new one)
     expect NAME STATE [REASON]   code NAME CODE   round NAME K   card N INDEX milli=M [mib=M]   stops NAME TASKS
     goes NAME... (told to make way)   stays NAME... (not told)   share T MILLI (what T is charged)
 """
@@ -27,6 +28,7 @@ import msgspec
 from cluster import Cluster, card, user_of
 
 from gpushare.core import explain
+from gpushare.core.brain import Brain
 from gpushare.core.commands import (
     CordonNode,
     CreateReservation,
@@ -206,6 +208,9 @@ class Scenario:
         assert isinstance(self.answer, Rejection), f"it was done: {self.answer}"
         assert self.answer.reason == reason, self.answer
         self.answer = None
+
+    def _remember(self) -> None:
+        self.cluster.brain = Brain(self.cluster.state, self.cluster.settings)
 
     def _cycle(self) -> None:
         self.cluster.cycle()

@@ -93,6 +93,8 @@ class Endings:
         self._cards: list[IntArray] = []
         self._hosts: list[IntArray] = []
         self._read_at = np.zeros(0, np.int64)
+        # By node: whether anything that runs there has a known end.
+        self._has_ends: list[bool] = []
         self._made: Timeline | None = None
 
     def refresh(self, touched: Iterable[str] | None = None) -> None:
@@ -116,6 +118,7 @@ class Endings:
             nothing = np.zeros((0, _COLUMNS), np.int64)
             self._cards, self._hosts = [nothing] * len(fleet.names), [nothing] * len(fleet.names)
             self._read_at = np.full(len(fleet.names), -1, np.int64)
+            self._has_ends = [False] * len(fleet.names)
         for i in np.flatnonzero(fleet.changed_at > self._read_at).tolist():
             is_same &= not self._read(i)
         if self._made is not None and is_same:
@@ -133,19 +136,18 @@ class Endings:
         return None
 
     def _may_end(self, i: int) -> bool:
-        """Whether anything on the node may have a known end; much cheaper than to look at all that it holds."""
-        state = self.fleet.state
-        running = map(state.attempt, state.nodes[self.fleet.names[i]].attempts)
-        return any(
-            a is not None and (a.desired_stop or a.desired_suspend or state.jobs[a.job_key].spec.max_run_ms)
-            for a in running
-        ) or any(line.end_ms is not None for line in self.fleet.scratch_on(i))
+        """Whether anything on the node may have a known end; much cheaper than to look at all that it holds. What runs
+        is looked at once for each time that the state touched the node, scratch each time."""
+        if self._read_at[i] < 0:
+            self._has_ends[i] = _has_ends(self.fleet.state, self.fleet.names[i])
+        return self._has_ends[i] or any(line.end_ms is not None for line in self.fleet.scratch_on(i))
 
     def _read(self, i: int) -> bool:
         """Whether the node has known ends, or had."""
         fleet, before = self.fleet, len(self._hosts[i]) + len(self._cards[i])
+        may_end = self._may_end(i)
         self._read_at[i] = fleet.changed_at[i]
-        if not self._may_end(i) and not before:
+        if not may_end and not before:
             return False
         bookings = fleet.bookings(i)
         stops, suspends = _making_way(fleet.state, fleet.names[i])
@@ -167,6 +169,15 @@ class Endings:
         self._cards[i] = np.array(cards, dtype=np.int64).reshape(-1, _COLUMNS)
         self._hosts[i] = np.array(hosts, dtype=np.int64).reshape(-1, _COLUMNS)
         return bool(before or cards or hosts)
+
+
+def _has_ends(state: ClusterState, node: str) -> bool:
+    attempts, jobs = state.attempts, state.jobs
+    for key in state.nodes[node].attempts:
+        a = attempts.get(key)
+        if a is not None and (a.desired_stop or a.desired_suspend or jobs[a.job_key].spec.max_run_ms):
+            return True
+    return False
 
 
 def _making_way(state: ClusterState, node: str) -> tuple[dict[str, int], dict[str, int]]:

@@ -175,15 +175,16 @@ class Fleet:
         milli = sign * piece.gpu_milli
         for uuid, mib in zip(piece.gpu_uuids, piece.held_mib, strict=True):
             card = self.card_id[uuid]
-            self.free_milli[card] -= milli
-            self.free_mib[card] -= sign * mib
-            self.holders[card] += sign
+            # Plain numbers: arithmetic on single elements of an array takes twice as long.
+            free_milli, free_mib = self.free_milli.item(card) - milli, self.free_mib.item(card) - sign * mib
+            holders = self.holders.item(card) + sign
+            self.free_milli[card], self.free_mib[card], self.holders[card] = free_milli, free_mib, holders
             self.free_share[i] -= milli
-            if self.open[card]:
-                self.open_milli[card] -= milli
-                self.is_empty[card] = self.holders[card] == 0 and not self.strangers[card]
-                by_memory = self.free_mib.item(card) * WHOLE_CARD_MILLI // max(1, self.usable_mib.item(card))
-                self.piece_milli[card] = max(0, min(self.free_milli.item(card), by_memory))
+            if self.open.item(card):
+                self.open_milli[card] = free_milli
+                self.is_empty[card] = holders == 0 and not self.strangers.item(card)
+                by_memory = free_mib * WHOLE_CARD_MILLI // max(1, self.usable_mib.item(card))
+                self.piece_milli[card] = max(0, min(free_milli, by_memory))
         self.free_cpu_milli[i] -= sign * piece.cpu_milli
         self.free_memory_mib[i] -= sign * piece.memory_mib
         self.tasks[i] += sign

@@ -21,7 +21,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from operator import add
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from gpushare.core.model import WHOLE_CARD_MILLI, TaskRequest
 from gpushare.core.placement.card_prices import best_fillings, piece_prices
 from gpushare.core.placement.mix import JobClass, JobMix
 from gpushare.core.placement.pieces import pieces_on
-from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need, OneByOne
+from gpushare.core.placement.policy import FloatArray, IntArray, Need, OneByOne
 from gpushare.weights import PriceFitWeights
 
 if TYPE_CHECKING:
@@ -38,8 +38,11 @@ if TYPE_CHECKING:
 # Pieces above this (cards that are sold several times over) count as this.
 _LARGEST_PIECE_MILLI = 4 * WHOLE_CARD_MILLI
 
-# So many changes by a share to a piece are kept; half a KiB each.
-_MOST_CHANGES = 20_000
+# So many changes by a share to a piece are kept, and so many worths of a host's part; half a KiB each.
+_MOST_KEPT = 20_000
+
+_Key = tuple[object, ...]
+_Value = TypeVar("_Value")
 
 # A CPU task likes a node without cards better than any that has some.
 _NO_CARDS_BONUS = 1.0
@@ -58,25 +61,28 @@ class Site(NamedTuple):
 
 class Tables(NamedTuple):
     """Second axis: the charges. `host`: charge per CPU thousandth and per MiB. `piece[r]`: worth of a piece of r
-    thousandths; the last row is nothing, for empty cards: `empty[n]` is the worth of n of them on one node. `host_rows`
-    (by charge) and `piece_rows` are the same in plain numbers."""
+    thousandths, 0 to `top_milli`. `empty[n]`: worth of n empty cards of one node. `gone`: what a node loses when a card
+    is taken from it whole; row r for one with a piece of r thousandths left, row `top_milli` + 1 + n for one of its n
+    empty ones. `host_rows` (by charge), `piece_rows` and `empty_rows` are the same in plain numbers."""
 
     host: FloatArray
     piece: FloatArray
     empty: FloatArray
+    gone: FloatArray
     host_rows: list[list[float]]
     piece_rows: list[list[float]]
+    empty_rows: list[list[float]]
 
     @property
     def top_milli(self) -> int:
         """The largest piece."""
-        return len(self.piece) - 2
+        return len(self.piece) - 1
 
 
 class NodeWorths:
     """Of every node of one fleet, in step with it: `empty` how many of its cards are empty, `charged` what all of it is
-    worth at each charge, `worth` the least of that: the node's worth. A node is looked at again only when it
-    changed."""
+    worth at each charge, `worth` the least of that: the node's worth. `gone_row`: where each card stands in
+    `Tables.gone`. A node is looked at again only when it changed."""
 
     def __init__(self, fleet: Fleet, tables: Tables) -> None:
         self.tables = tables
@@ -86,7 +92,9 @@ class NodeWorths:
         self.empty = np.zeros(count, np.int64)
         self.charged = np.zeros((count, tables.host.shape[1]))
         self.worth = np.zeros(count)
-        self._changes: dict[tuple[object, ...], list[float]] = {}
+        self.gone_row = np.zeros(len(fleet.uuids), np.int64)
+        self._changes: dict[_Key, list[float]] = {}
+        self._hosts: dict[_Key, FloatArray] = {}
         self._read(fleet, fleet.all_nodes)
         self._version = fleet.version
 
@@ -103,37 +111,59 @@ class NodeWorths:
                     self._read_one(fleet, node)
             self._version = fleet.version
 
-    def change(self, need: Need, milli: int, empty: int) -> list[float]:
-        """What `_change` says, kept."""
-        key = (need.milli, need.cpu_milli, need.memory_mib, milli, empty)
+    def host_worth(self, need: Need) -> FloatArray:
+        """What the CPU and memory of a need are worth: one row, or one a place. One row is kept."""
+        cpu_milli, memory_mib = need.cpu_milli, need.memory_mib
+        if not (isinstance(cpu_milli, int) and isinstance(memory_mib, int)):
+            return _host_worth(self.tables, cpu_milli, memory_mib)
+        found = self._hosts.get((cpu_milli, memory_mib))
+        if found is None:
+            found = _host_worth(self.tables, cpu_milli, memory_mib)
+            _keep(self._hosts, (cpu_milli, memory_mib), found)
+        return found
+
+    def change(self, need: Need, milli: int, gone_row: int) -> list[float]:
+        """What a node gains at each charge when a share is taken from a card, in plain numbers; kept. The sum of
+        `PriceFit.share_scores`, in the same order, so that they agree to the last bit. `need` holds numbers alone."""
+        key = need.milli, need.cpu_milli, need.memory_mib, milli, gone_row
         found = self._changes.get(key)
         if found is None:
-            if len(self._changes) == _MOST_CHANGES:
-                self._changes.clear()
-            found = self._changes[key] = _change(self.tables, need, milli, empty)
+            tables = self.tables
+            left = tables.piece[np.maximum(min(milli, tables.top_milli) - need.milli, 0)]
+            found = (left - tables.gone[gone_row] - self.host_worth(need)).tolist()
+            _keep(self._changes, key, found)
         return found
 
     def _read_one(self, fleet: Fleet, node: int) -> None:
         """The same for one node in plain numbers, added up in the same order: arrays of one cost more than they do."""
         tables, span = self.tables, fleet.spans[node]
         worths, top = tables.piece_rows, tables.top_milli
-        milli, is_empty = fleet.piece_milli[span].tolist(), fleet.is_empty[span].tolist()
-        cpu_milli, memory_mib = fleet.free_hosts[node].tolist()
-        charged: Iterable[float] = worths[-1]
-        for piece, lone in zip(milli, is_empty, strict=True):
-            if not lone:
-                charged = map(add, charged, worths[min(piece, top)])
+        rows, is_empty = fleet.piece_milli[span].tolist(), fleet.is_empty[span].tolist()
         empty = sum(is_empty)
-        host = [cpu_milli * cpu + memory_mib * memory for cpu, memory in tables.host_rows]
-        told = list(map(add, map(add, charged, host), tables.empty[empty].tolist()))
+        if empty or fleet.milli_span > top + 1:
+            rows = [top + 1 + empty if lone else min(row, top) for row, lone in zip(rows, is_empty, strict=True)]
+        charged: Iterable[float] = worths[0]
+        for row in rows:
+            # A piece of nothing is worth nothing.
+            if 0 < row <= top:
+                charged = map(add, charged, worths[row])
+        cpu_milli, memory_mib = fleet.free_hosts[node].tolist()
+        charged = map(add, charged, [cpu_milli * cpu + memory_mib * memory for cpu, memory in tables.host_rows])
+        told = list(map(add, charged, tables.empty_rows[empty]) if empty else charged)
+        self.gone_row[span] = rows
         self.empty[node], self.charged[node], self.worth[node] = empty, told, min(told)
 
     def _read(self, fleet: Fleet, nodes: IntArray) -> None:
         tables, pieces = self.tables, pieces_on(fleet, nodes)
-        charged = tables.piece.take(_rows(tables, pieces.milli, pieces.empty), axis=0).sum(axis=1)
-        charged += _host_worth(tables, fleet.free_cpu_milli.take(nodes), fleet.free_memory_mib.take(nodes))
         empty = pieces.empty.sum(axis=1)
+        milli = np.minimum(pieces.milli, tables.top_milli)
+        charged = tables.piece.take(np.where(pieces.empty, 0, milli), axis=0).sum(axis=1)
+        charged += _host_worth(tables, fleet.free_cpu_milli.take(nodes), fleet.free_memory_mib.take(nodes))
         charged += tables.empty.take(empty, axis=0)
+        rows = np.where(pieces.empty, tables.top_milli + 1 + empty[:, None], milli)
+        self.gone_row[fleet.cards_of(nodes)] = (
+            rows.ravel() if fleet.is_even else rows[fleet.is_slot.take(nodes, axis=0)]
+        )
         self.empty[nodes], self.charged[nodes] = empty, charged
         self.worth[nodes] = charged.min(axis=1)
 
@@ -172,24 +202,20 @@ class PriceFit:
     def share_scores(self, fleet: Fleet, need: Need, cards: IntArray) -> FloatArray:
         worths = self._worths_of(fleet)
         tables, nodes = worths.tables, fleet.node_of.take(cards)
-        milli, is_empty = fleet.piece_milli.take(cards), fleet.is_empty.take(cards)
-        after = tables.piece.take(np.maximum(np.minimum(milli, tables.top_milli) - need.milli, 0), axis=0)
-        after -= tables.piece.take(_rows(tables, milli, is_empty), axis=0)
-        places = is_empty.nonzero()[0]
-        if len(places):
-            empty = worths.empty.take(nodes.take(places))
-            after[places] += tables.empty.take(empty - 1, axis=0) - tables.empty.take(empty, axis=0)
-        after -= _host_need(tables, need)
+        left = np.minimum(fleet.piece_milli.take(cards), tables.top_milli)
+        left -= need.milli
+        after = tables.piece.take(np.maximum(left, 0, out=left), axis=0)
+        after -= tables.gone.take(worths.gone_row.take(cards), axis=0)
+        after -= worths.host_worth(need)
         after += worths.charged.take(nodes, axis=0)
         return _lost(worths, nodes, after)
 
     def shares_on(self, fleet: Fleet, need: Need, node: int, cards: list[int]) -> list[float]:
         worths = self._worths_of(fleet)
-        charged, worth, empty = worths.charged[node].tolist(), worths.worth.item(node), worths.empty.item(node)
+        charged, worth = worths.charged[node].tolist(), worths.worth.item(node)
         scores = []
         for card in cards:
-            piece = fleet.piece_milli.item(card), empty if fleet.is_empty.item(card) else 0
-            change = worths.change(need, *piece)
+            change = worths.change(need, fleet.piece_milli.item(card), worths.gone_row.item(card))
             scores.append(float(round(worth - min(map(add, charged, change)))))
         return scores
 
@@ -199,7 +225,7 @@ class PriceFit:
         if need.gpus:
             empty = worths.empty.take(nodes)
             after += tables.empty.take(np.maximum(empty - need.gpus, 0), axis=0) - tables.empty.take(empty, axis=0)
-        after -= _host_need(tables, need)
+        after -= worths.host_worth(need)
         scores = _lost(worths, nodes, after)
         if not need.gpus:
             scores -= np.where(fleet.card_count.take(nodes) == 0, _NO_CARDS_BONUS, 0.0)
@@ -241,10 +267,6 @@ def _moved(old: Tables, new: Tables) -> float:
     return max(float(np.abs(new.piece - old.piece).max()), float((np.abs(new.empty - old.empty) / cards).max()))
 
 
-def _host_need(tables: Tables, need: Need) -> FloatArray:
-    return _host_worth(tables, need.cpu_milli, need.memory_mib)
-
-
 def _host_worth(tables: Tables, cpu_milli: IntArray | int, memory_mib: IntArray | int) -> FloatArray:
     """At each charge: one row, or one a place."""
     cpu, memory = tables.host
@@ -255,31 +277,18 @@ def _host_worth(tables: Tables, cpu_milli: IntArray | int, memory_mib: IntArray 
     return worth
 
 
-def _change(tables: Tables, need: Need, milli: int, empty: int) -> list[float]:
-    """What a node gains at each charge when the share is taken from a piece of so many thousandths, or from one of its
-    `empty` cards. The sum of `PriceFit.share_scores`, in the same order, so that they agree to the last bit."""
-    piece = min(milli, tables.top_milli)
-    change = tables.piece[max(piece - need.milli, 0)] - tables.piece[-1 if empty else piece]
-    if empty:
-        change += tables.empty[empty - 1] - tables.empty[empty]
-    change -= _host_need(tables, need)
-    told: list[float] = change.tolist()
-    return told
-
-
 def _lost(worths: NodeWorths, nodes: IntArray, after: FloatArray) -> FloatArray:
     """What `nodes` lose that are worth `after` at each charge. Differences below a thousandth of a card are ties: the
     node order decides them."""
     lost = worths.worth.take(nodes)
-    lost -= after.min(axis=1)
+    lost -= np.minimum.reduce(after, axis=1)
     return np.rint(lost, out=lost)
 
 
-def _rows(tables: Tables, milli: IntArray, is_empty: BoolArray) -> IntArray:
-    """Where in `tables.piece` to look for pieces of so many thousandths."""
-    rows: IntArray = np.minimum(milli, tables.top_milli)
-    rows[is_empty] = len(tables.piece) - 1
-    return rows
+def _keep(kept: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+    if len(kept) == _MOST_KEPT:
+        kept.clear()
+    kept[key] = value
 
 
 # -- making the tables
@@ -295,9 +304,10 @@ def make_tables(classes: list[JobClass], site: Site, weights: PriceFitWeights) -
     if asked:
         piece = _piece_worth(asked, cpu, memory, site.top_milli, weights)
     empty = _empty_worth(asked, piece[:, WHOLE_CARD_MILLI], cpu, memory, site.width, weights)
-    piece = np.concatenate((piece + bonus, np.zeros((len(cpu), 1))), axis=1)
-    host, by_size = np.stack((cpu, memory)), np.ascontiguousarray(piece.T)
-    return Tables(host, by_size, np.ascontiguousarray(empty.T), host.T.tolist(), by_size.tolist())
+    host = np.stack((cpu, memory))
+    by_size, by_count = np.ascontiguousarray((piece + bonus).T), np.ascontiguousarray(empty.T)
+    gone = np.concatenate((by_size, by_count[:1], by_count[1:] - by_count[:-1]))
+    return Tables(host, by_size, by_count, gone, host.T.tolist(), by_size.tolist(), by_count.tolist())
 
 
 def _charges(site: Site, weights: PriceFitWeights) -> tuple[FloatArray, FloatArray]:

@@ -273,10 +273,8 @@ def fitting_cards(fleet: Fleet, needs: Needs, cards: IntArray, taken: Taken | No
     still &= free_memory >= memory
     if needs.has_slots:
         still &= (fleet.holders[found] < MPS_CLIENT_SLOTS) | ~needs.slots[fleet.kind_of[found]]
-    if not still.all():
-        found = found[still]
-        milli, mib, cpu, memory = (_where(v, still) for v in (milli, mib, cpu, memory))
-    return found, Need(needs.request, 0, milli, mib, cpu, memory)
+    milli, mib, cpu, memory = (_where(v, still) for v in (milli, mib, cpu, memory))
+    return found[still], Need(needs.request, 0, milli, mib, cpu, memory)
 
 
 def fitting_on(fleet: Fleet, needs: Needs, node: int) -> tuple[list[int], Need]:
