@@ -8,9 +8,7 @@ outlives the shim, nor the task; one whose agent has gone or lost interest is to
 
 from __future__ import annotations
 
-import _socket
 import os
-import sys
 
 from gpushare_agent import procscan, signals, task, tinyjson
 
@@ -24,36 +22,6 @@ KILL_AGAIN_NS = 1_000_000_000
 NOBODY = -1
 #: Standard input, output and error, and where a failure before the exec is told.
 STREAMS_PASSED = 4
-_INT_BYTES = 4
-
-
-def receive(peer: int, max_bytes: int) -> tuple[bytes, list[int]]:
-    """One message of a SOCK_SEQPACKET peer and the descriptors that came with it."""
-    link = _socket.socket(fileno=peer)
-    try:
-        room = _socket.CMSG_SPACE(STREAMS_PASSED * _INT_BYTES)
-        data, ancillary, _, _ = link.recvmsg(max_bytes, room, _socket.MSG_CMSG_CLOEXEC)
-    finally:
-        link.detach()
-    passed = b"".join(item for level, kind, item in ancillary if kind == _socket.SCM_RIGHTS)
-    fds = [passed[at : at + _INT_BYTES] for at in range(0, len(passed) - _INT_BYTES + 1, _INT_BYTES)]
-    return data, [int.from_bytes(fd, sys.byteorder) for fd in fds]
-
-
-def pass_on(peer: int, message: bytes, fd: int) -> None:
-    """One message with one descriptor. Raises OSError."""
-    link = _socket.socket(fileno=peer)
-    try:
-        rights = fd.to_bytes(_INT_BYTES, sys.byteorder)
-        link.sendmsg([message], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
-    finally:
-        link.detach()
-
-
-def close_all(fds: list[int]) -> None:
-    """What came with a message that is not followed; the list is empty then."""
-    while fds:
-        os.close(fds.pop())
 
 
 class _Exec:
@@ -83,27 +51,24 @@ class Execs:
         return bool(self._by_pid)
 
     def start(self, order: dict[str, Any], fds: list[int], peer: int, may: bool) -> tinyjson.Flat:
-        """Fork one where it `may` begin: {op, id, argv, pty, env}, with its streams. What the agent is told; the
-        descriptors are closed."""
+        """Fork one where it `may` begin: {op, id, argv, pty, env}, with its streams. What the agent is told. Raises
+        ValueError for an order without them."""
         answer: tinyjson.Flat = {"event": "exec", "id": str(order["id"])}
+        if not may:
+            return {**answer, "refused": "NOT_RUNNING", "detail": "the task does not run now"}
+        if len(fds) != STREAMS_PASSED:
+            raise ValueError("an exec comes with four descriptors")
+        if len(self._by_pid) >= MAX_EXECS:
+            return {**answer, "refused": "BUSY", "detail": f"{MAX_EXECS} commands run beside this task already"}
+        plan = task.Plan(self._intent_of(order), os.getpid(), (fds[0], fds[1], fds[2]), fds[3])
         try:
-            if not may:
-                return {**answer, "refused": "NOT_RUNNING", "detail": "the task does not run now"}
-            if len(fds) != STREAMS_PASSED:
-                raise ValueError("an exec comes with four descriptors")
-            if len(self._by_pid) >= MAX_EXECS:
-                return {**answer, "refused": "BUSY", "detail": f"{MAX_EXECS} commands run beside this task already"}
-            plan = task.Plan(self._intent_of(order), os.getpid(), (fds[0], fds[1], fds[2]), fds[3])
-            try:
-                pid = os.fork()
-            except OSError as error:
-                return {**answer, "refused": "INTERNAL", "detail": f"the command could not be forked: {error.strerror}"}
-            if pid == 0:
-                task.become(plan)
-            self._by_pid[pid] = _Exec(str(order["id"]), pid, peer)
-            return {**answer, "pid": pid}
-        finally:
-            close_all(fds)
+            pid = os.fork()
+        except OSError as error:
+            return {**answer, "refused": "INTERNAL", "detail": f"the command could not be forked: {error.strerror}"}
+        if pid == 0:
+            task.become(plan)
+        self._by_pid[pid] = _Exec(str(order["id"]), pid, peer)
+        return {**answer, "pid": pid}
 
     def _intent_of(self, order: dict[str, Any]) -> dict[str, Any]:
         spec = self._intent["spec"]

@@ -12,7 +12,6 @@ CLOCK_BOOTTIME.
 
 from __future__ import annotations
 
-import _socket
 import os
 import select
 import time
@@ -22,6 +21,7 @@ from gpushare_agent import (
     cgroupfs,
     execs,
     outputs,
+    peers,
     procscan,
     records,
     signals,
@@ -36,6 +36,7 @@ from gpushare_agent.failpoints import failpoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # `typing` and `collections.abc` would cost this process a mebibyte
+    import _socket
     from collections.abc import Callable
     from typing import Any, NoReturn
 
@@ -50,8 +51,6 @@ KILL_RETRY_LAST_MS = 1000
 RECORD_RETRY_MS = 1000
 SUSPEND_RETRY_FIRST_MS = 2
 SUSPEND_RETRY_LAST_MS = 1000
-MAX_PEERS = 4
-MAX_MESSAGE_BYTES = 64 * 1024
 LEASE_BYTES = 8
 
 
@@ -105,7 +104,7 @@ def _own(directory: str, channel: int, lease_fd: int) -> Shim:
         if intent["groups"] is not None:
             cgroupfs.join(intent["groups"]["shim_dir"])
         syscalls.adopt_orphans()
-        listener = _listen(dirfd)
+        listener = peers.listen(dirfd)
         output = outputs.Outputs(intent["log_dir"], intent["spec"])
         failpoint("shim.bound")
         shim = Shim(dirfd, intent, listener, output, lease_fd)
@@ -115,20 +114,8 @@ def _own(directory: str, channel: int, lease_fd: int) -> Shim:
         raise Refused("STALE_ATTEMPT", "the attempt was sealed or started before") from None
     except (OSError, ValueError, KeyError) as error:
         raise Refused("INFRA", f"the shim could not take the attempt: {error}") from None
-    shim.add_peer(channel)
+    shim.peers.add(channel)
     return shim
-
-
-def _listen(dirfd: int) -> _socket.socket:
-    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    if records.exists(dirfd, records.SOCKET):
-        # of a shim that died before it took the attempt; had it taken it, the exec record would stop us
-        os.unlink(records.SOCKET, dir_fd=dirfd)
-    # through the descriptor: a socket's path may not be longer than 107 bytes, a state directory's may
-    listener.bind(f"/proc/self/fd/{dirfd}/{records.SOCKET}")
-    listener.listen(MAX_PEERS)
-    listener.setblocking(False)
-    return listener
 
 
 class Shim:
@@ -148,7 +135,6 @@ class Shim:
         }
         self._dirfd = dirfd
         self._lease_fd = lease_fd
-        self._listener = listener
         self._output = output
         self._end = attemptend.AttemptEnd(self.spec, intent["groups"])
         self._execs = execs.Execs(intent)
@@ -157,7 +143,6 @@ class Shim:
         self._error_pipe = -1
         self._error_text = b""
         self._events_fd = -1
-        self._peers: set[int] = set()
         self._limit = timelimit.TimeLimit(self.spec)
         user = self.spec["user"]
         self._notice = stopnotice.StopNotice(intent["notice_dir"], None if user is None else user["gid"])
@@ -173,12 +158,13 @@ class Shim:
         self._recorded = False
         self._poll = select.poll()
         self._handlers: dict[int, Callable[[], None]] = {}
+        self.peers = peers.Peers(listener, self._watch, self._unwatch, self._message, self._obey, self._peer_gone)
 
     # -- the loop
 
     def run(self) -> None:
         """Start the task and see it through to the durable exit record."""
-        self._watch(self._listener.fileno(), self._accept)
+        self.peers.begin()
         self._watch(self._wake_on_children(), self._reap)
         self._publish()
         self._fork_task()
@@ -308,9 +294,11 @@ class Shim:
             if pid == self._task_pid:
                 self._main_ended(status)
                 continue
-            told, self._next_kill = self._execs.reaped(pid, status), 0 if self._end.over else self._next_kill
-            if told is not None and told[0] in self._peers:
-                self._tell(told[0], tinyjson.dumps(told[1]))
+            if self._end.over:
+                self._next_kill = 0
+            told = self._execs.reaped(pid, status)
+            if told is not None:
+                self.peers.tell(told[0], tinyjson.dumps(told[1]))
 
     def _main_ended(self, status: int) -> None:
         failpoint("shim.task_exited")
@@ -505,50 +493,12 @@ class Shim:
 
     # -- agents
 
-    def add_peer(self, fd: int) -> None:
-        """Tell `fd` every change from now on, and take orders from it."""
-        os.set_blocking(fd, False)
-        self._peers.add(fd)
-        self._watch(fd, lambda: self._hear(fd))
-
-    def _accept(self) -> None:
-        try:
-            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
-        except OSError:
-            return
-        os.set_inheritable(fd, False)
-        if len(self._peers) >= MAX_PEERS:
-            os.close(fd)
-            return
-        self.add_peer(fd)
-        self._tell(fd, self._message())
-
-    def _hear(self, fd: int) -> None:
-        passed: list[int] = []
-        try:
-            data, passed = execs.receive(fd, MAX_MESSAGE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            execs.close_all(passed)
-            self._drop_peer(fd)
-            return
-        try:
-            self._obey(fd, tinyjson.loads(data), passed)
-        except (ValueError, KeyError, TypeError, OSError):
-            execs.close_all(passed)
-            self._drop_peer(fd)
-
     def _obey(self, fd: int, order: dict[str, Any], passed: list[int]) -> None:
         op = order["op"]
         if op == "exec":
             may = self._end.running and not self._suspend_wanted
-            self._tell(fd, tinyjson.dumps(self._execs.start(order, passed, fd, may)))
-            return
-        execs.close_all(passed)
-        if op == "stop":
+            self.peers.tell(fd, tinyjson.dumps(self._execs.start(order, passed, fd, may)))
+        elif op == "stop":
             self._stop(order, max(0, int(order["grace_ms"])))
         elif op in ("suspend", "resume"):
             if not self._end.stopping:
@@ -571,14 +521,11 @@ class Shim:
         lent = self._output.input_fd
         message = tinyjson.dumps({"event": "input", "id": request_id, "given": lent is not None})
         if lent is None:
-            self._tell(fd, message)
+            self.peers.tell(fd, message)
         else:
-            execs.pass_on(fd, message, lent)
+            self.peers.pass_on(fd, message, lent)
 
-    def _drop_peer(self, fd: int) -> None:
-        self._unwatch(fd)
-        self._peers.discard(fd)
-        os.close(fd)
+    def _peer_gone(self, fd: int) -> None:
         self._execs.peer_gone(fd, boot_ns())
 
     def _message(self) -> bytes:
@@ -587,13 +534,4 @@ class Shim:
         return tinyjson.dumps({"event": "status", "task_pid": self._task_pid, **can, **self.identity, **status})
 
     def _publish(self) -> None:
-        message = self._message()
-        for fd in tuple(self._peers):
-            self._tell(fd, message)
-
-    def _tell(self, fd: int, message: bytes) -> None:
-        try:
-            os.write(fd, message)
-        except OSError:
-            # a peer that does not read comes back through the socket and is told everything then
-            self._drop_peer(fd)
+        self.peers.tell_all(self._message())

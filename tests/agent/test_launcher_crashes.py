@@ -24,6 +24,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from executor_kit import BOTH_KINDS, alive, needs_root, open_directory, until
+from standins.nursery import Forked, Nursery
 
 import gpushare
 import gpushare_agent
@@ -48,12 +49,15 @@ class Bench:
         lines = [{"job": job, "argv": ["sh", "-c", code.replace("WITNESS", str(self.witness))]} for job, code in jobs]
         (root / "jobs").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def agent(self, failpoint: str = "", **more: object) -> subprocess.Popen[bytes]:
-        """A new agent process."""
+    def agent(self, failpoint: str = "", **more: object) -> subprocess.Popen[bytes] | Forked:
+        """A new agent process. The agent's own failpoints are read while it loads, so that it must start from nothing;
+        as must one of another user."""
         environment = {**os.environ, failpoints.ENVIRONMENT_NAME: failpoint}
-        command = [self.python, "-c", BOOT, str(DRIVER), str(self.root), *(["--weak"] if self.weak else [])]
-        errors = (self.root / "stderr").open("ab")
-        with errors:
+        arguments = [str(self.root), *(["--weak"] if self.weak else [])]
+        with (self.root / "stderr").open("ab") as errors:
+            if not more and not failpoint.startswith("agent."):
+                return Nursery.start(str(DRIVER), arguments, environment, errors.fileno())
+            command = [self.python, "-c", BOOT, str(DRIVER), *arguments]
             return subprocess.Popen(command, env=environment, stderr=errors, stdin=subprocess.DEVNULL, **more)
 
     def finish(self) -> None:

@@ -87,7 +87,9 @@ class Nursery:
 
     @classmethod
     def start(cls, module: str, arguments: list[str], environ: Mapping[str, str], log_fd: int) -> Forked:
-        """`python -m MODULE ARGUMENTS`, with its output on `log_fd`; returns when the process exists."""
+        """`python -m MODULE ARGUMENTS`, or `python MODULE ARGUMENTS` for a path that ends with .py, with its output on
+        `log_fd`; returns when the process exists. What the daemons' modules read of the environment while they load
+        they have read already."""
         if cls._channel is None:
             cls._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             command = [sys.executable, str(Path(__file__)), str(theirs.fileno())]
@@ -155,7 +157,10 @@ def _become(request: Mapping[str, object], log_fd: int) -> None:
         sys.argv = [str(request["module"]), *request["arguments"]]  # type: ignore[misc]
         # As of `python -m`: what lies beside this file is not on the path of a daemon.
         sys.path[0] = os.getcwd()
-        runpy.run_module(str(request["module"]), run_name="__main__", alter_sys=True)
+        if sys.argv[0].endswith(".py"):
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as err:
         code = err.code
