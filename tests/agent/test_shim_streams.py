@@ -4,6 +4,7 @@ waits for anybody.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -24,7 +25,12 @@ CAP = 64 * 1024
 
 
 def kept_bytes(log_dir: Path) -> int:
-    return sum(path.stat().st_size for path in log_dir.iterdir())
+    total = 0
+    for path in log_dir.iterdir():
+        # The oldest may go while we look.
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
 def end_offset(log_dir: Path, stream: str) -> int:
