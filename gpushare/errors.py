@@ -363,9 +363,14 @@ def _from_status_proto(status: status_pb2.Status, code_name: str) -> GpushareErr
     )
 
 
+# The last is the word of grpc.aio (1.85) for a write on a stream that the other side has ended; it hides how that one
+# ended it, which the next call will say (grpc/grpc#36066).
+_CUT_OFF = re.compile(r"Stream removed|RST_STREAM|GOAWAY|Socket closed|Internal error from Core")
+
+
 def _from_grpc_itself(code_name: str, details: str, address: str) -> GpushareError:
     said = {"grpc": _clipped(details, VALUE_MAX_BYTES)}
-    cut_off = re.search(r"Stream removed|RST_STREAM|GOAWAY|Socket closed", details) is not None
+    cut_off = _CUT_OFF.search(details) is not None
     if code_name in ("UNAVAILABLE", "CANCELLED") or (cut_off and code_name in ("UNKNOWN", "INTERNAL")):
         message, what_to_do = unreachable(details, address)
         return UnavailableError(Reason.SCHEDULER_UNREACHABLE, message, what_to_do=what_to_do, metadata=said)

@@ -190,8 +190,12 @@ def test_what_grpc_itself_answers() -> None:
     unknown_call = from_rpc_error(Failed(grpc.StatusCode.UNIMPLEMENTED, "Method not found!"))
     assert isinstance(unknown_call, UnimplementedError)
     assert "same version" in unknown_call.what_to_do
-    cut_off = from_rpc_error(Failed(grpc.StatusCode.UNKNOWN, "Stream removed"), "h:1")
-    assert cut_off.reason is Reason.SCHEDULER_UNREACHABLE
+    for code, details in (
+        (grpc.StatusCode.UNKNOWN, "Stream removed"),
+        (grpc.StatusCode.INTERNAL, "Internal error from Core"),
+    ):
+        cut_off = from_rpc_error(Failed(code, details), "h:1")
+        assert cut_off.reason is Reason.SCHEDULER_UNREACHABLE
     crashed = from_rpc_error(Failed(grpc.StatusCode.UNKNOWN, "Unexpected <class 'KeyError'>: 'x'"))
     assert crashed.reason is Reason.INTERNAL
     no_text = from_rpc_error(Failed(grpc.StatusCode.DATA_LOSS, ""))
