@@ -9,6 +9,7 @@ cannot be confined as asked is refused, never run unconfined.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import socket
@@ -394,7 +395,9 @@ class Executor:
         """At once what another run of the agent left, beside the adoptions; then in quiet moments."""
         busy = False
         while True:
-            await self._work.in_thread(self._files.delete_forgotten, FORGOTTEN_KEPT if busy else 0)
+            # What cannot be read now is tried again.
+            with contextlib.suppress(OSError):
+                await self._work.in_thread(self._files.delete_forgotten, FORGOTTEN_KEPT if busy else 0)
             await asyncio.sleep(DELETE_FORGOTTEN_EVERY_S)
             busy = time.monotonic() - self._last_launch_s < BUSY_S
 

@@ -20,7 +20,8 @@ from gpushare_agent.core import Holding
 
 DIRECTORY = "held"
 _SUFFIX = ".json"
-_SPARE_PREFIX = "spare-"
+# No attempt's id begins with a dot.
+_SPARE_PREFIX = ".spare-"
 SPARES_KEPT = 64
 
 
@@ -31,7 +32,7 @@ class HoldingBook:
         self._path = state_dir / DIRECTORY
         self._path.mkdir(mode=0o700, exist_ok=True)
         self._spares = [name for name in os.listdir(self._path) if name.startswith(_SPARE_PREFIX)]
-        self._spares_made = 0
+        self._spares_made = 1 + max((int(name.removeprefix(_SPARE_PREFIX)) for name in self._spares), default=-1)
 
     def load(self) -> dict[str, Holding]:
         """Every readable holding by attempt id."""

@@ -56,7 +56,10 @@ def main(argv: list[str] | None = None) -> int:
     gc.disable()
     from gpushare_agent import starting
 
-    code = starting.run(config, state, identity, join)
+    try:
+        code = starting.run(config, state, identity, join)
+    except starting.StartRefused as err:
+        code = _refuse(str(err))
     sys.stderr.flush()
     # A thread that waits for a dead disk or name service must not hold up the end.
     os._exit(code)

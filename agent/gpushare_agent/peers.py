@@ -1,8 +1,8 @@
 """The agents on a shim's socket: who listens, what they hear, and what they say.
 
 Runs in the shim; imports the shims' small modules alone. Agents come and go, several may listen at once. Invariants: at
-most `MAX_PEERS` beside the one that started the attempt; one that does not read is let go, and is told everything when
-it comes back; descriptors that came with a message are closed once it was obeyed.
+most `MAX_PEERS`, the one that started the attempt among them; one that does not read is let go, and is told everything
+when it comes back; descriptors that came with a message are closed once it was obeyed.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class ShimLink:
         """Use a connected socket."""
         channel.setblocking(False)
         self._socket = channel
-        self._loop.add_reader(channel.fileno(), self._readable)
+        self._loop.add_reader(channel.fileno(), self._read_one)
 
     def hold(self, pid: int, start: int) -> bool:
         """Take the process's pidfd; False if it is not the one that started then, or is gone."""
@@ -123,12 +123,8 @@ class ShimLink:
             os.close(self._pidfd)
             self._pidfd = -1
 
-    def _readable(self) -> None:
-        """One message; where there are more, the loop calls again."""
-        self._read_one()
-
     def _read_one(self) -> bool:
-        """False where there is nothing more to read now."""
+        """One message; where there are more, the loop calls again. False where there is nothing to read now."""
         if self._socket is None:
             return False
         fds: list[int] = []

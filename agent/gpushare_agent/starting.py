@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +24,29 @@ from gpushare_agent.identity import Identity, IdentityError, StateDirectory
 from gpushare_agent.logsetup import make_log, place_of
 from gpushare_agent.scratch import ScratchUnusable
 
-EXIT_REFUSED = 1
+EXIT_FAILED = 1
+
+
+class StartRefused(Exception):
+    """Why the agent cannot run here as it is."""
 
 
 def run(config: AgentConfig, state: StateDirectory, identity: Identity, join: JoinString | None) -> int:
-    """The exit code. Called with the garbage collector off; from here on it is on and passes over what was imported."""
+    """The exit code. Raises StartRefused. Called with the garbage collector off; from here on it is on and passes over
+    what was imported."""
     log = make_log()
     relay = StatusRelay()
     try:
         executor = _start_executor(config, identity, relay, log)
     except CgroupsUnavailable as err:
-        return refuse(
+        raise StartRefused(
             f"jobs cannot be confined here: {err} (run the agent where it can make control groups, or, for one user "
             'alone, set containment = "weak" and single_user = true)'
-        )
+        ) from err
     except InstanceInUse as err:
-        return refuse(str(err))
+        raise StartRefused(str(err)) from err
     except OSError as err:
-        return refuse(f"the launcher cannot be started: {err}")
+        raise StartRefused(f"the launcher cannot be started: {err}") from err
     warnings = own_unit_warnings(Path("/proc/self/cgroup").read_text(), Systemd())
     for warning in warnings:
         log.warning("this host is not set up as it should be", why=warning)
@@ -55,10 +59,10 @@ def run(config: AgentConfig, state: StateDirectory, identity: Identity, join: Jo
     try:
         return asyncio.run(Daemon(config, state, identity, executor, relay, join, log, warnings).run())
     except (IdentityError, CatalogueError, ScratchUnusable, GpushareError) as err:
-        return refuse(str(err))
+        raise StartRefused(str(err)) from err
     except Exception as err:
         log.error("the agent failed; running jobs go on", error=f"{type(err).__name__}: {err}", at=place_of(err))
-        return EXIT_REFUSED
+        return EXIT_FAILED
 
 
 def _start_executor(config: AgentConfig, identity: Identity, relay: StatusRelay, log: Any) -> Executor:
@@ -77,8 +81,3 @@ def _start_executor(config: AgentConfig, identity: Identity, relay: StatusRelay,
             raise
         log.warning("containment is weak: no control groups can be made here", why=str(err))
         return executor(weak=True)
-
-
-def refuse(why: str) -> int:
-    print(f"gpushare-agent: {why}", file=sys.stderr)
-    return EXIT_REFUSED

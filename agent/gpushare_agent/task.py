@@ -103,7 +103,7 @@ def _live_with(shim_pid: int) -> None:
 
 
 def _reset_signals() -> None:
-    # Python ignores two of them, the shim four; the job starts with none ignored or blocked
+    # Python ignores two of them, the launcher the rest; the job starts with none ignored or blocked
     signals.restore((signals.SIGPIPE, signals.SIGXFSZ, *DEAF_TO))
 
 

@@ -43,7 +43,7 @@ from gpushare.core.model import Job, Slice, TaskRequest
 from gpushare.core.order import Order
 from gpushare.core.placement.ask import Ask
 from gpushare.core.placement.claims import Claim
-from gpushare.core.placement.endings import without_host
+from gpushare.core.placement.endings import host_alone, without_host
 from gpushare.core.placement.filters import strongest
 from gpushare.core.placement.place import place_gang, place_on, place_task
 from gpushare.core.plan import Plan
@@ -565,11 +565,6 @@ class Cycle:
     def wake_at(self, at_ms: int | None) -> None:
         if at_ms is not None:
             self._wakes.append(at_ms)
-
-
-def host_alone(piece: Slice) -> Slice:
-    """CPU and host memory of a slice without its cards: what a suspended attempt still holds."""
-    return Slice(task=piece.task, node=piece.node, cpu_milli=piece.cpu_milli, memory_mib=piece.memory_mib)
 
 
 def _burnt(job: Job) -> frozenset[str]:

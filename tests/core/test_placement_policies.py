@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import fleet_kit as kit
 import numpy as np
 import pytest
@@ -265,6 +267,23 @@ def test_the_epoch_moves_with_the_mix(policy: type[Fgd | PriceFit]):
     before = learner.epoch()
     taught(learner, kit.share(470), times=FIRST_READING_TASKS)
     assert learner.epoch() > before
+
+
+@LEARNING
+def test_a_copy_of_a_policy_decides_the_same_and_learns_apart(policy: type[Fgd | PriceFit]):
+    """Each question to the scheduler asks a copy of its own."""
+    made = taught(policy(), *PAIRS)
+    nodes = (kit.node("a", 4), kit.node("b", 4))
+    fleet = Fleet(kit.cluster(*nodes), made)
+    other = Fleet(kit.cluster(*nodes), deepcopy(made))
+    for request in (*PAIRS, *PAIRS):
+        assert put(fleet, request) == put(other, request)
+    fleet.scores.of(PAIRS[0]).update()
+    before = fleet.scores.of(PAIRS[0]).values.tolist()
+    taught(other.policy, kit.share(500, cpu_milli=50_000), times=5_000)
+    put(other, PAIRS[1])
+    fleet.scores.of(PAIRS[0]).update()
+    assert fleet.scores.of(PAIRS[0]).values.tolist() == before
 
 
 def test_prices_that_hardly_move_do_not_void_what_was_scored():

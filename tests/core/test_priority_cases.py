@@ -362,6 +362,41 @@ KEPT_PLACES = {
         cycle
         expect c QUEUED HELD
     """,
+    "a suspended job gives no card back in any guess": """
+        settings starvation_after_ms=600000
+        remember
+        tenant t
+        node n 1 suspend=yes
+        submit t low milli=500 mib=1000 cpu=1000 memory=1000 preemption=suspend
+        submit t m milli=400 mib=1000 cpu=1000 memory=1000 priority=10
+        cycle
+        run low
+        run m
+        wait 1000
+        submit t high milli=600 mib=1000 cpu=1000 memory=1000 priority=10
+        cycle
+        obey
+        cycle
+        run high
+        node n2 1 suspend=yes
+        submit t y gpus=1 cpu=1000 memory=1000 priority=10
+        cycle
+        run y
+        submit t w milli=900 mib=1000 cpu=1000 memory=1000 priority=5
+        wait 600000
+        cycle
+        exit y 0
+        submit t x gpus=1 cpu=1000 memory=1000 priority=10
+        cancel w
+        submit t v milli=900 mib=1000 cpu=1000 memory=1000 priority=5
+        cycle
+        wait 600000
+        exit x 0
+        submit t z gpus=1 cpu=1000 memory=1000 priority=10
+        cycle
+        expect v QUEUED NO_CAPACITY
+        expect z STARTING
+    """,
     "what is kept goes back when the job does not wait for room any more": """
         settings starvation_after_ms=600000
         tenant t

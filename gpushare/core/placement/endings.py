@@ -48,8 +48,11 @@ def _told_end_ms(state: ClusterState, attempt: Attempt) -> int:
 
 
 def freed_by(attempt: Attempt) -> Slice:
-    """What an attempt gives back when it makes way: one that is suspended keeps its CPU and host memory."""
+    """What an attempt gives back when it makes way: one that suspends keeps its CPU and host memory. What is suspended
+    has no more than these to give back, when it ends."""
     piece = attempt.slice
+    if attempt.suspended_ms is not None:
+        return host_alone(piece)
     return without_host(piece) if attempt.desired_suspend and not attempt.desired_stop else piece
 
 
@@ -69,19 +72,27 @@ def without_host(piece: Slice) -> Slice:
     )
 
 
+def host_alone(piece: Slice) -> Slice:
+    """CPU and host memory of a slice without its cards: what a suspended attempt still holds."""
+    return Slice(task=piece.task, node=piece.node, cpu_milli=piece.cpu_milli, memory_mib=piece.memory_mib)
+
+
 def give_own_host(plan: Plan, job_key: str) -> None:
     """A suspended job that waits for cards has its CPU and host memory: on `plan`, it may have them again."""
     job = plan.state.jobs.get(job_key)
     for attempt in job.live() if job is not None else []:
         if attempt.suspended_ms is not None:
-            piece = attempt.slice
-            host = Slice(task=piece.task, node=piece.node, cpu_milli=piece.cpu_milli, memory_mib=piece.memory_mib)
-            plan.give(attempt.tenant, host, job=job_key)
+            plan.give(attempt.tenant, host_alone(attempt.slice), job=job_key)
 
 
 def runs_since(since_ms: int) -> int:
     """In place of a grace, for an end that nobody knows: it runs as long again from now on as it has since then."""
     return -1 - since_ms
+
+
+def guessed_wait_ms(since_ms: IntArray | int, now_ms: int) -> IntArray:
+    """Until the end of what runs as long again."""
+    return np.maximum(1, now_ms - since_ms)
 
 
 class Endings:
@@ -97,11 +108,8 @@ class Endings:
         self._has_ends: list[bool] = []
         self._made: Timeline | None = None
 
-    def refresh(self, touched: Iterable[str] | None = None) -> None:
-        """Read again what was touched; None: everything."""
-        if touched is None:
-            self._layout = -1
-            return
+    def refresh(self, touched: Iterable[str]) -> None:
+        """Read again what was touched."""
         if self._layout != self.fleet.layout:
             return
         for name in touched:
@@ -280,7 +288,7 @@ def _piece_of(booking: Booking, node: str) -> Slice:
 def _in_order(rows: IntArray, now_ms: int) -> tuple[IntArray, IntArray]:
     """The rows by when they end, and these ends."""
     sure, grace = rows[:, _SURE], rows[:, _GRACE]
-    waits = np.where(grace < 0, np.maximum(1, now_ms + grace + 1), grace)
+    waits = np.where(grace < 0, guessed_wait_ms(-1 - grace, now_ms), grace)
     ends = np.where(sure > now_ms, sure, now_ms + waits)
     order = np.argsort(ends, kind="stable")
     return rows[order], ends[order]

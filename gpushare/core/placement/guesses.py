@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gpushare.core.model import Attempt
 from gpushare.core.placement.claims import Booking
-from gpushare.core.placement.endings import Endings, Timeline, runs_since
+from gpushare.core.placement.endings import Endings, Timeline, guessed_wait_ms, runs_since
 from gpushare.core.placement.fleet import Fleet
 from gpushare.core.placement.policy import IntArray
 
@@ -39,7 +39,7 @@ class GuessedEndings(Endings):
 class _GuessedTimeline(Timeline):
     def _end_ms(self, attempt: Attempt) -> int | None:
         known_ms = super()._end_ms(attempt)
-        return self.now_ms + max(1, self.now_ms - _since_ms(attempt)) if known_ms is None else known_ms
+        return self.now_ms + int(guessed_wait_ms(_since_ms(attempt), self.now_ms)) if known_ms is None else known_ms
 
 
 def _since_ms(attempt: Attempt) -> int:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from copy import copy, deepcopy
 from operator import add
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -140,8 +141,7 @@ class NodeWorths:
         worths, top = tables.piece_rows, tables.top_milli
         rows, is_empty = fleet.piece_milli[span].tolist(), fleet.is_empty[span].tolist()
         empty = sum(is_empty)
-        if empty or fleet.milli_span > top + 1:
-            rows = [top + 1 + empty if lone else min(row, top) for row, lone in zip(rows, is_empty, strict=True)]
+        rows = [top + 1 + empty if lone else min(row, top) for row, lone in zip(rows, is_empty, strict=True)]
         charged: Iterable[float] = worths[0]
         for row in rows:
             # A piece of nothing is worth nothing.
@@ -176,6 +176,12 @@ class PriceFit:
     @property
     def one_by_one(self) -> OneByOne:
         return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> PriceFit:
+        """Tables are never changed in place, and worths belong to a fleet that the copy will not see."""
+        made = copy(self)
+        made._mix, made._worths = deepcopy(self._mix, memo), None
+        return made
 
     def __init__(self, weights: PriceFitWeights | None = None) -> None:
         self.weights = weights or PriceFitWeights()
