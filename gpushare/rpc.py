@@ -33,6 +33,7 @@ KEEPALIVE_TIMEOUT_MS = 10_000
 PING_FLOOR_MS = 10_000
 PING_STRIKES_MAX = 2
 HANDSHAKE_TIMEOUT_MS = 10_000
+IDLE_CONNECTION_MAX_MS = 300_000
 
 # A lost connection is tried again after 100 ms, then at most every 800 ms; grpc adds 20 % of jitter to each.
 RECONNECT_FIRST_MS = 100
@@ -70,6 +71,9 @@ _SERVER_OPTIONS: Final[Options] = [
     ("grpc.http2.max_pings_without_data", 0),  # a quiet watch is kept alive for as long as it lasts
     ("grpc.http2.min_ping_interval_without_data_ms", PING_FLOOR_MS),
     ("grpc.http2.max_ping_strikes", PING_STRIKES_MAX),
+    # A connection without a call: whoever does not answer a ping is gone, whoever does may come again.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_connection_idle_ms", IDLE_CONNECTION_MAX_MS),
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
 ]
 

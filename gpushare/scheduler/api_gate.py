@@ -2,8 +2,9 @@
 
 Imports grpc, protobuf's descriptors, auth and errors. Handlers are built from the service descriptors, so an RPC
 without an entry in the authorization table, or without a method here, stops the scheduler's start. Invariants: a token
-is checked before a byte of the request is parsed; a refusal leaves only when what it was judged by is durable; no
-exception's text and no traceback reaches a caller; a stream ends within a second of its token's end.
+is checked before a byte of the request is read, and the request must come within `MESSAGE_TIMEOUT_S`; of each tenant
+one list is made at a time; a refusal leaves only when what it was judged by is durable; no exception's text and no
+traceback reaches a caller; a stream ends within a second of its token's end.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from gpushare.reasons import Reason
 from gpushare.scheduler.auth import Authenticator, Caller, rule_of
 from gpushare.scheduler.denials import Denials
 from gpushare.scheduler.engine import Engine
+from gpushare.scheduler.places import Places
 
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=Message)
@@ -43,6 +45,8 @@ EXPIRY_LOOK_EVERY_S = 0.5
 # others are served meanwhile. Those of one tenant leave one by one, so that its callers never ask again all at once.
 FULL_PAUSE_S, FULL_APART_S, FULL_PAUSE_MAX_S = 0.1, 0.01, 2.0
 _CLOSING_S = 5.0
+# A call's message, from its headers on.
+MESSAGE_TIMEOUT_S = 20.0
 _AUDITED = frozenset(
     {
         Reason.UNAUTHENTICATED,
@@ -140,6 +144,9 @@ class Gate:
         self._denials = denials
         self._streams = streams
         self._turns = Turns(FULL_PAUSE_S, FULL_APART_S, FULL_PAUSE_MAX_S)
+        self._places = Places()
+        # By tenant: who makes a page of a list. A long one takes a tenth of a second of everybody's time.
+        self._lists: dict[str, asyncio.Lock] = {}
 
     def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
         """What serves all of `service`. Raises LookupError or AttributeError for an RPC without rule or method."""
@@ -152,48 +159,70 @@ class Gate:
         rule_of(rpc)
         request_type = GetMessageClass(method.input_type)
         target = getattr(servicer, method_name(method.name))
+        # To grpc each takes a stream of messages: for a single one it would wait before it asks us who calls.
         if not method.server_streaming:
-            return grpc.unary_unary_rpc_method_handler(self._unary(rpc, request_type, target))
-        if method.client_streaming:
-            return grpc.stream_stream_rpc_method_handler(self._streaming(rpc, request_type, target))
-        return grpc.unary_stream_rpc_method_handler(self._streaming(rpc, request_type, target))
+            return grpc.stream_unary_rpc_method_handler(self._unary(rpc, request_type, target))
+        serve = self._streaming(rpc, request_type, target, takes_many=method.client_streaming)
+        return grpc.stream_stream_rpc_method_handler(serve)
 
     def _unary(self, rpc: str, request_type: type[Message], target: Callable[..., Awaitable[Message]]) -> Any:
-        async def serve(data: bytes, context: _Context) -> bytes:
-            tenant = ""
+        is_list = method_name(rpc.rpartition("/")[2]).startswith("list_")
+
+        async def serve(_requests: object, context: _Context) -> bytes:
+            place: str | None = None
+            is_in = False
             try:
-                caller = self._admit(rpc, context)
-                tenant = caller.principal.tenant
-                answer = await target(parse(request_type, data), caller)
-                return answer.SerializeToString()
-            except Exception as err:
-                error = _without_frames(await self._refusal(rpc, context, err))
-            if error.reason in _FULL:
-                # Megabytes, perhaps, of many callers.
-                del data
-                await asyncio.sleep(self._turns.wait_s(tenant, asyncio.get_running_loop().time()))
+                try:
+                    caller = self._admit(rpc, context)
+                    place, is_in = self._places.take(caller), True
+                    request = parse(request_type, await _only_message(context))
+                    if is_list:
+                        async with self._lists.setdefault(caller.tenant, asyncio.Lock()):
+                            return (await target(request, caller)).SerializeToString()
+                    return (await target(request, caller)).SerializeToString()
+                except Exception as err:
+                    error = _without_frames(await self._refusal(rpc, context, err))
+                if error.reason in _FULL and is_in:
+                    # Megabytes, perhaps, of many callers.
+                    del request
+                    await asyncio.sleep(self._turns.wait_s(caller.tenant, asyncio.get_running_loop().time()))
+            finally:
+                if is_in:
+                    self._places.give(place)
             errors.refuse(context, error)
             return b""
 
         return serve
 
     def _streaming(
-        self, rpc: str, request_type: type[Message], target: Callable[..., AsyncGenerator[Message, None]]
+        self,
+        rpc: str,
+        request_type: type[Message],
+        target: Callable[..., AsyncGenerator[Message, None]],
+        *,
+        takes_many: bool,
     ) -> Any:
-        async def serve(data: bytes | AsyncIterator[bytes], context: _Context) -> None:
+        async def serve(requests: AsyncIterator[bytes], context: _Context) -> None:
             end = StreamEnd()
             token_id = ""
+            place: str | None = None
             try:
                 caller = self._admit(rpc, context)
+                place = self._places.take(caller)
                 token_id = caller.token_id
                 self._streams.add(token_id, end)
-                asked = parse(request_type, data) if isinstance(data, bytes) else _messages(request_type, data)
+                asked: Message | AsyncIterator[Message]
+                if takes_many:
+                    asked = _messages(request_type, requests)
+                else:
+                    asked = parse(request_type, await _only_message(context))
                 await _until_ended(_pump(target(asked, caller, end), context), end)
                 return
             except Exception as err:
                 error = _without_frames(await self._refusal(rpc, context, err))
             finally:
                 self._streams.remove(token_id, end)
+                self._places.give(place)
             errors.refuse(context, error)
 
         return serve
@@ -224,6 +253,20 @@ class Gate:
         except GpushareError as newer:
             return newer
         return err
+
+
+async def _only_message(context: _Context) -> bytes:
+    """What the call asks. Raises DEADLINE_EXCEEDED for one that keeps it to itself, INVALID_FIELD for one without."""
+    try:
+        async with asyncio.timeout(MESSAGE_TIMEOUT_S):
+            data = await context.read()
+    except TimeoutError:
+        raise error_of(
+            Reason.DEADLINE_EXCEEDED, f"The call began, and its message did not come within {MESSAGE_TIMEOUT_S:g} s."
+        ) from None
+    if data is grpc.aio.EOF:
+        raise invalid_field("request", "the call carries no message")
+    return cast("bytes", data)
 
 
 def method_name(rpc_method: str) -> str:

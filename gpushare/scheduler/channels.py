@@ -38,6 +38,8 @@ LOOK_EVERY_S = 1.0
 #: An agent's connection for channels carries 100 streams; one more would hang there instead of hearing why.
 CHANNELS_PER_NODE_MAX = 90
 CHANNELS_PER_USER_MAX = 64
+#: Some are left to other tenants.
+CHANNELS_PER_TENANT_MAX = 72
 #: Each connection is a durable line of the audit, so a person may begin only so many: at once, and a second.
 BEGUN_BURST = 120
 BEGUN_PER_S = 5.0
@@ -176,6 +178,11 @@ class Channels:
             )
         if there.count(_person(who)) >= CHANNELS_PER_USER_MAX:
             told = f"You have {CHANNELS_PER_USER_MAX} connections to node {node}; end some of them first."
+            raise error_of(Reason.BUSY, told)
+        if sum(each.startswith(f"{who.tenant}/") for each in there) >= CHANNELS_PER_TENANT_MAX:
+            told = (
+                f"Your tenant has {CHANNELS_PER_TENANT_MAX} connections to node {node}; end some, or try again later."
+            )
             raise error_of(Reason.BUSY, told)
         return session
 

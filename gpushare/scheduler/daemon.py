@@ -9,6 +9,7 @@ import asyncio
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import time
@@ -33,6 +34,7 @@ from gpushare.weights import PolicyWeights
 
 HOUSEKEEPING_S = 30.0
 STOP_GRACE_S = 3.0
+FILES_WANTED = 65_536
 # New containers before the youngest are looked at, then how many such looks before each older generation's. A look
 # takes about 1 ms for each thousand of the young, and gRPC leaves some of them at every call.
 COLLECT_AFTER = (3_000, 50, 50)
@@ -106,10 +108,19 @@ def core_settings(config: SchedulerConfig) -> CoreSettings:
     )
 
 
+def _allow_many_connections() -> None:
+    """A shell often lets a program have 1,024 descriptors and more if it asks; each connection takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, FILES_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 async def _serve(config: SchedulerConfig) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    _allow_many_connections()
     config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = Engine(
         SqliteStore(config.state_dir / "journal.db"),

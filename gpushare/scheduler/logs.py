@@ -34,6 +34,8 @@ LOOK_EVERY_S = 1.0
 READS_PER_NODE_MAX = 90
 #: Of these, what one person may have: `gpushare run` follows up to 32 tasks at once, two streams each.
 READS_PER_USER_MAX = 64
+#: And one tenant: some are left to others.
+READS_PER_TENANT_MAX = 72
 
 
 class _Read:
@@ -126,6 +128,11 @@ class LogReads:
             raise error_of(Reason.BUSY, f"{READS_PER_NODE_MAX} logs of node {node} are being read; try again later.")
         if there.count(person) >= READS_PER_USER_MAX:
             raise error_of(Reason.BUSY, f"You read {READS_PER_USER_MAX} logs of node {node}; end some of them first.")
+        if sum(each.startswith(f"{who.tenant}/") for each in there) >= READS_PER_TENANT_MAX:
+            told = (
+                f"Your tenant reads {READS_PER_TENANT_MAX} logs of node {node}; end some of them, or try again later."
+            )
+            raise error_of(Reason.BUSY, told)
         read = _Read(node, person, session, end)
         self._reads[read.id] = read
         order.read_id = read.id

@@ -302,6 +302,18 @@ def test_a_person_begins_only_so_many_at_once(tmp_path: Path, monkeypatch: pytes
     run(test)
 
 
+def test_one_tenant_leaves_connections_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "CHANNELS_PER_TENANT_MAX", 1)
+
+    async def test() -> None:
+        async with api_cluster(tmp_path) as cluster:
+            agent = await running_agent(cluster)
+            await connect(cluster, agent)
+            assert (await refused(cluster, start(), "root")).reason == "BUSY"
+
+    run(test)
+
+
 def test_a_node_and_a_person_have_only_so_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channels, "CHANNELS_PER_NODE_MAX", 3)
     monkeypatch.setattr(channels, "CHANNELS_PER_USER_MAX", 2)

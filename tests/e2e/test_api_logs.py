@@ -256,6 +256,22 @@ def test_one_person_leaves_room_for_the_logs_of_others(tmp_path: Path, monkeypat
     run(test)
 
 
+def test_one_tenant_leaves_room_for_the_logs_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_reads, "READS_PER_TENANT_MAX", 1)
+
+    async def test() -> None:
+        async with api_cluster(tmp_path) as cluster:
+            agent, job = await running_job(cluster)
+            first = follow(cluster, job)
+            await agent.order("read_logs")
+            error = await refusal(follow(cluster, job, who="root"))
+            assert error.reason == "BUSY"
+            assert "Your tenant" in error.message
+            first.cancel()
+
+    run(test)
+
+
 def test_following_a_queued_job_waits_for_its_first_attempt(tmp_path: Path) -> None:
     async def test() -> None:
         async with api_cluster(tmp_path) as cluster:
