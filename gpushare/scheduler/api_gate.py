@@ -10,6 +10,7 @@ traceback reaches a caller; a stream ends within a second of its token's end.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import re
 import uuid
@@ -45,6 +46,7 @@ EXPIRY_LOOK_EVERY_S = 0.5
 # others are served meanwhile. Those of one tenant leave one by one, so that its callers never ask again all at once.
 FULL_PAUSE_S, FULL_APART_S, FULL_PAUSE_MAX_S = 0.1, 0.01, 2.0
 _CLOSING_S = 5.0
+LIST_PAUSE_MAX_S = 1.0
 # A call's message, from its headers on.
 MESSAGE_TIMEOUT_S = 20.0
 _AUDITED = frozenset(
@@ -177,8 +179,7 @@ class Gate:
                     place, is_in = self._places.take(caller), True
                     request = parse(request_type, await _only_message(context))
                     if is_list:
-                        async with self._lists.setdefault(caller.tenant, asyncio.Lock()):
-                            return (await target(request, caller)).SerializeToString()
+                        return await self._in_turn(caller.tenant, functools.partial(target, request, caller))
                     return (await target(request, caller)).SerializeToString()
                 except Exception as err:
                     error = _without_frames(await self._refusal(rpc, context, err))
@@ -193,6 +194,17 @@ class Gate:
             return b""
 
         return serve
+
+    async def _in_turn(self, tenant: str, page: Callable[[], Awaitable[Message]]) -> bytes:
+        """Once no other list of the tenant is made; the next waits for as long again as this one took, so that all
+        others come to their turn however many lists it asks for."""
+        lock, loop = self._lists.setdefault(tenant, asyncio.Lock()), asyncio.get_running_loop()
+        await lock.acquire()
+        began_s = loop.time()
+        try:
+            return (await page()).SerializeToString()
+        finally:
+            loop.call_later(min(loop.time() - began_s, LIST_PAUSE_MAX_S), lock.release)
 
     def _streaming(
         self,

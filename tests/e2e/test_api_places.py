@@ -4,6 +4,7 @@ messages."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,34 @@ def test_of_each_tenant_one_list_is_made_at_a_time(tmp_path: Path, monkeypatch: 
             made.set()
             await asyncio.wait_for(asyncio.gather(*asked), 10)
             assert most == {"vision": 1, "nlp": 1}
+
+    run(test)
+
+
+def test_many_lists_of_one_tenant_leave_the_scheduler_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Counter[str] = Counter()
+
+    async def list_jobs(_self: JobApi, _request: job_pb2.ListJobsRequest, who: Caller) -> job_pb2.ListJobsResponse:
+        time.sleep(0.02)
+        made[who.tenant] += 1
+        return job_pb2.ListJobsResponse()
+
+    monkeypatch.setattr(JobApi, "list_jobs", list_jobs)
+
+    async def test() -> None:
+        async with api_cluster(tmp_path) as cluster:
+            await cluster.channel("nina").channel_ready()
+            request = job_pb2.ListJobsRequest(parent="tenants/-")
+            asked = [asyncio.ensure_future(cluster.jobs("ann").ListJobs(request)) for _ in range(90)]
+            while not made["vision"]:
+                await asyncio.sleep(0.001)
+            await cluster.jobs("nina").ListJobs(request)
+            assert made["vision"] < 30
+            for each in asked:
+                each.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
 
     run(test)
 
