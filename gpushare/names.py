@@ -61,6 +61,13 @@ def check_name(value: str, field: str = "name") -> str:
     return value
 
 
+def check_job_name(value: str, field: str = "name") -> str:
+    """A name that is no id, so that both can stand for a job: a `NAME_RULE` with more than digits."""
+    if value.isdecimal():
+        raise TextError(field, value, "is digits alone, as the ids of jobs are", f"{NAME_RULE}, with a letter")
+    return check_name(value, field)
+
+
 def check_account(value: str, field: str = "unix_user") -> str:
     """A Unix account's name: `ACCOUNT_RULE`. Directories know more of them than a local passwd file would take."""
     if _ACCOUNT.fullmatch(value) is None:

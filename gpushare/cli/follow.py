@@ -33,6 +33,8 @@ _ATTEMPTS_AT_ONCE = 32
 # After the end of the job: how long its output may bring nothing before the rest is given up.
 _STALL_LIMIT_S = 30.0
 _CANCELS_AT_ONCE = 16
+# Who leaves while the jobs are being cancelled waits so long for the scheduler to hear of it.
+_CANCEL_WAIT_S = 3.0
 
 _STREAMS = ((STDOUT_FD, OutputStream.OUTPUT_STREAM_STDOUT), (STDERR_FD, OutputStream.OUTPUT_STREAM_STDERR))
 
@@ -256,7 +258,11 @@ async def run_to_end(
             tell(f"note: left; job {reference} goes on ({back})")
             return 0
         if not following.done():
-            tell(f"note: left; job {reference} goes on ({back})")
+            if cancels and interrupts.cancel.is_set():
+                # The second Ctrl-C may come before the first has got through.
+                await asyncio.wait((cancelling,), timeout=_CANCEL_WAIT_S)
+            is_cancelled = cancelling.done() and cancelling.result()
+            tell(f"note: left; job {reference} {'is being cancelled' if is_cancelled else f'goes on ({back})'}")
             return interrupts.exit_code
         ended = following.result()
     except BrokenPipeError:
@@ -295,13 +301,16 @@ class _WaitNotes:
 
 async def _cancel_when_asked(
     client: AsyncClient, names: Sequence[str], reference: str, interrupts: Interrupts, cancels: bool
-) -> None:
+) -> bool:
+    """Whether the scheduler was told."""
     await interrupts.cancel.wait()
     if not cancels:
         interrupts.leave.set()
-        return
+        return False
     tell(f"note: cancelling job {reference} (Ctrl-C once more leaves without waiting for its end)")
     try:
         await cancel_jobs(client, names)
     except GpushareError as err:
         tell(f"error: {err}")
+        return False
+    return True

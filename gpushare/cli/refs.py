@@ -88,12 +88,16 @@ async def find(client: AsyncClient, text: str, *, with_task: bool = False) -> Fo
     ref = parse_ref(text, with_task=with_task)
     try:
         return await _look_up(client, ref)
-    except NotFoundError:
+    except NotFoundError as err:
         name, _, task = text.partition("/")
         if not (with_task and ref.tenant and ref.task_index is None and _TASK.fullmatch(task)):
             raise
+        first = err
     # "train/1" is job 1 of tenant train, or task 1 of the job that was named train.
-    return await _look_up(client, JobRef(text, name=name, task_index=int(task)))
+    try:
+        return await _look_up(client, JobRef(text, name=name, task_index=int(task)))
+    except NotFoundError:
+        raise first from None
 
 
 async def resource_of(client: AsyncClient, text: str) -> str:

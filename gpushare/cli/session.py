@@ -62,6 +62,7 @@ def run_with_client(work: Callable[[AsyncClient], Coroutine[Any, Any, int | None
 
     async def connected() -> int | None:
         async with AsyncClient(settings_of_flags(tenant), timeout_s=timeout_s_of_flags()) as client:
+            await client.know_caller()
             return await work(client)
 
     return asyncio.run(connected())

@@ -80,6 +80,7 @@ class AsyncClient:
         self, spec: m.JobSpec, *, tenant: str = "", request_id: str = "", validate_only: bool = False
     ) -> m.CreateJobResponse:
         """Admits one job, or one per array index. `tenant` "" is the caller's own."""
+        await self.know_caller(tenant)
         request = m.CreateJobRequest(
             parent=self.parent(tenant), job=spec, request_id=request_id, validate_only=validate_only
         )
@@ -89,6 +90,7 @@ class AsyncClient:
         self, specs: Sequence[m.JobSpec], *, tenant: str = "", request_id: str = ""
     ) -> m.BatchCreateJobsResponse:
         """Admits all of these jobs or none."""
+        await self.know_caller(tenant)
         request = m.BatchCreateJobsRequest(parent=self.parent(tenant), jobs=specs, request_id=request_id)
         return await self._call(self._jobs.BatchCreateJobs, request, m.BatchCreateJobsResponse)
 
@@ -382,6 +384,13 @@ class AsyncClient:
         return self._pages(self._usage.ListAuditEvents, request, m.ListAuditEventsResponse, "events", m.AuditEvent)
 
     # -- how a call is made
+
+    async def know_caller(self, tenant: str = "") -> None:
+        """Ask once whose token this is, where nobody has said (a token from the environment) and no `tenant` is
+        named."""
+        if not (tenant or self.settings.tenant):
+            who = await self.who_am_i()
+            self.settings = replace(self.settings, tenant=who.tenant, user=who.user)
 
     def parent(self, tenant: str = "") -> str:
         """ "tenants/{tenant}"; the caller's own where none is named. Raises InvalidArgumentError where that is

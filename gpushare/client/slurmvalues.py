@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 
 from gpushare.client.spec import MAX_ARRAY_INDEXES
-from gpushare.names import NAME_MAX_CHARS, TextError, check_name, shown
+from gpushare.names import NAME_MAX_CHARS, TextError, check_job_name, shown
 from gpushare.quantity import format_duration_ms
 
 _COUNT = re.compile(r"[0-9]{1,9}")
@@ -42,9 +42,10 @@ def count(text: str) -> int:
 
 def job_name(text: str) -> Pairs:
     try:
-        return [("name", check_name(text))]
+        return [("name", check_job_name(text))]
     except TextError as err:
-        near = _NOT_IN_NAMES.sub("-", text.lower()).strip("-")[:NAME_MAX_CHARS].strip("-")
+        wanted = f"job-{text}" if text.isdecimal() else text.lower()
+        near = _NOT_IN_NAMES.sub("-", wanted).strip("-")[:NAME_MAX_CHARS].strip("-")
         instead = f"; write --job-name={near}" if near else ""
         raise SlurmValueError(f"{shown(text)}: {err.why}; accepted: {err.accepted}{instead}") from err
 

@@ -116,7 +116,7 @@ def _check_dependency(state: ClusterState, tenant: Tenant, dependency: Dependenc
 def check_job(raw: RawJob, tenant: Tenant, limits: RunLimits, who: Principal, settings: CoreSettings) -> JobSpec:
     """One job's shape; `limits` are those of `tenant`. Raises Refused or TextError."""
     if raw.name is not None:
-        names.check_name(raw.name, "name")
+        names.check_job_name(raw.name, "name")
     if raw.display_name:
         names.check_display_name(raw.display_name, "display_name", settings.display_name_max_chars)
     _check_command(raw, settings)

@@ -12,6 +12,7 @@ R = RawResources
 BIG = 2**63 - 1
 
 REFUSED = {
+    "a name that is an id": ({"name": "42"}, Reason.INVALID_FIELD, "digits alone"),
     "share 0": ({"resources": R(gpu_milli=0)}, Reason.INVALID_FIELD, "gpu_milli"),
     "share -1": ({"resources": R(gpu_milli=-1)}, Reason.INVALID_FIELD, "gpu_milli"),
     "share 1001": ({"resources": R(gpu_milli=1001)}, Reason.INVALID_FIELD, "gpu_milli"),

@@ -186,6 +186,7 @@ BAD: dict[str, tuple[int, str]] = {
     "#SBATCH --export=NOT_SET_HERE": (2, "#SBATCH --export: 'NOT_SET_HERE': is not set here"),
     "#SBATCH --job-name=Train_BERT": (2, "#SBATCH --job-name: 'Train_BERT': has 'T'; accepted: 1 to 63 of"),
     "#SBATCH -J My_Job.v2": (2, "write --job-name=my-job-v2"),
+    "#SBATCH -J 42": (2, "write --job-name=job-42"),
     "#SBATCH --job-name='train": (2, "no closing quotation"),
     "#SBATCH--gpus=1": (2, "write a space behind #SBATCH"),
     "#GPUSHARE --gpus 1 --gpuz 2": (2, "#GPUSHARE: No such option"),

@@ -12,6 +12,9 @@ import grpc.aio
 import pytest
 from api_cluster import ApiCluster, WireAgent, api_cluster, create, refusal, run, until
 
+from gpushare.client.aio import AsyncClient
+from gpushare.client.settings import ConnectionSettings
+from gpushare.client.spec import job_spec
 from gpushare.core.commands import Call, Housekeep, UpdateTenant
 from gpushare.core.model import SYSTEM, TenantSettings
 from gpushare.v1 import job_pb2, tenant_pb2, usage_pb2
@@ -546,5 +549,20 @@ def test_only_the_named_settings_of_a_tenant_change(tmp_path: Path) -> None:
             # Else its jobs, and what they hold, would be the newcomer's.
             again = tenant_pb2.CreateTenantRequest(tenant_id="lab", request_id="t14")
             assert (await refusal(tenants.CreateTenant(again))).status == "ALREADY_EXISTS"
+
+    run(test)
+
+
+def test_a_token_by_itself_is_enough_for_its_own_tenant(tmp_path: Path) -> None:
+    """As one in the environment, with nothing that says whose it is."""
+
+    async def test() -> None:
+        async with api_cluster(tmp_path) as cluster:
+            settings = ConnectionSettings(cluster.address, cluster.tokens["nina"])
+            async with AsyncClient(settings) as client:
+                spec = job_spec(["true"], working_directory="/")
+                assert (await client.create_job(spec)).jobs[0].tenant == "nlp"
+                assert (await client.batch_create_jobs([spec])).names == ["tenants/nlp/jobs/2"]
+                assert (client.settings.tenant, client.settings.user) == ("nlp", "nina")
 
     run(test)

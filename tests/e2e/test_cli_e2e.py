@@ -196,6 +196,22 @@ def test_ctrl_c_cancels_and_losing_the_terminal_does_not(up_cluster: UpCluster) 
     assert ran.returncode == job["exitCode"] != 0
     assert "cancelling" in err
 
+    stubborn = up_cluster.spawn(
+        *("run", "--gpus", "0", "--grace", "2s", "--name", "stubborn"),
+        *("--", "sh", "-c", "trap '' TERM; echo go; while :; do sleep 0.1; done"),
+    )
+    assert stubborn.stdout is not None
+    assert stubborn.stdout.readline() == "go\n"
+    stubborn.send_signal(signal.SIGINT)
+    assert stubborn.stderr is not None
+    while "cancelling" not in (line := stubborn.stderr.readline()):
+        assert line, "the first Ctrl-C cancels"
+    stubborn.send_signal(signal.SIGINT)
+    _, err = stubborn.communicate(timeout=30)
+    assert stubborn.returncode == 130
+    assert re.search(r"^note: left; job \S+ is being cancelled$", err, re.MULTILINE)
+    up_cluster.wait_for("stubborn", "CANCELLED")
+
     left = up_cluster.spawn("run", "--gpus", "0.5", "--name", "left", "--", "sh", "-c", "echo go; sleep 60")
     assert left.stdout is not None
     assert left.stdout.readline() == "go\n"
@@ -226,6 +242,7 @@ def test_a_member_of_another_tenant_sees_nothing_of_it(up_cluster: UpCluster) ->
         nowhere = up_cluster.cli(*words, "default/99999", person="bob")
         assert hidden.code == nowhere.code != 0
         assert hidden.err.replace(mine, "99999") == nowhere.err
+        assert f"There is no job default/{mine} that you may see" in hidden.err, words
     assert up_cluster.ok("jobs", "-a", "-o", "json", person="bob").json == {"jobs": []}
     assert up_cluster.cli("tenant", "create", "x", person="bob").code == 1
     job = up_cluster.ok(
