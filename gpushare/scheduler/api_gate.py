@@ -177,7 +177,7 @@ class Gate:
                 try:
                     caller = self._admit(rpc, context)
                     place, is_in = self._places.take(caller), True
-                    request = parse(request_type, await _only_message(context))
+                    request = parse(request_type, await only_message(context))
                     if is_list:
                         return await self._in_turn(caller.tenant, functools.partial(target, request, caller))
                     return (await target(request, caller)).SerializeToString()
@@ -227,7 +227,7 @@ class Gate:
                 if takes_many:
                     asked = _messages(request_type, requests)
                 else:
-                    asked = parse(request_type, await _only_message(context))
+                    asked = parse(request_type, await only_message(context))
                 await _until_ended(_pump(target(asked, caller, end), context), end)
                 return
             except Exception as err:
@@ -267,7 +267,7 @@ class Gate:
         return err
 
 
-async def _only_message(context: _Context) -> bytes:
+async def only_message(context: _Context) -> bytes:
     """What the call asks. Raises DEADLINE_EXCEEDED for one that keeps it to itself, INVALID_FIELD for one without."""
     try:
         async with asyncio.timeout(MESSAGE_TIMEOUT_S):

@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 import structlog
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health
 
 from gpushare import rpc
@@ -24,11 +24,11 @@ from gpushare.core.events import Entry
 from gpushare.core.kinds import Power
 from gpushare.core.model import TenantSettings
 from gpushare.core.state import ClusterState
-from gpushare.errors import error_of, refuse
+from gpushare.errors import GpushareError, error_of, refuse
 from gpushare.join import encode_join
 from gpushare.reasons import Reason
 from gpushare.scheduler.api_agents import AgentApi
-from gpushare.scheduler.api_gate import Gate, OpenStreams
+from gpushare.scheduler.api_gate import Gate, OpenStreams, only_message, parse
 from gpushare.scheduler.api_jobs import JobApi
 from gpushare.scheduler.api_nodes import NodeApi
 from gpushare.scheduler.api_reservations import ReservationApi
@@ -52,6 +52,7 @@ SERVICES: Final[tuple[ServiceDescriptor, ...]] = tuple(
 )
 HEALTH_EVERY_S = 0.25
 HEALTH_WATCHES_MAX = 64
+HEALTH_ASKING_MAX = 256
 _RESTART_S = 1.0
 
 _log = structlog.get_logger(__name__)
@@ -125,7 +126,7 @@ class ApiServer:
         self.server.add_generic_rpc_handlers(
             tuple(gate.handlers(service, servicers[service.name]) for service in SERVICES)
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        self.server.add_generic_rpc_handlers((self._health.handlers(),))
 
     def _attach(self) -> None:
         for projector, begin_anew in (
@@ -155,23 +156,55 @@ class ApiServer:
 
 
 class _Health(health.HealthServicer):  # type: ignore[misc]  # the package has no types
-    """Health for everybody, but only so many watches of it: they need no token and have no end."""
+    """Health for everybody, but only so many calls of it: they need no token. Those that say at once what they ask have
+    room for themselves."""
 
     def __init__(self) -> None:
         super().__init__()
         self._watches = 0
+        self._asking = 0
 
-    async def Watch(  # noqa: N802 - the name is the protocol's
-        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """To grpc each takes a stream of messages, as those of the gate."""
+        made = health_pb2.HealthCheckResponse.SerializeToString
+        return grpc.method_handlers_generic_handler(
+            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+            {
+                "Check": grpc.stream_unary_rpc_method_handler(self._check, response_serializer=made),
+                "Watch": grpc.stream_stream_rpc_method_handler(self._watch, response_serializer=made),
+            },
+        )
+
+    async def _check(self, _requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        asked = await self._asked(context)
+        return health_pb2.HealthCheckResponse() if asked is None else await self.Check(asked, context)
+
+    async def _watch(self, _requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        asked = await self._asked(context)
+        if asked is None:
+            return
         if self._watches >= HEALTH_WATCHES_MAX:
             refuse(context, error_of(Reason.BUSY, "Too many watches of the health; ask with Check instead."))
             return
         self._watches += 1
         try:
-            await super().Watch(request, context)
+            await self.Watch(asked, context)
         finally:
             self._watches -= 1
+
+    async def _asked(self, context: grpc.aio.ServicerContext[Any, Any]) -> health_pb2.HealthCheckRequest | None:
+        """None for who was refused."""
+        if self._asking >= HEALTH_ASKING_MAX:
+            refuse(context, error_of(Reason.BUSY, "Too many calls of the health have not said what they ask."))
+            return None
+        self._asking += 1
+        try:
+            return parse(health_pb2.HealthCheckRequest, await only_message(context))
+        except GpushareError as err:
+            refuse(context, err)
+            return None
+        finally:
+            self._asking -= 1
 
 
 def _careful(projector: Projector, begin_anew: Thunk) -> Projector:

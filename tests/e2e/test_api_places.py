@@ -18,7 +18,7 @@ from gpushare.core.model import Principal
 from gpushare.errors import GpushareError
 from gpushare.reasons import Reason
 from gpushare.rpc import RPCS_MAX
-from gpushare.scheduler import api_gate, convert, places
+from gpushare.scheduler import api_gate, convert, places, server
 from gpushare.scheduler.api_jobs import JobApi
 from gpushare.scheduler.auth import Caller, Reach
 from gpushare.v1 import job_pb2
@@ -50,6 +50,22 @@ def test_a_call_that_never_says_what_it_asks_is_ended(tmp_path: Path, monkeypatc
     async def test() -> None:
         async with api_cluster(tmp_path) as cluster:
             assert await code_of(silent_call(cluster, "ann")) == "DEADLINE_EXCEEDED"
+
+    run(test)
+
+
+def test_silent_calls_of_the_health_take_no_place_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_gate, "MESSAGE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(server, "HEALTH_ASKING_MAX", 1)
+
+    async def test() -> None:
+        async with api_cluster(tmp_path) as cluster:
+            check = "/grpc.health.v1.Health/Check"
+            silent = cluster.channel("").stream_unary(check)()
+            second = cluster.channel("").stream_unary(check)()
+            codes = sorted([await code_of(silent), await code_of(second)])
+            assert codes == ["DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"]
+            assert await cluster.channel("").unary_unary(check)(b"") == b"\x08\x01"  # SERVING
 
     run(test)
 
