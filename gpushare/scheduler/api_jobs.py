@@ -36,7 +36,7 @@ from gpushare.core.run_limits import run_limits
 from gpushare.core.state import ClusterState
 from gpushare.errors import GpushareError, error_of, invalid_field
 from gpushare.reasons import Reason
-from gpushare.scheduler import convert, sizes
+from gpushare.scheduler import api_sizes, convert
 from gpushare.scheduler.api_gate import StreamEnd, call_of, commit
 from gpushare.scheduler.api_paging import PAGE_BYTES_MAX, Cursor, Place, page_size
 from gpushare.scheduler.auth import Caller, JobView, view_of
@@ -101,7 +101,7 @@ class JobApi:
 
     async def create_job(self, request: job_pb2.CreateJobRequest, caller: Caller) -> job_pb2.CreateJobResponse:
         tenant = _submit_tenant(request.parent, caller)
-        sizes.check_spec(request.job, self._engine.settings)
+        api_sizes.check_spec(request.job, self._engine.settings)
         raw = convert.raw_job(request.job)
         command = SubmitJobs(tenant, (raw,), request.validate_only)
         view = functools.partial(self._created, caller, tenant, raw)
@@ -136,7 +136,7 @@ class JobApi:
         self, request: job_pb2.BatchCreateJobsRequest, caller: Caller
     ) -> job_pb2.BatchCreateJobsResponse:
         tenant = _submit_tenant(request.parent, caller)
-        sizes.check_batch(request, self._engine.settings)
+        api_sizes.check_batch(request, self._engine.settings)
         command = SubmitJobs(tenant, tuple(_raw_of_batch(place, spec) for place, spec in enumerate(request.jobs)))
         outcome = await commit(self._engine, command, call_of(caller, request), lambda _state, outcome: outcome)
         return job_pb2.BatchCreateJobsResponse(
