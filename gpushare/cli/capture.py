@@ -50,11 +50,6 @@ def _read_script(path: str) -> bytes:
         raise click.UsageError(f"the script {path!r} is larger than 1 MiB; keep data in files beside it")
     if not script:
         raise click.UsageError(f"the script {path!r} is empty")
-    if script.startswith(b"#!") and script.partition(b"\n")[0].endswith(b"\r"):
-        raise click.UsageError(
-            f"the script {path!r} has Windows line ends (CRLF), with which no interpreter is found; make them "
-            f"Unix ones, as with: sed -i 's/\\r$//' {path}"
-        )
     if not script.startswith(b"#!") and b"\0" not in script[:_PROGRAM_HEAD_BYTES]:
         # Nothing runs text but what its first line names; a program for the machine is the node's to judge.
         command = click.get_current_context().command_path

@@ -102,7 +102,7 @@ class TestHoldings:
             book.write(Holding(attempt_id=f"v.{number}.0.1", gpu_uuids=("GPU-with-a-longer-name",) * (5 - number)))
             if number:
                 book.drop(f"v.{number}.0.1")
-        assert sorted(path.name for path in (tmp_path / "held").iterdir()) == ["spare-3", "v.0.0.1.json"]
+        assert sorted(path.name for path in (tmp_path / "held").iterdir()) == [".spare-3", "v.0.0.1.json"]
         again = HoldingBook(tmp_path)
         again.write(Holding(attempt_id="v.9.0.1"))
         assert set(again.load()) == {"v.0.0.1", "v.9.0.1"}

@@ -43,11 +43,11 @@ def test_submit_sends_what_was_asked_for(gpushare: Cli, cluster: FakeCluster, tm
 
 def test_a_script_is_stored_as_it_is_now(gpushare: Cli, cluster: FakeCluster, tmp_path: Path) -> None:
     script = tmp_path / "train.sh"
-    script.write_bytes(b"#!/bin/sh\necho \xff\r\n")
+    script.write_bytes(b"#!/bin/sh\r\necho \xff\n")
     assert gpushare("submit", "--gpus", "1", str(script), "--lr", "3").code == 0
     script.write_bytes(b"changed")
     spec = cluster.seen("CreateJob")[0].job
-    assert spec.script == b"#!/bin/sh\necho \xff\r\n"
+    assert spec.script == b"#!/bin/sh\r\necho \xff\n"
     assert list(spec.argv) == ["--lr", "3"]
 
 

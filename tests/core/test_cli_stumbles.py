@@ -43,15 +43,6 @@ def test_a_script_that_nothing_would_run_is_refused_here(
         assert f"begins with no #! line; write one, or: gpushare submit -- python {script} ARG " in done.err
 
 
-def test_a_script_with_windows_line_ends_is_refused_here(gpushare: Cli, cluster: FakeCluster, tmp_path: Path) -> None:
-    script = tmp_path / "train.sh"
-    script.write_bytes(b"#!/bin/bash\r\necho hi\r\n")
-    done = gpushare("submit", "--gpus", "1", str(script))
-    assert done.code == 2
-    assert "has Windows line ends" in done.err
-    assert not cluster.seen("CreateJob")
-
-
 def test_input_that_would_be_lost_is_noted(gpushare: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     note = "note: what is piped in does not reach the job; -i passes it on\n"
     (tmp_path / "data").write_text("1\n")

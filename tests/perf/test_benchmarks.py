@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import time
@@ -42,11 +43,20 @@ async def a_start_is_measured_by_the_job(cluster: Cluster, witness: Path) -> Non
     assert 0 < sample_ms <= (started_ns - before) / 1e6
 
 
+def names_below(pid: int) -> set[str]:
+    """Of all processes below this one; some may end while we look."""
+    found = set()
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.add(process.name())
+    return found
+
+
 async def shims_are_no_part_of_an_agent(cluster: Cluster) -> None:
     agent = cluster.agents[0].pid
     await cluster.client.create_job(quarter_card(["/bin/sleep", "30"]))
     async with asyncio.timeout(20):
-        while processes.SHIM_NAME not in (p.name() for p in psutil.Process(agent).children(recursive=True)):
+        while processes.SHIM_NAME not in names_below(agent):
             await asyncio.sleep(0.02)
     names = {member.name: member.pss_mib for member in processes.members(processes.tree(agent))}
     assert processes.SHIM_NAME not in names
