@@ -106,7 +106,9 @@ def test_an_operator_closes_nodes_and_gives_nobody_anything(tmp_path: Path) -> N
 def test_jobs_that_may_still_be_there_are_named(tmp_path: Path) -> None:
     async def body(cluster: ApiCluster) -> None:
         agent_job = await cluster.submit()
-        await cluster.engine.read(lambda state: None)
+        await until(
+            lambda: cluster.engine.read(lambda state: bool(state.jobs["vision/1"].live())), "the job has its place"
+        )
         made = await cluster.reservations("olga").CreateReservation(maintain(cluster, start_ms=0))
         assert len(made.jobs_in_the_way) == 1
         assert agent_job.id in made.jobs_in_the_way[0]
