@@ -31,8 +31,9 @@ class HoldingBook:
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / DIRECTORY
         self._path.mkdir(mode=0o700, exist_ok=True)
-        self._spares = [name for name in os.listdir(self._path) if name.startswith(_SPARE_PREFIX)]
-        self._spares_made = 1 + max((int(name.removeprefix(_SPARE_PREFIX)) for name in self._spares), default=-1)
+        before, ours = os.listdir(self._path), len(_SPARE_PREFIX)
+        self._spares = [name for name in before if name.startswith(_SPARE_PREFIX) and name[ours:].isdecimal()]
+        self._spares_made = 1 + max((int(name[ours:]) for name in self._spares), default=-1)
 
     def load(self) -> dict[str, Holding]:
         """Every readable holding by attempt id."""

@@ -34,6 +34,7 @@ def test_whatever_a_tenant_is_called_its_holdings_are_kept(tmp_path: Path):
     """Files that lie about to be written again have names that no attempt has."""
     held = Holding(attempt_id="spare-lab.12.0.1")
     HoldingBook(tmp_path).write(held)
+    (tmp_path / "held" / ".spare-not-ours").touch()
     HoldingBook(tmp_path).write(Holding(attempt_id="vision.13.0.1"))
     assert HoldingBook(tmp_path).load()[held.attempt_id] == held
 

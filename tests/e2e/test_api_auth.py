@@ -81,15 +81,13 @@ CALLERS = {
 async def status_of_empty_call(channel: grpc.aio.Channel, path: str, client_streams: bool, server_streams: bool) -> str:
     """How the scheduler answers an empty request; an answer counts as OK without waiting for a stream's end."""
     while True:
-        found = await _status_of_one_call(channel, path, client_streams, server_streams)
+        found = await _ask(channel, path, client_streams, server_streams)
         # grpc.aio forgets the answer that it has when a write fails after it (grpc/grpc#36066): ask once more.
         if found != ("INTERNAL", "Internal error from Core"):
             return found[0]
 
 
-async def _status_of_one_call(
-    channel: grpc.aio.Channel, path: str, client_streams: bool, server_streams: bool
-) -> tuple[str, str]:
+async def _ask(channel: grpc.aio.Channel, path: str, client_streams: bool, server_streams: bool) -> tuple[str, str]:
     try:
         if client_streams:
             call = channel.stream_stream(path)()
