@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -75,6 +76,21 @@ def backoff(job: Job, now_ms: int) -> Wait:
     return Wait(Reason.RETRY_BACKOFF, f"try {job.round} ended with {job.reason}; the next starts in {wait} at most")
 
 
+class _Asked(NamedTuple):
+    """What a sentence may need."""
+
+    state: ClusterState
+    job: Job
+    now_ms: int
+    claim: Claim | None
+    sees: Sees
+
+    @property
+    def need(self) -> str:
+        spec = self.job.spec
+        return describe(spec.resources) + (f" x {spec.tasks} tasks" if spec.tasks > 1 else "")
+
+
 def sentence(
     state: ClusterState,
     job: Job,
@@ -85,42 +101,48 @@ def sentence(
 ) -> str:
     """`claim`: what keeps the room that the job would fit, where that is known. Without `sees` no other tenant is
     named."""
-    sees = sees or own_tenant(job)
-    request = job.spec.resources
-    need = describe(request) + (f" x {job.spec.tasks} tasks" if job.spec.tasks > 1 else "")
-    sentences: dict[Reason, Callable[[], str]] = {
-        Reason.TENANT_LIMIT: lambda: _over_limit(state, job),
-        Reason.TENANT_LIMIT_NEVER: lambda: _never_within_limit(state, job),
-        Reason.QUOTA: lambda: _over_guarantee(state, job),
-        Reason.QUOTA_NEVER: lambda: _never_within_guarantee(state, job),
-        Reason.HOST_LIMIT: lambda: _over_host_limit(state, job),
-        Reason.TENANT_CAP: lambda: _at_tenant_cap(state, job),
-        Reason.USER_CAP: lambda: _at_user_cap(state, job),
-        Reason.ARRAY_CAP: lambda: _at_array_cap(state, job),
-        Reason.DEPENDENCY: lambda: _depends(state, job),
-        Reason.RESERVED: lambda: _reserved(state, job, claim, now_ms, sees),
-        Reason.HELD: lambda: _held(job, claim, now_ms, sees),
-        Reason.PREEMPTING: lambda: _preempting(state, job, sees),
-        Reason.RESUMING: lambda: _resuming(job, need),
-        Reason.NO_NODES: lambda: (
-            "no node with cards is registered yet; an admin adds one with `gpushare node join-token NODE`"
-        ),
-        Reason.NO_CAPACITY: lambda: f"no card has room for {need} now{_beside_the_cordoned(state)}",
-        Reason.HOST_CAPACITY: lambda: f"cards have room, but no node has the CPU or host memory for {need} now",
-        Reason.OCCUPIED: lambda: f"{_strangers(state, sees)} hold what {need} needs; they are not gpushare's to stop",
-        Reason.GPU_UNHEALTHY: lambda: f"the cards that it could use are out of service: {_unhealthy(state)}",
-        Reason.NODES_UNAVAILABLE: lambda: (
-            f"the nodes that it could use are cordoned, draining, asleep or out of reach: {_unavailable(state)}"
-        ),
-        Reason.FENCE_UNAVAILABLE: lambda: (
-            f"no card offers a fence as strong as {request.min_enforcement.name.lower()}, so as things are it waits "
-            "for ever; ask for a weaker --fence, or for whole cards"
-        ),
-        Reason.MODEL_UNAVAILABLE: lambda: f"no registered card matches {need}",
-        Reason.LABELS_UNAVAILABLE: lambda: f"no registered node carries the labels {dict(request.node_labels)}",
-        Reason.PATH_MISSING: lambda: _without_path(state, job),
-    }
-    return sentences[reason]() if reason in sentences else SENTENCES[reason][0].rstrip(".")
+    made = _SENTENCES.get(reason)
+    if made is None:
+        return SENTENCES[reason][0].rstrip(".")
+    return made(_Asked(state, job, now_ms, claim, sees or own_tenant(job)))
+
+
+_SENTENCES: Final[Mapping[Reason, Callable[[_Asked], str]]] = {
+    Reason.TENANT_LIMIT: lambda a: _over_limit(a.state, a.job),
+    Reason.TENANT_LIMIT_NEVER: lambda a: _never_within_limit(a.state, a.job),
+    Reason.QUOTA: lambda a: _over_guarantee(a.state, a.job),
+    Reason.QUOTA_NEVER: lambda a: _never_within_guarantee(a.state, a.job),
+    Reason.HOST_LIMIT: lambda a: _over_host_limit(a.state, a.job),
+    Reason.TENANT_CAP: lambda a: _at_tenant_cap(a.state, a.job),
+    Reason.USER_CAP: lambda a: _at_user_cap(a.state, a.job),
+    Reason.ARRAY_CAP: lambda a: _at_array_cap(a.state, a.job),
+    Reason.DEPENDENCY: lambda a: _depends(a.state, a.job),
+    Reason.RESERVED: lambda a: _reserved(a.state, a.job, a.claim, a.now_ms, a.sees),
+    Reason.HELD: lambda a: _held(a.job, a.claim, a.now_ms, a.sees),
+    Reason.PREEMPTING: lambda a: _preempting(a.state, a.job, a.sees),
+    Reason.RESUMING: lambda a: _resuming(a.job, a.need),
+    Reason.NO_NODES: lambda a: (
+        "no node with cards is registered yet; an admin adds one with `gpushare node join-token NODE`"
+    ),
+    Reason.NO_CAPACITY: lambda a: f"no card has room for {a.need} now{_beside_the_cordoned(a.state)}",
+    Reason.HOST_CAPACITY: lambda a: f"cards have room, but no node has the CPU or host memory for {a.need} now",
+    Reason.OCCUPIED: lambda a: (
+        f"{_strangers(a.state, a.sees)} hold what {a.need} needs; they are not gpushare's to stop"
+    ),
+    Reason.GPU_UNHEALTHY: lambda a: f"the cards that it could use are out of service: {_unhealthy(a.state)}",
+    Reason.NODES_UNAVAILABLE: lambda a: (
+        f"the nodes that it could use are cordoned, draining, asleep or out of reach: {_unavailable(a.state)}"
+    ),
+    Reason.FENCE_UNAVAILABLE: lambda a: (
+        f"no card offers a fence as strong as {a.job.spec.resources.min_enforcement.name.lower()}, so as things are it "
+        "waits for ever; ask for a weaker --fence, or for whole cards"
+    ),
+    Reason.MODEL_UNAVAILABLE: lambda a: f"no registered card matches {a.need}",
+    Reason.LABELS_UNAVAILABLE: lambda a: (
+        f"no registered node carries the labels {dict(a.job.spec.resources.node_labels)}"
+    ),
+    Reason.PATH_MISSING: lambda a: _without_path(a.state, a.job),
+}
 
 
 # -- words
