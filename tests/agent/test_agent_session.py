@@ -424,10 +424,16 @@ def test_orders_in_a_list_are_taken_one_after_the_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("reason", [Reason.DUPLICATE_AGENT, Reason.UNAUTHENTICATED, Reason.BAD_REPORT])
 def test_a_refused_agent_says_so_once_and_keeps_trying(tmp_path: Path, reason: Reason) -> None:
     async def act(scene: Scene) -> None:
-        await scene.scheduler.until(lambda: True)
-        await scene.until(lambda: len(scene.scheduler.tokens) >= 2)
-        assert [fields["reason"] for _, fields in scene.log.lines] == [reason]
-        assert "running jobs go on" in scene.log.lines[0][0]
+        def refusals() -> list[tuple[str, dict[str, Any]]]:
+            # grpc may break a refused call off without saying why (grpc/grpc#36066); the next try hears it.
+            return [line for line in scene.log.lines if line[1]["reason"] != Reason.SCHEDULER_UNREACHABLE]
+
+        await scene.until(refusals)
+        tried = len(scene.scheduler.tokens)
+        await scene.until(lambda: len(scene.scheduler.tokens) > tried)
+        ((said, fields),) = refusals()
+        assert fields["reason"] == reason
+        assert "running jobs go on" in said
         scene.scheduler.switches.refuse_session = None
         await scene.scheduler.synced()
 
