@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from gpushare.core.cycle import Cycle
 
 # How long a job for which no place was found waits for the next look, and all jobs after a place was guessed: in a
-# queue that moves by itself, no place is guessed for each job in turn.
+# queue that moves by itself, no place is guessed for each job in turn. A guess looks at every node.
 _GUESS_AGAIN_MS = 60_000
 _NEXT_GUESS_MS = 10_000
+_NEXT_GUESS_MS_PER_NODE = 60
 
 
 def use(cycle: Cycle, job: Job, hold: CapacityHold) -> None:
@@ -81,7 +82,7 @@ def _guess(cycle: Cycle, job: Job, ask: Ask) -> Shadow | None:
         return None
     found = shadow(cycle.plan, ask, job.spec.tasks, job.spec.least_tasks, brain.guessed, now_ms)
     if found is not None:
-        short_cuts.next_guess_ms = now_ms + _NEXT_GUESS_MS
+        short_cuts.next_guess_ms = now_ms + max(_NEXT_GUESS_MS, _NEXT_GUESS_MS_PER_NODE * len(cycle.state.nodes))
     else:
         waiting = {key: at_ms for key, at_ms in short_cuts.guess_again_ms.items() if at_ms > now_ms}
         short_cuts.guess_again_ms = {**waiting, job.key: now_ms + _GUESS_AGAIN_MS}

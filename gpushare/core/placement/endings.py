@@ -106,6 +106,8 @@ class Endings:
         self._read_at = np.zeros(0, np.int64)
         # By node: whether anything that runs there has a known end.
         self._has_ends: list[bool] = []
+        # All rows together; None once any have changed.
+        self._joined: tuple[IntArray, IntArray] | None = None
         self._made: Timeline | None = None
 
     def refresh(self, touched: Iterable[str]) -> None:
@@ -120,20 +122,21 @@ class Endings:
     def timeline(self, now_ms: int) -> Timeline:
         """The ends as of now, with what the fleet's scratch holds."""
         fleet = self.fleet
-        is_same = self._made is not None and self._made.now_ms == now_ms and self._layout == fleet.layout
         if self._layout != fleet.layout:
             self._layout = fleet.layout
             nothing = np.zeros((0, _COLUMNS), np.int64)
             self._cards, self._hosts = [nothing] * len(fleet.names), [nothing] * len(fleet.names)
             self._read_at = np.full(len(fleet.names), -1, np.int64)
             self._has_ends = [False] * len(fleet.names)
+            self._joined = None
         for i in np.flatnonzero(fleet.changed_at > self._read_at).tolist():
-            is_same &= not self._read(i)
-        if self._made is not None and is_same:
+            if self._read(i):
+                self._joined = None
+        if self._made is not None and self._made.now_ms == now_ms and self._joined is not None:
             return self._made
-        cards = np.concatenate(self._cards) if self._cards else np.zeros((0, _COLUMNS), np.int64)
-        hosts = np.concatenate(self._hosts) if self._hosts else np.zeros((0, _COLUMNS), np.int64)
-        self._made = self._timeline(now_ms, cards, hosts)
+        if self._joined is None:
+            self._joined = (_join(self._cards), _join(self._hosts))
+        self._made = self._timeline(now_ms, *self._joined)
         return self._made
 
     def _timeline(self, now_ms: int, cards: IntArray, hosts: IntArray) -> Timeline:
@@ -177,6 +180,10 @@ class Endings:
         self._cards[i] = np.array(cards, dtype=np.int64).reshape(-1, _COLUMNS)
         self._hosts[i] = np.array(hosts, dtype=np.int64).reshape(-1, _COLUMNS)
         return bool(before or cards or hosts)
+
+
+def _join(rows: list[IntArray]) -> IntArray:
+    return np.concatenate(rows) if rows else np.zeros((0, _COLUMNS), np.int64)
 
 
 def _has_ends(state: ClusterState, node: str) -> bool:
