@@ -1,15 +1,28 @@
-"""The programs that a plain installation, client and command line alone, cannot run: they say what they need.
+"""Where the programs begin.
 
-Imports a daemon only when it is run. Invariant: what is missing is named together with the command that brings it; a
-module of our own that is missing is a fault and stays one.
+Imports a daemon, or the command line, only when it is run. Invariants: what a plain installation lacks for a daemon is
+named together with the command that brings it; a module of our own that is missing is a fault and stays one; a Ctrl-C
+that comes before the command line can answer it ends the process without a word.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 
 EXIT_REFUSED = 1
+
+
+def command_line() -> None:
+    """`gpushare`."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        import_module("gpushare.cli.main").main()
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    main = import_module("gpushare.cli.main").main
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()
 
 
 def scheduler() -> int:

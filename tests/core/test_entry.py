@@ -1,7 +1,8 @@
-"""The daemons' programs in an installation that lacks what they need."""
+"""The programs: a daemon's in an installation that lacks what it needs, and the command line's first moment."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,38 @@ def test_a_daemon_without_its_libraries_says_what_to_install(
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: {program} needs {missing}")
     assert f"pip install 'gpushare-cluster[{extra}]'" in done.stderr
+
+
+INTERRUPTED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.{found})
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{while_importing}":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from gpushare import entry
+sys.argv = ["gpushare", "jobs"]
+entry.command_line()
+"""
+
+
+@pytest.mark.parametrize(
+    ("found", "while_importing", "code"),
+    [
+        ("default_int_handler", "gpushare.cli.main", -signal.SIGINT),
+        ("default_int_handler", "gpushare.cli.jobs", 128 + signal.SIGINT),
+        ("SIG_IGN", "gpushare.cli.main", 1),
+    ],
+)
+def test_an_early_ctrl_c_ends_the_command_without_a_word(
+    tmp_path: Path, found: str, while_importing: str, code: int
+) -> None:
+    """One that is ignored, as under `nohup`, stays so: the command goes on, and finds no cluster to ask."""
+    text = INTERRUPTED.format(found=found, while_importing=while_importing)
+    environ = {"PATH": "", "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", text], env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert (done.stderr.strip() == "") is (found != "SIG_IGN")

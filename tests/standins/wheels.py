@@ -13,7 +13,7 @@ import gpushare_agent
 
 _SCRIPTS = """\
 [console_scripts]
-gpushare = gpushare.cli.main:main
+gpushare = gpushare.entry:command_line
 gpushare-scheduler = gpushare.scheduler.main:main
 gpushare-agent = gpushare_agent.main:main
 gpushare-simwork = gpushare_agent.gpus.simwork:main
