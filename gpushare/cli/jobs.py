@@ -16,9 +16,11 @@ from gpushare.cli.session import with_client
 if TYPE_CHECKING:
     from gpushare.client.aio import AsyncClient
     from gpushare.client.messages import Counterfactual, Dependency, Job, JobExplanation, TaskAttempt
+    from gpushare.errors import NotFoundError
 
 _STATES = ("QUEUED", "STARTING", "RUNNING", "SUSPENDED", "CANCELLING", "SUCCEEDED", "FAILED", "CANCELLED")
 _ENDED = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
+_CANCELLABLE = ("QUEUED", "STARTING", "RUNNING", "SUSPENDED")
 
 _COLUMNS = ("JOB", "NAME", "TENANT", "USER", "STATE", "GPUS", "TIME", "NODES", "REASON")
 _WIDE_COLUMNS = (
@@ -137,31 +139,62 @@ async def explain(client: AsyncClient, job: str, output: str) -> None:
 
 
 @click.command()
+@click.option("--user", metavar="U", help="All jobs of this user, in place of JOB...")
+@click.option(
+    "--state",
+    type=click.Choice(_CANCELLABLE, case_sensitive=False),
+    help="With --user: only the jobs in this state.",
+)
 @output_option
-@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+@click.argument("jobs", metavar="JOB...", nargs=-1)
 @with_client
-async def cancel(client: AsyncClient, jobs: tuple[str, ...], output: str) -> None:
+async def cancel(client: AsyncClient, jobs: tuple[str, ...], user: str | None, state: str | None, output: str) -> None:
     """Stop jobs: SIGTERM, then SIGKILL after the job's grace. A job that has ended keeps its end."""
     from gpushare.cli.follow import cancel_jobs
     from gpushare.cli.output import print_json_list
-    from gpushare.cli.refs import find_all
-    from gpushare.errors import NotFoundError
 
-    found: list[Job] = []
+    if bool(jobs) is (user is not None):
+        raise click.UsageError("give JOB..., or --user for all jobs of a user")
+    if state and user is None:
+        raise click.UsageError("--state goes with --user")
     missing: NotFoundError | None = None
-    for each in jobs:
-        # One that is not there keeps nobody else running; it is said at the end.
-        try:
-            found += await find_all(client, [each])
-        except NotFoundError as err:
-            missing = missing or err
-    cancelled = await cancel_jobs(client, list(dict.fromkeys(job.name for job in found)))
+    if user is None:
+        names, missing = await _names_of(client, jobs)
+    else:
+        names = await _names_of_user(client, user, state)
+    cancelled = await cancel_jobs(client, names)
     if output == JSON:
         print_json_list("jobs", cancelled)
     elif cancelled or missing is None:
         print_ends(cancelled, client.settings.tenant, wide=output == WIDE)
     if missing is not None:
         raise missing
+
+
+async def _names_of(client: AsyncClient, jobs: Iterable[str]) -> tuple[list[str], NotFoundError | None]:
+    """What the references mean, each once; and the first that means nothing: it keeps nobody else running, and is said
+    at the end."""
+    from gpushare.cli.refs import find_all
+    from gpushare.errors import NotFoundError
+
+    names: dict[str, None] = {}
+    missing: NotFoundError | None = None
+    for each in jobs:
+        try:
+            names.update(dict.fromkeys(job.name for job in await find_all(client, [each])))
+        except NotFoundError as err:
+            missing = missing or err
+    return list(names), missing
+
+
+async def _names_of_user(client: AsyncClient, user: str, state: str | None) -> list[str]:
+    """Those of the user's jobs that go on, in `state` where one is asked for; newest first, so that hardly any starts
+    in the place of one that was stopped before it."""
+    from gpushare.cli.output import job_state
+
+    states = (state,) if state else _CANCELLABLE
+    listing = client.list_jobs(parent=await _within_reach(client), user=user)
+    return [job.name async for job in listing if not job.foreign and job_state(job) in states]
 
 
 def print_ends(jobs: Sequence[Job], own_tenant: str, *, wide: bool) -> None:

@@ -403,6 +403,27 @@ def test_an_array_id_means_its_children(gpushare: Cli, cluster: FakeCluster) -> 
     assert gpushare("job", "@last", "-o", "json").json["jobs"][0]["arrayId"] == "5"
 
 
+@pytest.mark.parametrize(("words", "stopped"), [([], ["3", "1"]), (["--state", "queued"], ["3"])])
+def test_all_jobs_of_a_user_are_cancelled_the_newest_first(
+    gpushare: Cli, cluster: FakeCluster, words: list[str], stopped: list[str]
+) -> None:
+    cluster.add("1")
+    cluster.end(cluster.add("2"))
+    cluster.add("3", j.JOB_STATE_QUEUED)
+    cluster.add("4").created_by.user = "eve"
+    cluster.add("5", j.JOB_STATE_CANCELLING)
+    done = gpushare("cancel", "--user", "ada", *words, "-o", "json")
+    assert [job["id"] for job in done.json["jobs"]] == stopped
+    assert len(cluster.seen("CancelJob")) == len(stopped)
+
+
+@pytest.mark.parametrize("words", [[], ["1", "--user", "ada"], ["1", "--state", "queued"], ["--state", "queued"]])
+def test_cancel_is_told_which_jobs_in_one_way(gpushare: Cli, cluster: FakeCluster, words: list[str]) -> None:
+    cluster.add("1", j.JOB_STATE_QUEUED)
+    assert gpushare("cancel", *words).code == 2
+    assert not cluster.seen("CancelJob")
+
+
 # -- wait
 
 
