@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -212,43 +212,49 @@ def duration(ms: int) -> Duration:
 
 def raw_job(spec: job_pb2.JobSpec) -> RawJob:
     """What was sent, unchecked. Raises INVALID_FIELD for an unknown enum number or a malformed duration."""
-    return RawJob(
-        argv=tuple(spec.argv),
-        script=spec.script,
-        name=spec.name if spec.HasField("name") else None,
-        display_name=spec.display_name,
-        env=dict(spec.env),
-        captured_env=dict(spec.captured_env),
-        working_directory=spec.working_directory,
-        resources=raw_resources(spec.resources),
-        tasks=spec.tasks,
-        array_indexes=tuple(spec.array_indexes),
-        max_run_ms=duration_ms(spec.max_run_duration, "max_run_duration")
-        if spec.HasField("max_run_duration")
-        else None,
-        priority=spec.priority if spec.HasField("priority") else None,
-        max_retries=spec.max_retries,
-        on_disconnect=_choice_in(spec.on_disconnect, "on_disconnect", _ON_DISCONNECT_IN),
-        grace_ms=duration_ms(spec.grace_duration, "grace_duration") if spec.HasField("grace_duration") else None,
-        labels=dict(spec.labels),
-        pty=spec.pty,
-        min_tasks=spec.min_tasks,
-        qos=_choice_in(spec.qos, "qos", _QOS_IN),
-        preemption=_choice_in(spec.preemption, "preemption", _PREEMPTIONS_IN),
-        on_task_failure=_choice_in(spec.on_task_failure, "on_task_failure", _ON_TASK_FAILURE_IN),
-        topology=_choice_in(spec.topology, "topology", _TOPOLOGIES_IN),
-        after=tuple(_dependency_in(each) for each in spec.after),
-        array_max_running=spec.array_max_running,
-        start_within_ms=duration_ms(spec.start_within, "start_within") if spec.HasField("start_within") else None,
-        output_path=spec.output_path,
-        error_path=spec.error_path,
-        visible_devices=_choice_in(spec.visible_devices, "visible_devices", _VISIBLE_DEVICES_IN),
-        early_signal=_early_signal_in(spec.early_signal) if spec.HasField("early_signal") else None,
-        requeue_exit_codes=tuple(spec.requeue_exit_codes),
-        stdin=spec.stdin,
-        window_rows=spec.window.rows,
-        window_columns=spec.window.columns,
-    )
+    # Only what is set, since that is little of what there is.
+    sent: dict[str, Any] = {field.name: value for field, value in spec.ListFields()}
+    window = sent.pop("window", None)
+    made: dict[str, Any] = {_IN_JOB.get(name, name): _as_in_job(name, value) for name, value in sent.items()}
+    if window is not None:
+        made["window_rows"], made["window_columns"] = window.rows, window.columns
+    return RawJob(**made)
+
+
+# Fields with another name in the core.
+_IN_JOB: Final = {
+    "max_run_duration": "max_run_ms",
+    "grace_duration": "grace_ms",
+    "start_within": "start_within_ms",
+}
+_CHOICES_IN: Final[dict[str, Mapping[int, Enum]]] = {
+    "on_disconnect": _ON_DISCONNECT_IN,
+    "qos": _QOS_IN,
+    "preemption": _PREEMPTIONS_IN,
+    "on_task_failure": _ON_TASK_FAILURE_IN,
+    "topology": _TOPOLOGIES_IN,
+    "visible_devices": _VISIBLE_DEVICES_IN,
+}
+
+
+def _as_in_job(name: str, value: Any) -> Any:
+    """A field of a JobSpec that is set, in the core's terms."""
+    match name:
+        case "max_run_duration" | "grace_duration" | "start_within":
+            return duration_ms(value, name)
+        case "argv" | "array_indexes" | "requeue_exit_codes":
+            return tuple(value)
+        case "env" | "captured_env" | "labels":
+            return dict(value)
+        case "resources":
+            return raw_resources(value)
+        case "after":
+            return tuple(_dependency_in(each) for each in value)
+        case "early_signal":
+            return _early_signal_in(value)
+        case _:
+            choices = _CHOICES_IN.get(name)
+            return value if choices is None else _choice_in(value, name, choices)
 
 
 def _early_signal_in(asked: job_pb2.EarlySignal) -> EarlySignal:
@@ -265,17 +271,10 @@ def _dependency_in(asked: job_pb2.Dependency) -> Dependency:
 
 
 def raw_resources(asked: job_pb2.Resources) -> RawResources:
-    return RawResources(
-        gpus=asked.gpus if asked.HasField("gpus") else None,
-        gpu_milli=asked.gpu_milli if asked.HasField("gpu_milli") else None,
-        gpu_memory_mib=asked.gpu_memory_mib if asked.HasField("gpu_memory_mib") else None,
-        cpu_milli=asked.cpu_milli if asked.HasField("cpu_milli") else None,
-        memory_mib=asked.memory_mib if asked.HasField("memory_mib") else None,
-        gpu_model=asked.gpu_model,
-        min_gpu_memory_mib=asked.min_gpu_memory_mib if asked.HasField("min_gpu_memory_mib") else None,
-        node_labels=dict(asked.node_labels),
-        min_enforcement=asked.min_enforcement,
-    )
+    sent: dict[str, Any] = {field.name: value for field, value in asked.ListFields()}
+    if "node_labels" in sent:
+        sent["node_labels"] = dict(sent["node_labels"])
+    return RawResources(**sent)
 
 
 def job_state_in(number: int, field: str = "state") -> JobState | None:

@@ -193,6 +193,55 @@ def test_any_integer_reaches_the_core_as_it_is(number: int) -> None:
     assert raw.priority == raw.resources.gpus == raw.resources.gpu_milli == raw.resources.memory_mib == number
 
 
+ONE_FIELD_EACH = job_pb2.JobSpec(
+    name="train",
+    display_name="Train",
+    argv=["true"],
+    script=b"#!/bin/sh",
+    env={"A": "1"},
+    captured_env={"B": "2"},
+    working_directory="/work",
+    resources=job_pb2.Resources(gpus=1),
+    tasks=2,
+    array_indexes=[3],
+    max_run_duration=Duration(seconds=4),
+    priority=5,
+    max_retries=6,
+    on_disconnect=job_pb2.ON_DISCONNECT_STOP_AND_REQUEUE,
+    grace_duration=Duration(seconds=7),
+    labels={"team": "a"},
+    pty=True,
+    min_tasks=1,
+    qos=job_pb2.QOS_GUARANTEED,
+    preemption=job_pb2.PREEMPTION_CANCEL,
+    on_task_failure=job_pb2.ON_TASK_FAILURE_CONTINUE,
+    topology=job_pb2.TOPOLOGY_NODE,
+    after=[job_pb2.Dependency(job="tenants/vision/jobs/1")],
+    array_max_running=8,
+    start_within=Duration(seconds=9),
+    output_path="out",
+    error_path="err",
+    visible_devices=job_pb2.VISIBLE_DEVICES_INDEX,
+    early_signal=job_pb2.EarlySignal(signal="TERM"),
+    requeue_exit_codes=[85],
+    stdin=True,
+    window=job_pb2.WindowSize(rows=24, columns=80),
+)
+
+
+@pytest.mark.parametrize("field", [field.name for field in job_pb2.JobSpec.DESCRIPTOR.fields])
+def test_each_field_of_a_submission_reaches_the_core(field: str) -> None:
+    alone = job_pb2.JobSpec()
+    alone.MergeFrom(ONE_FIELD_EACH)
+    for other in job_pb2.JobSpec.DESCRIPTOR.fields:
+        if other.name != field:
+            alone.ClearField(other.name)
+    found, unset = convert.raw_job(alone), convert.raw_job(job_pb2.JobSpec())
+    changed = {name for name in found.__struct_fields__ if getattr(found, name) != getattr(unset, name)}
+    in_core = {"max_run_duration": "max_run_ms", "grace_duration": "grace_ms", "start_within": "start_within_ms"}
+    assert changed == ({"window_rows", "window_columns"} if field == "window" else {in_core.get(field, field)})
+
+
 # -- jobs out
 
 SPEC = JobSpec(
