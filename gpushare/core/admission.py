@@ -193,6 +193,8 @@ def _check_topology(raw: RawJob) -> Topology:
 
 def _check_after(after: tuple[Dependency, ...]) -> tuple[Dependency, ...]:
     """Sorted, so that equal jobs are equal."""
+    if not after:
+        return ()
     if len(after) > _AFTER_MAX:
         raise _refuse("after", f"names {len(after)} jobs; accepted: {_AFTER_MAX} (give an array's id for its children)")
     if len({dependency.job for dependency in after}) != len(after):
@@ -245,6 +247,8 @@ def _check_command(raw: RawJob, settings: CoreSettings) -> None:
 
 
 def _check_env(raw: RawJob, settings: CoreSettings) -> tuple[dict[str, str], dict[str, str]]:
+    if not raw.env and not raw.captured_env:
+        return raw.env, raw.captured_env
     captured = {k: v for k, v in raw.captured_env.items() if not names.is_reserved_env(k)}
     merged = {**captured, **raw.env}
     if len(merged) > settings.env_max_vars:

@@ -32,8 +32,7 @@ class RunLimits(NamedTuple):
     @property
     def unasked_ms(self) -> int:
         """The limit of a job that names none."""
-        known = [ms for ms in (self.default_ms, self.cap_ms) if ms]
-        return min(known, default=0)
+        return min(self.default_ms or self.cap_ms, self.cap_ms or self.default_ms)
 
 
 def run_limits(tenants: Mapping[str, Tenant], tenant: str) -> RunLimits:
@@ -71,6 +70,8 @@ def check_early_signal(asked: EarlySignal | None, max_run_ms: int) -> EarlySigna
 
 def check_requeue_codes(codes: tuple[int, ...]) -> tuple[int, ...]:
     """Sorted, so that equal jobs are equal. Raises TextError."""
+    if not codes:
+        return ()
     if len(codes) > _CODES_MAX or len(set(codes)) != len(codes) or not all(1 <= code <= 255 for code in codes):
         told = ",".join(map(str, codes[: _CODES_MAX + 1]))
         raise TextError("requeue_exit_codes", told, "are no exit codes to be queued again by", _CODES_ACCEPTED)
