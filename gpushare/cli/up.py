@@ -76,6 +76,8 @@ class _Up:
     stop_jobs: bool
     daemons: list[Daemon] = field(default_factory=list)
     settings: ConnectionSettings | None = None
+    # The context that was current before.
+    context_before: str = ""
 
     async def run(self) -> int:
         from gpushare.cli.interrupts import Interrupts
@@ -102,7 +104,7 @@ class _Up:
         from gpushare.address import Address, parse_address
         from gpushare.cli.daemons import Daemon
         from gpushare.cli.upstate import as_name, rotate_log
-        from gpushare.client.settings import context_path, save_context
+        from gpushare.client.settings import context_path, read_contexts, save_context
 
         user = as_name(self.account, "admin")
         self.state.write_scheduler_config(self.listen, user)
@@ -123,6 +125,7 @@ class _Up:
         await asyncio.gather(*(self._node_ready(plan, agent) for plan, agent in zip(self.plans, agents, strict=True)))
         self.state.keep_shape(self.shape)
         path = context_path()
+        self.context_before = read_contexts(path).current
         save_context(path, CONTEXT, self.settings)
         _say(f"context {CONTEXT!r} is now the current one in {path}")
         command = "gpushare-simwork --memory 6G --seconds 10" if self.plans[0].simulate else "nvidia-smi"
@@ -251,7 +254,20 @@ class _Up:
         for task in watching:
             task.cancel()
         await asyncio.gather(*watching, return_exceptions=True)
+        self._give_back_context()
         _say("stopped")
+
+    def _give_back_context(self) -> None:
+        """Whoever works on another cluster, too, has that one before them again, unless they chose otherwise."""
+        from gpushare.client.settings import choose_context, context_path, read_contexts
+        from gpushare.errors import GpushareError
+
+        before, path = self.context_before, context_path()
+        with contextlib.suppress(GpushareError):
+            known = read_contexts(path)
+            if before not in ("", CONTEXT) and known.current == CONTEXT and before in known.contexts:
+                choose_context(path, before)
+                _say(f"context {before!r} is the current one again")
 
 
 async def _cancel_and_wait(client: AsyncClient, names: list[str]) -> None:

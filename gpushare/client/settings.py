@@ -189,6 +189,13 @@ def save_context(path: Path, name: str, settings: ConnectionSettings) -> None:
     _write(path, replace(known, current=name, contexts={**known.contexts, name: settings}))
 
 
+def choose_context(path: Path, name: str) -> None:
+    """Makes a context the current one that is there; else changes nothing."""
+    known = read_contexts(path)
+    if name in known.contexts:
+        _write(path, replace(known, current=name))
+
+
 def forget_context(path: Path, name: str) -> None:
     """Takes one context out; if it was the current one, none is."""
     known = read_contexts(path)

@@ -14,6 +14,8 @@ import pytest
 from leaks import processes_of, read_of
 from upcluster import UpCluster
 
+from gpushare.client.settings import ConnectionSettings, forget_context, read_contexts, save_context
+
 MakeUp = Callable[..., UpCluster]
 
 
@@ -93,16 +95,21 @@ def test_a_daemon_that_dies_is_started_again_and_no_job_notices(make_up: MakeUp)
     assert up.stop() == 0
 
 
-def test_stop_jobs_ends_them_first(make_up: MakeUp) -> None:
+def test_stop_jobs_ends_them_first_and_the_context_of_before_is_current_again(make_up: MakeUp) -> None:
     up = make_up()
+    contexts = up.home / "admin.toml"
+    save_context(contexts, "lab", ConnectionSettings("lab.example:7480", "gps_a"))
     up.start("--stop-jobs")
     up.ok("submit", "--gpus", "0.5", "--name", "long", "--", "sleep", "300")
     up.wait_for("long", "RUNNING")
     assert up.stop() == 0
     up.until(lambda: not processes_of(up.home), "nothing is left")
+    assert read_contexts(contexts).current == "lab"
     up.start()
     assert up.job("long")["state"] == "JOB_STATE_CANCELLED"
+    forget_context(contexts, "lab")
     assert up.stop() == 0
+    assert read_contexts(contexts).current == "local"
 
 
 def test_a_killed_up_leaves_no_daemon_and_its_jobs(make_up: MakeUp) -> None:
