@@ -1,8 +1,8 @@
-"""Where the programs begin.
+"""Where `gpushare` and the daemons begin.
 
 Imports a daemon, or the command line, only when it is run. Invariants: what a plain installation lacks for a daemon is
 named together with the command that brings it; a module of our own that is missing is a fault and stays one; a Ctrl-C
-that comes before the command line can answer it ends the process without a word.
+while the command line is imported ends the process without a word.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ EXIT_REFUSED = 1
 
 def command_line() -> None:
     """`gpushare`."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        import_module("gpushare.cli.main").main()
-        return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    found = signal.getsignal(signal.SIGINT)
+    if found is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     main = import_module("gpushare.cli.main").main
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, found)
     main()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gpushare.cli.options import JSON, WIDE, output_option, tenant_option
-from gpushare.cli.session import with_client
+from gpushare.cli.session import run_with_client, with_client
 
 if TYPE_CHECKING:
     from gpushare.client.aio import AsyncClient
@@ -140,35 +140,47 @@ async def explain(client: AsyncClient, job: str, output: str) -> None:
 
 @click.command()
 @click.option("--user", metavar="U", help="All jobs of this user, in place of JOB...")
+@tenant_option
 @click.option(
     "--state",
     type=click.Choice(_CANCELLABLE, case_sensitive=False),
-    help="With --user: only the jobs in this state.",
+    help="With --user: only those that are listed in this state.",
 )
 @output_option
 @click.argument("jobs", metavar="JOB...", nargs=-1)
-@with_client
-async def cancel(client: AsyncClient, jobs: tuple[str, ...], user: str | None, state: str | None, output: str) -> None:
-    """Stop jobs: SIGTERM, then SIGKILL after the job's grace. A job that has ended keeps its end."""
-    from gpushare.cli.follow import cancel_jobs
-    from gpushare.cli.output import print_json_list
+def cancel(jobs: tuple[str, ...], user: str | None, tenant: str, state: str | None, output: str) -> int | None:
+    """Stop jobs: SIGTERM, then SIGKILL after the job's grace. A job that has ended keeps its end.
+
+    With --user those of that name in your tenant; as admin or operator in all tenants, or in that of --tenant.
+    """
+    from gpushare.names import check_name
 
     if bool(jobs) is (user is not None):
         raise click.UsageError("give JOB..., or --user for all jobs of a user")
-    if state and user is None:
-        raise click.UsageError("--state goes with --user")
-    missing: NotFoundError | None = None
-    if user is None:
-        names, missing = await _names_of(client, jobs)
-    else:
-        names = await _names_of_user(client, user, state)
-    cancelled = await cancel_jobs(client, names)
-    if output == JSON:
-        print_json_list("jobs", cancelled)
-    elif cancelled or missing is None:
-        print_ends(cancelled, client.settings.tenant, wide=output == WIDE)
-    if missing is not None:
-        raise missing
+    if user is None and (state or tenant):
+        raise click.UsageError("--state and --tenant go with --user")
+    if user is not None:
+        # An empty one, as from a variable that is not set, would be everybody.
+        check_name(user, "--user")
+
+    async def work(client: AsyncClient) -> None:
+        from gpushare.cli.follow import cancel_jobs
+        from gpushare.cli.output import print_json_list
+
+        missing: NotFoundError | None = None
+        if user is None:
+            names, missing = await _names_of(client, jobs)
+        else:
+            names = await _names_of_user(client, user, tenant, state)
+        cancelled = await cancel_jobs(client, names)
+        if output == JSON:
+            print_json_list("jobs", cancelled)
+        elif cancelled or missing is None:
+            print_ends(cancelled, client.settings.tenant, wide=output == WIDE)
+        if missing is not None:
+            raise missing
+
+    return run_with_client(work)
 
 
 async def _names_of(client: AsyncClient, jobs: Iterable[str]) -> tuple[list[str], NotFoundError | None]:
@@ -187,14 +199,17 @@ async def _names_of(client: AsyncClient, jobs: Iterable[str]) -> tuple[list[str]
     return list(names), missing
 
 
-async def _names_of_user(client: AsyncClient, user: str, state: str | None) -> list[str]:
-    """Those of the user's jobs that go on, in `state` where one is asked for; newest first, so that hardly any starts
-    in the place of one that was stopped before it."""
+async def _names_of_user(client: AsyncClient, user: str, tenant: str, state: str | None) -> list[str]:
+    """Those of the user's jobs that can be cancelled; newest first, so that hardly any starts in the place of one that
+    was stopped before it."""
     from gpushare.cli.output import job_state
 
-    states = (state,) if state else _CANCELLABLE
-    listing = client.list_jobs(parent=await _within_reach(client), user=user)
-    return [job.name async for job in listing if not job.foreign and job_state(job) in states]
+    listing = client.list_jobs(
+        parent=f"tenants/{tenant}" if tenant else await _within_reach(client),
+        user=user,
+        state=f"JOB_STATE_{state or 'UNSPECIFIED'}",
+    )
+    return [job.name async for job in listing if not job.foreign and job_state(job) in _CANCELLABLE]
 
 
 def print_ends(jobs: Sequence[Job], own_tenant: str, *, wide: bool) -> None:

@@ -125,7 +125,9 @@ class _Up:
         await asyncio.gather(*(self._node_ready(plan, agent) for plan, agent in zip(self.plans, agents, strict=True)))
         self.state.keep_shape(self.shape)
         path = context_path()
-        self.context_before = read_contexts(path).current
+        before = read_contexts(path).current
+        # Its own, where it was killed the last time.
+        self.context_before = before if before != CONTEXT else ""
         save_context(path, CONTEXT, self.settings)
         _say(f"context {CONTEXT!r} is now the current one in {path}")
         command = "gpushare-simwork --memory 6G --seconds 10" if self.plans[0].simulate else "nvidia-smi"
@@ -254,20 +256,18 @@ class _Up:
         for task in watching:
             task.cancel()
         await asyncio.gather(*watching, return_exceptions=True)
-        self._give_back_context()
+        self._leave_context()
         _say("stopped")
 
-    def _give_back_context(self) -> None:
-        """Whoever works on another cluster, too, has that one before them again, unless they chose otherwise."""
-        from gpushare.client.settings import choose_context, context_path, read_contexts
+    def _leave_context(self) -> None:
+        """Whoever works on another cluster, too, has that one before them again."""
+        from gpushare.client.settings import context_path, leave_context
         from gpushare.errors import GpushareError
 
-        before, path = self.context_before, context_path()
         with contextlib.suppress(GpushareError):
-            known = read_contexts(path)
-            if before not in ("", CONTEXT) and known.current == CONTEXT and before in known.contexts:
-                choose_context(path, before)
-                _say(f"context {before!r} is the current one again")
+            left = self.settings and leave_context(context_path(), CONTEXT, self.settings, self.context_before)
+            if left and self.context_before:
+                _say(f"context {self.context_before!r} is the current one again")
 
 
 async def _cancel_and_wait(client: AsyncClient, names: list[str]) -> None:

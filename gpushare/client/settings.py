@@ -189,11 +189,14 @@ def save_context(path: Path, name: str, settings: ConnectionSettings) -> None:
     _write(path, replace(known, current=name, contexts={**known.contexts, name: settings}))
 
 
-def choose_context(path: Path, name: str) -> None:
-    """Makes a context the current one that is there; else changes nothing."""
+def leave_context(path: Path, name: str, settings: ConnectionSettings, before: str) -> bool:
+    """Makes the context `before` the current one, or none where there is none of that name; True when done. Only where
+    `name` is current, and still what `settings` say: somebody may have chosen otherwise."""
     known = read_contexts(path)
-    if name in known.contexts:
-        _write(path, replace(known, current=name))
+    if known.current != name or known.contexts.get(name) != settings:
+        return False
+    _write(path, replace(known, current=before if before in known.contexts else ""))
+    return True
 
 
 def forget_context(path: Path, name: str) -> None:

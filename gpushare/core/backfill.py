@@ -34,8 +34,10 @@ class Shadow(NamedTuple):
 def shadow(plan: Plan, ask: Ask, tasks: int, least: int, endings: Endings, now_ms: int) -> Shadow | None:
     """The earliest start after now of a job that does not fit now; None: not known. `ask.end_ms` is its end if it
     started now. `plan` is left as it was; what it has taken so far counts as running."""
-    claims = plan.fleet.claims
-    search = Search(endings.timeline(now_ms), ask, least)
+    claims, timeline = plan.fleet.claims, endings.timeline(now_ms)
+    if not len(timeline.times) and _next_close_ms(plan, claims, now_ms) is None:
+        return None
+    search = Search(timeline, ask, least)
     run_ms = None if ask.end_ms is None else ask.end_ms - now_ms
     at_ms = now_ms
     for _ in range(_TRIALS_MAX):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gpushare.core.cycle import Cycle
 
 # How long a job for which no place was found waits for the next look, and all jobs after a place was guessed: in a
-# queue that moves by itself, no place is guessed for each job in turn. A guess looks at every node.
+# queue that moves by itself, no place is guessed for each job in turn. A guess that finds one has read every node.
 _GUESS_AGAIN_MS = 60_000
 _NEXT_GUESS_MS = 10_000
 _NEXT_GUESS_MS_PER_NODE = 60

@@ -221,7 +221,7 @@ def raw_job(spec: job_pb2.JobSpec) -> RawJob:
     return RawJob(**made)
 
 
-# Fields with another name in the core.
+# Durations, which have another name in the core.
 _IN_JOB: Final = {
     "max_run_duration": "max_run_ms",
     "grace_duration": "grace_ms",
@@ -239,9 +239,9 @@ _CHOICES_IN: Final[dict[str, Mapping[int, Enum]]] = {
 
 def _as_in_job(name: str, value: Any) -> Any:
     """A field of a JobSpec that is set, in the core's terms."""
+    if name in _IN_JOB:
+        return duration_ms(value, name)
     match name:
-        case "max_run_duration" | "grace_duration" | "start_within":
-            return duration_ms(value, name)
         case "argv" | "array_indexes" | "requeue_exit_codes":
             return tuple(value)
         case "env" | "captured_env" | "labels":

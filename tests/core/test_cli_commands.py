@@ -417,11 +417,31 @@ def test_all_jobs_of_a_user_are_cancelled_the_newest_first(
     assert len(cluster.seen("CancelJob")) == len(stopped)
 
 
-@pytest.mark.parametrize("words", [[], ["1", "--user", "ada"], ["1", "--state", "queued"], ["--state", "queued"]])
-def test_cancel_is_told_which_jobs_in_one_way(gpushare: Cli, cluster: FakeCluster, words: list[str]) -> None:
+@pytest.mark.parametrize(("words", "parent"), [([], "tenants/-"), (["--tenant", "nlp"], "tenants/nlp")])
+def test_an_admin_cancels_a_users_jobs_everywhere_or_in_one_tenant(
+    gpushare: Cli, cluster: FakeCluster, words: list[str], parent: str
+) -> None:
+    cluster.role = "admin"
+    assert gpushare("cancel", "--user", "ada", *words).code == 0
+    assert cluster.seen("ListJobs")[-1].parent == parent
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([], ["1", "--user", "ada"], ["1", "--state", "queued"], ["--state", "queued"], ["1", "--tenant", "nlp"]),
+        # As a script has it whose variable is not set: not everybody's.
+        ["--user", ""],
+    ],
+)
+def test_cancel_is_told_which_jobs_in_one_way_before_anybody_is_asked(
+    gpushare: Cli, cluster: FakeCluster, words: list[str], environment: dict[str, str]
+) -> None:
     cluster.add("1", j.JOB_STATE_QUEUED)
-    assert gpushare("cancel", *words).code == 2
-    assert not cluster.seen("CancelJob")
+    environment["GPUSHARE_CONFIG"] += ".absent"
+    done = gpushare("cancel", *words)
+    assert (done.code, "CONFIG_INVALID" in done.err) == (2, False)
+    assert not cluster.requests
 
 
 # -- wait

@@ -9,10 +9,28 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gpushare.core.kinds import AttemptState, Enforcement, GpuState, JobState, NodeState, OnDisconnect, Role
+from gpushare.core.commands import RawJob, RawResources
+from gpushare.core.kinds import (
+    AttemptState,
+    DependencyKind,
+    Enforcement,
+    GpuState,
+    JobState,
+    NodeState,
+    OnDisconnect,
+    OnTaskFailure,
+    PreemptionMode,
+    Qos,
+    Role,
+    SignalTarget,
+    Topology,
+    VisibleDevices,
+)
 from gpushare.core.model import (
     Account,
     Attempt,
+    Dependency,
+    EarlySignal,
     Job,
     JobSpec,
     ModelQuota,
@@ -193,7 +211,7 @@ def test_any_integer_reaches_the_core_as_it_is(number: int) -> None:
     assert raw.priority == raw.resources.gpus == raw.resources.gpu_milli == raw.resources.memory_mib == number
 
 
-ONE_FIELD_EACH = job_pb2.JobSpec(
+EACH_FIELD = job_pb2.JobSpec(
     name="train",
     display_name="Train",
     argv=["true"],
@@ -201,7 +219,17 @@ ONE_FIELD_EACH = job_pb2.JobSpec(
     env={"A": "1"},
     captured_env={"B": "2"},
     working_directory="/work",
-    resources=job_pb2.Resources(gpus=1),
+    resources=job_pb2.Resources(
+        gpus=1,
+        gpu_milli=2,
+        gpu_memory_mib=3,
+        cpu_milli=4,
+        memory_mib=5,
+        gpu_model="L40S",
+        min_gpu_memory_mib=6,
+        node_labels={"disk": "fast"},
+        min_enforcement=job_pb2.ENFORCEMENT_SERVER,
+    ),
     tasks=2,
     array_indexes=[3],
     max_run_duration=Duration(seconds=4),
@@ -222,24 +250,61 @@ ONE_FIELD_EACH = job_pb2.JobSpec(
     output_path="out",
     error_path="err",
     visible_devices=job_pb2.VISIBLE_DEVICES_INDEX,
-    early_signal=job_pb2.EarlySignal(signal="TERM"),
+    early_signal=job_pb2.EarlySignal(signal="TERM", before=Duration(seconds=10), target=job_pb2.SIGNAL_TARGET_ALL),
     requeue_exit_codes=[85],
     stdin=True,
     window=job_pb2.WindowSize(rows=24, columns=80),
 )
 
 
-@pytest.mark.parametrize("field", [field.name for field in job_pb2.JobSpec.DESCRIPTOR.fields])
-def test_each_field_of_a_submission_reaches_the_core(field: str) -> None:
-    alone = job_pb2.JobSpec()
-    alone.MergeFrom(ONE_FIELD_EACH)
-    for other in job_pb2.JobSpec.DESCRIPTOR.fields:
-        if other.name != field:
-            alone.ClearField(other.name)
-    found, unset = convert.raw_job(alone), convert.raw_job(job_pb2.JobSpec())
-    changed = {name for name in found.__struct_fields__ if getattr(found, name) != getattr(unset, name)}
-    in_core = {"max_run_duration": "max_run_ms", "grace_duration": "grace_ms", "start_within": "start_within_ms"}
-    assert changed == ({"window_rows", "window_columns"} if field == "window" else {in_core.get(field, field)})
+def test_each_field_of_a_submission_reaches_the_core() -> None:
+    for kind, sent in ((job_pb2.JobSpec, EACH_FIELD), (job_pb2.Resources, EACH_FIELD.resources)):
+        assert {field.name for field, _ in sent.ListFields()} == {field.name for field in kind.DESCRIPTOR.fields}
+    assert convert.raw_job(EACH_FIELD) == RawJob(
+        name="train",
+        display_name="Train",
+        argv=("true",),
+        script=b"#!/bin/sh",
+        env={"A": "1"},
+        captured_env={"B": "2"},
+        working_directory="/work",
+        resources=RawResources(
+            gpus=1,
+            gpu_milli=2,
+            gpu_memory_mib=3,
+            cpu_milli=4,
+            memory_mib=5,
+            gpu_model="L40S",
+            min_gpu_memory_mib=6,
+            node_labels={"disk": "fast"},
+            min_enforcement=2,
+        ),
+        tasks=2,
+        array_indexes=(3,),
+        max_run_ms=4_000,
+        priority=5,
+        max_retries=6,
+        on_disconnect=OnDisconnect.STOP_AND_REQUEUE,
+        grace_ms=7_000,
+        labels={"team": "a"},
+        pty=True,
+        min_tasks=1,
+        qos=Qos.GUARANTEED,
+        preemption=PreemptionMode.CANCEL,
+        on_task_failure=OnTaskFailure.CONTINUE,
+        topology=Topology.NODE,
+        after=(Dependency("vision/1", DependencyKind.AFTEROK),),
+        array_max_running=8,
+        start_within_ms=9_000,
+        output_path="out",
+        error_path="err",
+        visible_devices=VisibleDevices.INDEX,
+        early_signal=EarlySignal("TERM", 10_000, SignalTarget.ALL),
+        requeue_exit_codes=(85,),
+        stdin=True,
+        window_rows=24,
+        window_columns=80,
+    )
 
 
 # -- jobs out

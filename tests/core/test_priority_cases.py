@@ -344,6 +344,39 @@ KEPT_PLACES = {
         cycle
         expect d QUEUED HELD
     """,
+    "in a large cluster a place is guessed less often": f"""
+        settings starvation_after_ms=600000
+        remember
+        tenant t
+        node n 3
+        {chr(10).join(f"node idle-{i} 0" for i in range(332))}
+        submit t a count=3 gpus=1
+        cycle
+        run a1
+        run a2
+        run a3
+        submit t wide count=2 gpus=2
+        wait 600000
+        cycle
+        exit a1 0
+        exit a2 0
+        cycle
+        expect wide1 STARTING
+        run wide1
+        exit a3 0
+        wait 19000
+        cycle
+        submit t c gpus=1
+        cycle
+        expect c STARTING
+        run c
+        exit c 0
+        wait 1000
+        cycle
+        submit t d gpus=1
+        cycle
+        expect d QUEUED HELD
+    """,
     "a suspended job gives no card back in any guess": """
         settings starvation_after_ms=600000
         remember
