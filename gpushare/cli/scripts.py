@@ -54,13 +54,15 @@ _IN_ITS_PLACE = {
 
 class Directives(NamedTuple):
     """What a script says that holds: `settings` of `lines` of the file `script`; `slurms_own` are words in it that only
-    Slurm gives a meaning, `lookalikes` lines that were perhaps meant as directives."""
+    Slurm gives a meaning, `lookalikes` lines that were perhaps meant as directives; `has_cr`: its lines end as on
+    Windows."""
 
     script: str
     lines: int = 0
     settings: tuple[Setting, ...] = ()
     slurms_own: tuple[str, ...] = ()
     lookalikes: tuple[str, ...] = ()
+    has_cr: bool = False
 
     def notes(self) -> Iterator[str]:
         """What a person should know about it, a line each."""
@@ -71,6 +73,11 @@ class Directives(NamedTuple):
         if self.lookalikes:
             more = f" (and {len(self.lookalikes) - 1} more)" if len(self.lookalikes) > 1 else ""
             yield f"{self.lookalikes[0]}{more}"
+        if self.has_cr:
+            yield (
+                f"the lines of {self.script} end with a carriage return, as on Windows; a node takes the first line's "
+                "as a part of the interpreter's name: take them out (dos2unix, or sed -i 's/\\r$//')"
+            )
         if self.slurms_own:
             words = (f"{w} ({_IN_ITS_PLACE[w]})" if w in _IN_ITS_PLACE else w for w in self.slurms_own)
             yield f"{self.script} uses what only Slurm has: {', '.join(words)}"
@@ -140,7 +147,8 @@ def merge(
             merged[parameter] = setting.value
     words = {match[0].decode() for match in _SLURMS_OWN.finditer(script)} if slurm else set()
     lookalikes = tuple(f"line {each.line} of {shown} {each.text}" for each in lookalikes_of(script))
-    return merged, Directives(shown, len(found), tuple(held), tuple(sorted(words)), lookalikes)
+    has_cr = script.partition(b"\n")[0].endswith(b"\r")
+    return merged, Directives(shown, len(found), tuple(held), tuple(sorted(words)), lookalikes, has_cr)
 
 
 def _own_settings(

@@ -334,6 +334,15 @@ def test_words_that_only_slurm_knows_are_pointed_out(gpushare: Cli, tmp_path: Pa
     assert "srun" not in submit(gpushare, tmp_path, "#GPUSHARE --gpus 1", behind=behind).err
 
 
+@pytest.mark.parametrize(("ending", "is_told"), [("\r\n", True), ("\n", False)])
+def test_lines_that_end_as_on_windows_are_pointed_out(
+    gpushare: Cli, tmp_path: Path, ending: str, is_told: bool
+) -> None:
+    (tmp_path / "job.sh").write_bytes(ending.join(["#!/bin/sh", "true", ""]).encode())
+    done = gpushare("submit", "--gpus", "0", str(tmp_path / "job.sh"))
+    assert (done.code, "carriage return" in done.err) == (0, is_told)
+
+
 def test_directives_can_be_left_alone(gpushare: Cli, cluster: FakeCluster, tmp_path: Path) -> None:
     done = submit(gpushare, tmp_path, "#SBATCH --partition=x", "--no-directives", "--gpus", "1")
     assert (done.code, done.err) == (0, "")
