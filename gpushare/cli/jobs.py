@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpushare.cli.options import JSON, WIDE, output_option, tenant_option
+from gpushare.cli.options import JSON, WIDE, not_empty, output_option, tenant_option
 from gpushare.cli.session import run_with_client, with_client
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _TASK_COLUMNS = (
 
 @click.command()
 @click.option("-a", "--all", "show_ended", is_flag=True, help="Ended jobs, too.")
-@click.option("--user", default="", metavar="U", help="Jobs of this user.")
+@click.option("--user", default="", metavar="U", callback=not_empty, help="Jobs of this user.")
 @click.option("-A", "--all-tenants", is_flag=True, help="Jobs of all tenants: of others, who holds what until when.")
 @tenant_option
 @click.option(
@@ -139,7 +139,7 @@ async def explain(client: AsyncClient, job: str, output: str) -> None:
 
 
 @click.command()
-@click.option("--user", metavar="U", help="All jobs of this user, in place of JOB...")
+@click.option("--user", metavar="U", callback=not_empty, help="All jobs of this user, in place of JOB...")
 @tenant_option
 @click.option(
     "--state",
@@ -151,17 +151,12 @@ async def explain(client: AsyncClient, job: str, output: str) -> None:
 def cancel(jobs: tuple[str, ...], user: str | None, tenant: str, state: str | None, output: str) -> int | None:
     """Stop jobs: SIGTERM, then SIGKILL after the job's grace. A job that has ended keeps its end.
 
-    With --user those of that name in your tenant; as admin or operator in all tenants, or in that of --tenant.
+    With --user those of somebody of your tenant; with --tenant T of that one, with --tenant - of all.
     """
-    from gpushare.names import check_name
-
     if bool(jobs) is (user is not None):
-        raise click.UsageError("give JOB..., or --user for all jobs of a user")
+        raise click.UsageError("give either JOB... or --user, which means all jobs of a user")
     if user is None and (state or tenant):
         raise click.UsageError("--state and --tenant go with --user")
-    if user is not None:
-        # An empty one, as from a variable that is not set, would be everybody.
-        check_name(user, "--user")
 
     async def work(client: AsyncClient) -> None:
         from gpushare.cli.follow import cancel_jobs
@@ -201,11 +196,14 @@ async def _names_of(client: AsyncClient, jobs: Iterable[str]) -> tuple[list[str]
 
 async def _names_of_user(client: AsyncClient, user: str, tenant: str, state: str | None) -> list[str]:
     """Those of the user's jobs that can be cancelled; newest first, so that hardly any starts in the place of one that
-    was stopped before it."""
+    was stopped before it. Two people of two tenants may have one name."""
     from gpushare.cli.output import job_state
 
+    tenant = tenant or client.settings.tenant
+    if not tenant:
+        raise click.UsageError("say in which tenant: --tenant T, or --tenant - for all")
     listing = client.list_jobs(
-        parent=f"tenants/{tenant}" if tenant else await _within_reach(client),
+        parent=f"tenants/{tenant}",
         user=user,
         state=f"JOB_STATE_{state or 'UNSPECIFIED'}",
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -25,6 +26,15 @@ def output_option(function: _Function) -> _Function:
     )(function)
 
 
+def not_empty(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """A callback: an empty value that was typed, as by a script whose variable is not set, would choose everything."""
+    if value == "" and ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE:
+        raise click.BadParameter("it is empty; name one, or leave the option out", ctx, parameter)
+    return value
+
+
 def tenant_option(function: _Function) -> _Function:
     """`--tenant T` as the parameter `tenant`, "" where it was not given."""
-    return click.option("--tenant", metavar="T", default="", help="This tenant in place of your own.")(function)
+    return click.option(
+        "--tenant", metavar="T", default="", callback=not_empty, help="This tenant in place of your own."
+    )(function)

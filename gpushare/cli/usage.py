@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gpushare.cli.options import JSON, WIDE, output_option
+from gpushare.cli.options import JSON, WIDE, not_empty, output_option
 from gpushare.cli.session import with_client
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _AUDIT_COLUMNS = ("SEQ", "TIME", "USER", "ROLE", "TENANT", "WHAT", "SUBJECT")
 
 @click.command()
 @click.option("--by", type=click.Choice(["tenant", "user", "job"]), default="tenant", help="One line each (tenant).")
-@click.option("--tenant", default="", metavar="T", help="Of this tenant alone.")
+@click.option("--tenant", default="", metavar="T", callback=not_empty, help="Of this tenant alone.")
 @output_option
 @with_client
 async def usage(client: AsyncClient, by: str, tenant: str, output: str) -> None:
@@ -49,8 +49,8 @@ async def usage(client: AsyncClient, by: str, tenant: str, output: str) -> None:
 
 @click.command()
 @click.option("--denials", is_flag=True, help="Refused calls in place of events.")
-@click.option("--user", default="", metavar="U", help="By this user.")
-@click.option("--tenant", default="", metavar="T", help="By members of this tenant.")
+@click.option("--user", default="", metavar="U", callback=not_empty, help="By this user.")
+@click.option("--tenant", default="", metavar="T", callback=not_empty, help="By members of this tenant.")
 @click.option("--kind", default="", metavar="KIND", help="Events of this kind alone, e.g. JobsCreated.")
 @click.option("--limit", metavar="N", help=f"At most so many, the newest ({_AUDIT_LIMIT}).")
 @output_option

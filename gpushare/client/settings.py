@@ -92,9 +92,11 @@ def load_settings(
     server = server or environ.get(SERVER_ENV) or (chosen.server if chosen else "")
     token = token or environ.get(TOKEN_ENV) or (chosen.token if chosen else "")
     if not server:
+        kept = ", ".join(read_contexts(path).contexts)
         raise _refused(
             "No scheduler is known.",
-            "Run `gpushare login JOIN` with a line from the admin, or `gpushare up` for a scheduler of your own; on a "
+            (f"Choose one of the contexts of {path} ({kept}) with --context, or run" if kept else "Run")
+            + " `gpushare login JOIN` with a line from the admin, or `gpushare up` for a scheduler of your own; on a "
             "host of a cluster its agent can log you in, once an admin trusts that host.",
         )
     if not token:

@@ -417,13 +417,13 @@ def test_all_jobs_of_a_user_are_cancelled_the_newest_first(
     assert len(cluster.seen("CancelJob")) == len(stopped)
 
 
-@pytest.mark.parametrize(("words", "parent"), [([], "tenants/-"), (["--tenant", "nlp"], "tenants/nlp")])
-def test_an_admin_cancels_a_users_jobs_everywhere_or_in_one_tenant(
+@pytest.mark.parametrize(("words", "parent"), [([], "vision"), (["--tenant", "nlp"], "nlp"), (["--tenant", "-"], "-")])
+def test_a_users_jobs_are_cancelled_in_one_tenant_unless_all_are_asked_for(
     gpushare: Cli, cluster: FakeCluster, words: list[str], parent: str
 ) -> None:
     cluster.role = "admin"
     assert gpushare("cancel", "--user", "ada", *words).code == 0
-    assert cluster.seen("ListJobs")[-1].parent == parent
+    assert cluster.seen("ListJobs")[-1].parent == f"tenants/{parent}"
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_an_admin_cancels_a_users_jobs_everywhere_or_in_one_tenant(
     [
         *([], ["1", "--user", "ada"], ["1", "--state", "queued"], ["--state", "queued"], ["1", "--tenant", "nlp"]),
         # As a script has it whose variable is not set: not everybody's.
-        ["--user", ""],
+        *(["--user", ""], ["--user", "ada", "--tenant", ""]),
     ],
 )
 def test_cancel_is_told_which_jobs_in_one_way_before_anybody_is_asked(
@@ -442,6 +442,14 @@ def test_cancel_is_told_which_jobs_in_one_way_before_anybody_is_asked(
     done = gpushare("cancel", *words)
     assert (done.code, "CONFIG_INVALID" in done.err) == (2, False)
     assert not cluster.requests
+
+
+@pytest.mark.parametrize("command", ["jobs", "usage", "audit"])
+@pytest.mark.parametrize("option", ["--user", "--tenant"])
+def test_an_empty_filter_is_not_everything(gpushare: Cli, command: str, option: str) -> None:
+    if (command, option) != ("usage", "--user"):
+        done = gpushare(command, option, "")
+        assert (done.code, "it is empty" in done.err) == (2, True)
 
 
 # -- wait
