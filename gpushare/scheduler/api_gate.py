@@ -10,7 +10,6 @@ traceback reaches a caller; a stream ends within a second of its token's end.
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import re
 import uuid
@@ -35,7 +34,7 @@ from gpushare.reasons import Reason
 from gpushare.scheduler.auth import Authenticator, Caller, rule_of
 from gpushare.scheduler.denials import Denials
 from gpushare.scheduler.engine import Engine
-from gpushare.scheduler.places import Places
+from gpushare.scheduler.places import ListTurns, Places
 
 _T = TypeVar("_T")
 _M = TypeVar("_M", bound=Message)
@@ -46,7 +45,6 @@ EXPIRY_LOOK_EVERY_S = 0.5
 # others are served meanwhile. Those of one tenant leave one by one, so that its callers never ask again all at once.
 FULL_PAUSE_S, FULL_APART_S, FULL_PAUSE_MAX_S = 0.1, 0.01, 2.0
 _CLOSING_S = 5.0
-LIST_PAUSE_MAX_S = 1.0
 # A call's message, from its headers on.
 MESSAGE_TIMEOUT_S = 20.0
 _AUDITED = frozenset(
@@ -140,15 +138,21 @@ class Gate:
     """Wraps servicers. A unary method is `async def create_job(request, caller) -> answer`; one that answers with a
     stream is `def watch_jobs(request_or_requests, caller, end) -> AsyncIterator[answer]`."""
 
-    def __init__(self, engine: Engine, authenticator: Authenticator, denials: Denials, streams: OpenStreams) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        authenticator: Authenticator,
+        denials: Denials,
+        streams: OpenStreams,
+        list_turns: ListTurns,
+    ) -> None:
         self._engine = engine
         self._authenticator = authenticator
         self._denials = denials
         self._streams = streams
         self._turns = Turns(FULL_PAUSE_S, FULL_APART_S, FULL_PAUSE_MAX_S)
         self._places = Places()
-        # By tenant: who makes a page of a list. A long one takes a tenth of a second of everybody's time.
-        self._lists: dict[str, asyncio.Lock] = {}
+        self._list_turns = list_turns
 
     def handlers(self, service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
         """What serves all of `service`. Raises LookupError or AttributeError for an RPC without rule or method."""
@@ -179,7 +183,8 @@ class Gate:
                     place, is_in = self._places.take(caller), True
                     request = parse(request_type, await only_message(context))
                     if is_list:
-                        return await self._in_turn(caller.tenant, functools.partial(target, request, caller))
+                        async with self._list_turns.of(caller.tenant):
+                            return (await target(request, caller)).SerializeToString()
                     return (await target(request, caller)).SerializeToString()
                 except Exception as err:
                     error = _without_frames(await self._refusal(rpc, context, err))
@@ -194,17 +199,6 @@ class Gate:
             return b""
 
         return serve
-
-    async def _in_turn(self, tenant: str, page: Callable[[], Awaitable[Message]]) -> bytes:
-        """Once no other list of the tenant is made; the next waits for as long again as this one took, so that all
-        others come to their turn however many lists it asks for."""
-        lock, loop = self._lists.setdefault(tenant, asyncio.Lock()), asyncio.get_running_loop()
-        await lock.acquire()
-        began_s = loop.time()
-        try:
-            return (await page()).SerializeToString()
-        finally:
-            loop.call_later(min(loop.time() - began_s, LIST_PAUSE_MAX_S), lock.release)
 
     def _streaming(
         self,
@@ -343,6 +337,9 @@ async def _until_ended(work: Awaitable[None], end: StreamEnd) -> None:
         if not task.done():
             task.cancel()
             await asyncio.wait((task,), timeout=_CLOSING_S)
+        if task.done() and not task.cancelled():
+            # Where the caller has gone nobody else looks at how it failed, and asyncio would complain of that.
+            task.exception()
 
 
 async def commit(engine: Engine, command: Command, call: Call, view: Callable[[ClusterState, Outcome], _T]) -> _T:

@@ -40,6 +40,7 @@ from gpushare.scheduler.denials import Denials
 from gpushare.scheduler.engine import Engine, Projector, Thunk
 from gpushare.scheduler.leases import Leases
 from gpushare.scheduler.logs import LogReads
+from gpushare.scheduler.places import ListTurns
 from gpushare.scheduler.power import PowerHooks
 from gpushare.scheduler.sessions import Sessions
 from gpushare.scheduler.watch import Watches
@@ -73,12 +74,13 @@ class ApiServer:
         engine.set_loads(self.sessions.loads.percent)
         hooks = {Power.DOWN: config.power_down_command, Power.WAKING: config.power_up_command}
         self._power = PowerHooks(engine, hooks, config.power_command_timeout_s, drop=self.sessions.drop)
-        self._watches = Watches(engine)
+        list_turns = ListTurns()
+        self._watches = Watches(engine, list_turns)
         self._logs = LogReads(self.sessions)
         self._channels = Channels(self.sessions)
         self._health = _Health()
         self.server = rpc.aio_server(message_max_bytes=config.caps.message_max_bytes)
-        self._serve(Gate(engine, authenticator, self._denials, self._streams), config)
+        self._serve(Gate(engine, authenticator, self._denials, self._streams, list_turns), config)
         self._tasks: list[asyncio.Task[None]] = []
         self._attach()
 

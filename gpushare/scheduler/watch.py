@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -28,12 +28,15 @@ from gpushare.scheduler.api_paging import Place
 from gpushare.scheduler.auth import Caller, JobView, view_of
 from gpushare.scheduler.engine import Engine
 from gpushare.scheduler.journal import from_record, job_from_history, jobs_touched
+from gpushare.scheduler.places import ListTurns
 from gpushare.store.port import Store
 from gpushare.v1 import job_pb2
 
 BUFFER_MESSAGES_MAX = 20_000
 BUFFER_BYTES_MAX = 16 << 20
-CHUNK_JOBS = 200
+CHUNK_JOBS = 50
+#: A watch that begins with more than these waits for its tenant's turn.
+FEW_JOBS = 10
 JOURNAL_PAGE = 2_000
 #: Further back than this, listing everything is cheaper than reading what happened since.
 RESUME_ENTRIES_MAX = 100_000
@@ -93,8 +96,9 @@ class _Subscription:
 class Watches:
     """All watches. `project` and `reset` are for the engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, list_turns: ListTurns) -> None:
         self._engine = engine
+        self._list_turns = list_turns
         self._by_scope: dict[Scope, set[_Subscription]] = {}
 
     # -- for the engine
@@ -128,14 +132,16 @@ class Watches:
         place = Place(caller.rpc, caller.principal, [scope.tenant, scope.job_id], Reason.RESUME_TOKEN_INVALID)
         with self._subscribed(_Subscription(scope, caller, end)) as subscription:
             begin_seq = await self._engine.read(lambda state: state.seq)
-            keys = [
-                key
-                for key in await self._to_tell(request, scope, place, begin_seq)
-                if caller.sees_jobs_of(key.partition("/")[0])
-            ]
+            async with self._turn(caller, is_long=not scope.job_id):
+                keys = [
+                    key
+                    for key in await self._to_tell(request, scope, place, begin_seq)
+                    if caller.sees_jobs_of(key.partition("/")[0])
+                ]
             told: dict[str, int] = {}
             for first in range(0, len(keys), CHUNK_JOBS):
-                seq, jobs = await self._present(keys[first : first + CHUNK_JOBS], caller)
+                async with self._turn(caller, is_long=len(keys) > FEW_JOBS):
+                    seq, jobs = await self._present(keys[first : first + CHUNK_JOBS], caller)
                 for key, job in jobs:
                     told[key] = seq
                     yield job_pb2.WatchJobsResponse(job=job)
@@ -162,6 +168,9 @@ class Watches:
                 await subscription.next()
 
     # -- inside
+
+    def _turn(self, caller: Caller, *, is_long: bool) -> AbstractAsyncContextManager[None]:
+        return self._list_turns.of(caller.tenant) if is_long else nullcontext()
 
     def _scope(self, request: job_pb2.WatchJobsRequest, caller: Caller) -> Scope:
         tenant = convert.parse_parent(request.parent, wildcard=True)

@@ -4,6 +4,7 @@ messages."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,7 @@ from gpushare.core.model import Principal
 from gpushare.errors import GpushareError
 from gpushare.reasons import Reason
 from gpushare.rpc import RPCS_MAX
-from gpushare.scheduler import api_gate, convert, places, server
+from gpushare.scheduler import api_gate, convert, places, server, watch
 from gpushare.scheduler.api_jobs import JobApi
 from gpushare.scheduler.auth import Caller, Reach
 from gpushare.v1 import job_pb2
@@ -191,6 +192,57 @@ def test_many_lists_of_one_tenant_leave_the_scheduler_to_others(
             for each in asked:
                 each.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
+
+    run(test)
+
+
+def test_many_watches_of_one_tenant_leave_the_scheduler_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Counter[str] = Counter()
+
+    def listed(_self: watch.Watches, _jobs: object, who: Caller) -> dict[str, job_pb2.Job]:
+        time.sleep(0.02)
+        made[who.tenant] += 1
+        return {}
+
+    monkeypatch.setattr(watch.Watches, "_listed", listed)
+    monkeypatch.setattr(watch, "FEW_JOBS", 0)
+
+    async def test() -> None:
+        async with api_cluster(tmp_path) as cluster:
+            await cluster.submit()
+            await cluster.channel("nina").channel_ready()
+            open_ones = [cluster.jobs("ann").WatchJobs(job_pb2.WatchJobsRequest(parent="tenants/-")) for _ in range(90)]
+            asked = [asyncio.ensure_future(each.read()) for each in open_ones]
+            while not made["vision"]:
+                await asyncio.sleep(0.001)
+            await cluster.jobs("nina").ListJobs(job_pb2.ListJobsRequest(parent="tenants/-"))
+            assert made["vision"] < 30
+            for each in open_ones:
+                each.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    run(test)
+
+
+def test_how_a_stream_failed_whose_caller_has_gone_is_nobodys_trouble() -> None:
+    async def broken() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            raise OSError("the connection is gone")
+
+    async def test() -> None:
+        troubles: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, trouble: troubles.append(trouble))
+        serving = asyncio.create_task(api_gate._until_ended(broken(), api_gate.StreamEnd()))
+        await asyncio.sleep(0.01)
+        serving.cancel()
+        await asyncio.wait({serving})
+        del serving
+        gc.collect()
+        assert not troubles
 
     run(test)
 
