@@ -20,7 +20,7 @@ _SHAPE = "2x2xH100-80GB"
 _ADMIN = "admin"
 _ADA = "ada"  # of tenant vision
 _BOB = "bob"  # of tenant nlp
-_SHARED_SECONDS = 20
+_SHARED_SECONDS = 15
 _GREEDY_MIB = 60 * 1024
 _TASK_LINE = 'echo "task $GPUSHARE_TASK_INDEX of $GPUSHARE_TASK_COUNT on $GPUSHARE_NODE: $CUDA_VISIBLE_DEVICES"'
 

@@ -161,19 +161,21 @@ def check_promises(seed: int) -> None:
         assert gantt.starts.get(job, 24) <= told[0] or told[0] >= 24, f"{job} was promised {told}, {shown}"
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(16))
 def test_no_backfilled_job_ever_delays_the_head(seed: int) -> None:
     check_promises(seed)
 
 
 @pytest.mark.prove
-@pytest.mark.parametrize("first", range(40, 2000, 280))
+@pytest.mark.parametrize("first", range(16, 2000, 284))
 def test_no_backfilled_job_ever_delays_the_head_at_length(first: int) -> None:
-    for seed in range(first, first + 280):
+    for seed in range(first, first + 284):
         check_promises(seed)
 
 
-@pytest.mark.parametrize("seed", range(500, 520))
+@pytest.mark.parametrize(
+    "seed", [*range(500, 506), *(pytest.param(n, marks=pytest.mark.prove) for n in range(506, 520))]
+)
 def test_the_start_is_exact_when_all_run_to_their_limits_and_nobody_comes(seed: int) -> None:
     """What the head was first promised is what comes true."""
     text = re.sub(r" at=\d+| runs=\d+", "", random_schedule(seed))
