@@ -224,7 +224,7 @@ def _check_output_path(pattern: str, field: str, raw: RawJob) -> str:
 
 def dropped_env(raw: RawJob) -> tuple[str, ...]:
     """Captured names that are left out because only gpushare sets them."""
-    return tuple(sorted(k for k in raw.captured_env if names.is_reserved_env(k)))
+    return tuple(sorted(filter(names.is_reserved_env, raw.captured_env)))
 
 
 def _in_range(field: str, value: int, low: int, high: int, shown: Callable[[int], str] = str) -> int:

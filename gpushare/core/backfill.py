@@ -17,7 +17,7 @@ from gpushare.core.placement.endings import Endings, Search, end_ms, give_own_ho
 from gpushare.core.placement.place import place_gang
 from gpushare.core.plan import Plan
 
-__all__ = ["Endings", "Shadow", "end_ms", "head_claim", "shadow"]
+__all__ = ["Endings", "Shadow", "end_ms", "head_claim", "is_anything_to_end", "shadow"]
 
 # So many moments are tried out in full at most; a head that fits at none of them has no known start.
 _TRIALS_MAX = 48
@@ -34,10 +34,9 @@ class Shadow(NamedTuple):
 def shadow(plan: Plan, ask: Ask, tasks: int, least: int, endings: Endings, now_ms: int) -> Shadow | None:
     """The earliest start after now of a job that does not fit now; None: not known. `ask.end_ms` is its end if it
     started now. `plan` is left as it was; what it has taken so far counts as running."""
-    claims, timeline = plan.fleet.claims, endings.timeline(now_ms)
-    if not len(timeline.times) and _next_close_ms(plan, claims, now_ms) is None:
+    if not is_anything_to_end(plan, endings, now_ms):
         return None
-    search = Search(timeline, ask, least)
+    claims, search = plan.fleet.claims, Search(endings.timeline(now_ms), ask, least)
     run_ms = None if ask.end_ms is None else ask.end_ms - now_ms
     at_ms = now_ms
     for _ in range(_TRIALS_MAX):
@@ -51,6 +50,11 @@ def shadow(plan: Plan, ask: Ask, tasks: int, least: int, endings: Endings, now_m
             if slices is not None:
                 return Shadow(at_ms, tuple(slices))
     return None
+
+
+def is_anything_to_end(plan: Plan, endings: Endings, now_ms: int) -> bool:
+    """Whether the end of anything is known, a job's or a claim's: else no start is."""
+    return len(endings.timeline(now_ms).times) > 0 or _next_close_ms(plan, plan.fleet.claims, now_ms) is not None
 
 
 def head_claim(found: Shadow, job: Job) -> Claim:

@@ -119,7 +119,9 @@ def never_fits(state: ClusterState, request: TaskRequest, tasks: int, topology: 
     """
     room = 0
     for node in state.nodes.values():
-        # Most requests fit on the first node or two: no walk over all of them for each submit.
+        # Most requests fit on the first node or two: no walk over all of them, or over its cards, for each submit.
+        if tasks == 1 and _first_card_holds(request, node):
+            return ""
         here = _tasks_together(request, node, topology) if node.cpu_milli else 0
         room = room + here if topology is Topology.ANY else max(room, here)
         if room >= tasks:
@@ -155,6 +157,16 @@ def _tasks_together(request: TaskRequest, node: Node, topology: Topology) -> int
     for card in cards:
         domains.setdefault(domain_of(card.inventory), []).append(card)
     return max((_tasks_on_empty(request, node, near) for near in domains.values()), default=0)
+
+
+def _first_card_holds(request: TaskRequest, node: Node) -> bool:
+    """Whether the empty node holds one task, as a look at its first card that will do can tell."""
+    if not node.cpu_milli or not matches_labels(request, node):
+        return False
+    for gpu in node.gpus.values():
+        if matches_card(request, gpu.inventory):
+            return _tasks_on_empty(request, node, [gpu]) > 0
+    return False
 
 
 def _tasks_on_empty(request: TaskRequest, node: Node, cards: list[Gpu]) -> int:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from gpushare.core import due, kept_place, power
-from gpushare.core.backfill import head_claim, shadow
+from gpushare.core.backfill import head_claim, is_anything_to_end, shadow
 from gpushare.core.brain import Brain
 from gpushare.core.capacity import domain_of
 from gpushare.core.commands import CoreSettings
@@ -142,6 +142,7 @@ class Cycle:
         # Blocked jobs that are owed a start, and how often one was looked for.
         self.heads: set[str] = set()
         self._shadows = 0
+        self._owes_nobody = False
         self._wakes: list[int] = []
         self._searches_at: list[int] = []
         # Of the last placing.
@@ -492,9 +493,12 @@ class Cycle:
         if self._owes_no_more() or job.key in self.heads or job.key in self.state.holds:
             return
         self._shadows += 1
-        ask, spec = self.ask(job), job.spec
-        found = shadow(self.plan, ask, spec.tasks, spec.least_tasks, self.brain.endings, self.now_ms)
+        ask, spec, endings = self.ask(job), job.spec, self.brain.endings
+        found = shadow(self.plan, ask, spec.tasks, spec.least_tasks, endings, self.now_ms)
         kept_place.keep(self, job, ask, found)
+        if found is None and not self.may_keep_place and not is_anything_to_end(self.plan, endings, self.now_ms):
+            # No other job's start can be known either.
+            self._owes_nobody = True
         if found is not None:
             self.heads.add(job.key)
             self.starts_ms[job.key] = found.start_ms
@@ -505,7 +509,7 @@ class Cycle:
 
     def _owes_no_more(self) -> bool:
         depth = self.settings.backfill_depth
-        return len(self.heads) >= depth or self._shadows >= depth + _UNKNOWN_STARTS_MAX
+        return self._owes_nobody or len(self.heads) >= depth or self._shadows >= depth + _UNKNOWN_STARTS_MAX
 
     def add_claim(self, claim: Claim) -> None:
         self.claims[claim.id] = claim
@@ -526,6 +530,9 @@ class Cycle:
         """Tell the tenant tree what was placed (+1) or is taken away (-1), and by how many more `jobs` run."""
         self._last = slices
         self.tree.add(job, tuple(slices), self.models(slices), sign, jobs=jobs)
+        if job.spec.max_run_ms:
+            # There is an end to wait for now.
+            self._owes_nobody = False
         self.reclaimable.clear()
         self._claimants.clear()
 

@@ -142,7 +142,7 @@ def _submit(state: ClusterState, command: SubmitJobs, call: Call, now_ms: int, s
     if isinstance(specs, Rejection):
         return specs
     notices: dict[str, tuple[str, ...]] = {}
-    dropped = sorted({name for raw in command.jobs for name in dropped_env(raw)})
+    dropped = sorted({name for raw in command.jobs if raw.captured_env for name in dropped_env(raw)})
     if dropped:
         notices["dropped_env"] = tuple(dropped)
     if any(r.resources.gpus is r.resources.gpu_milli is r.resources.gpu_memory_mib is None for r in command.jobs):

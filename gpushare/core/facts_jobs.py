@@ -75,7 +75,9 @@ def _job_extended(state: ClusterState, event: JobExtended, entry: Entry) -> None
         job.submitted_run_ms = job.spec.max_run_ms
     state.set_spec(job, msgspec.structs.replace(job.spec, max_run_ms=event.max_run_ms))
     # When it surely ends is known anew.
-    state.touched.update(a.slice.node for a in job.live())
+    for attempt in job.live():
+        state.index_end(attempt)
+        state.touched.add(attempt.slice.node)
 
 
 def _attempts_allocated(state: ClusterState, event: AttemptsAllocated, entry: Entry) -> None:
@@ -106,6 +108,7 @@ def _attempts_allocated(state: ClusterState, event: AttemptsAllocated, entry: En
         node.idle_since_ms = 0
         state.touched.add(piece.node)
         ledger.hold(node, state.tenants[job.tenant], job, attempt, entry.at_ms, state.half_life_ms)
+        state.index_end(attempt)
     state.holds.pop(job.key, None)
     if not event.grow:
         state.set_job_state(job, JobState.STARTING)
@@ -123,6 +126,7 @@ def _attempt_stop_requested(state: ClusterState, event: AttemptStopRequested, en
     attempt = state.own_attempt(event.attempt)
     attempt.desired_stop, attempt.stop_reason, attempt.stop_detail = True, event.reason, event.detail
     attempt.claimant, attempt.told_ms = event.claimant, entry.at_ms
+    state.index_end(attempt)
     state.touched.add(attempt.slice.node)
 
 
@@ -130,6 +134,7 @@ def _attempt_suspend_requested(state: ClusterState, event: AttemptSuspendRequest
     attempt = state.own_attempt(event.attempt)
     attempt.desired_suspend, attempt.stop_reason, attempt.stop_detail = True, event.reason, event.detail
     attempt.claimant, attempt.told_ms = event.claimant, entry.at_ms
+    state.index_end(attempt)
     state.touched.add(attempt.slice.node)
 
 
@@ -142,6 +147,7 @@ def _attempt_resumed(state: ClusterState, event: AttemptResumed, entry: Entry) -
     attempt.slice = event.slice
     attempt.desired_suspend, attempt.stop_reason, attempt.stop_detail, attempt.claimant = False, None, "", ""
     attempt.suspended_ms, attempt.held_since_ms, attempt.told_ms = None, entry.at_ms, None
+    state.index_end(attempt)
     node = state.own_node(event.slice.node)
     state.touched.add(node.name)
     ledger.hold_cards(node, state.tenants[job.tenant], job, attempt, entry.at_ms, state.half_life_ms)
@@ -193,6 +199,7 @@ def _attempt_ended(state: ClusterState, event: AttemptEnded, entry: Entry) -> No
     attempt.ended_ms = entry.at_ms if event.ended_ms is None else event.ended_ms
     if event.started_ms is not None:
         attempt.started_ms = event.started_ms
+    state.index_end(attempt)
     job, tenant = state.jobs[attempt.job_key], state.tenants[attempt.tenant]
     if job.started_ms is None and attempt.started_ms is not None:
         job.started_ms = min(entry.at_ms, max(attempt.started_ms, job.created_ms))

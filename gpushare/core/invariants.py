@@ -28,6 +28,9 @@ def check(state: ClusterState) -> None:
         raise BrokenInvariant("the index of tokens differs from the tokens")
     if state.asleep != {node.name for node in state.nodes.values() if node.power is not Power.ON}:
         raise BrokenInvariant("the index of sleeping nodes differs from the nodes")
+    goes = {a.id for a in live if a.desired_stop or a.desired_suspend or state.jobs[a.job_key].spec.max_run_ms}
+    if state.ending != goes:
+        raise BrokenInvariant(f"the index of attempts with a known end differs in {sorted(state.ending ^ goes)}")
 
 
 def _check_cards(state: ClusterState, live: list[Attempt]) -> None:

@@ -46,8 +46,9 @@ class _UserLines:
     """The lines of one user at one priority, the oldest job first."""
 
     def __init__(self, tenant: str, priority: int, user: str, shapes: dict[Shape, Line], is_futile: Futile) -> None:
-        cursors = (LineCursor(LineKey(tenant, priority, user, shape), line) for shape, line in shapes.items())
-        self._heap = [(cursor.seq, cursor) for cursor in cursors]
+        self._heap = [
+            (line[0][0], LineCursor(LineKey(tenant, priority, user, shape), line)) for shape, line in shapes.items()
+        ]
         self._is_futile = is_futile
         heapify(self._heap)
 
@@ -76,15 +77,16 @@ class _TenantLines:
         self._users: list[tuple[float, int, str, _UserLines]] = []
 
     def first(self) -> LineCursor | None:
-        while self._users and self._users[0][3].first() is None:
-            heappop(self._users)
-        while not self._users:
-            if not self._levels:
-                return None
-            priority = self._levels.pop()
-            for user, shapes in self._priorities[priority].items():
-                self._push(user, _UserLines(self._tenant, priority, user, shapes, self._is_futile))
-        return self._users[0][3].first()
+        while self._users or self._levels:
+            if not self._users:
+                priority = self._levels.pop()
+                for user, shapes in self._priorities[priority].items():
+                    self._push(user, _UserLines(self._tenant, priority, user, shapes, self._is_futile))
+            elif (cursor := self._users[0][3].first()) is not None:
+                return cursor
+            else:
+                heappop(self._users)
+        return None
 
     def move_on(self, step: Callable[[_UserLines], None]) -> None:
         """Take the first user's first line a step further, and the user to the place that is now right."""

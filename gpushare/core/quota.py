@@ -125,6 +125,7 @@ class QuotaTree:
                 branch.parent = branch.settings.parent if branch.settings.parent in self.branches else ROOT
                 self.branches[branch.parent].children.append(name)
         self._paths = {name: tuple(self._climb(name)) for name in self.branches}
+        self._limited = {name for name, path in self._paths.items() if any(b.has_limits() for b in path)}
         for tenant in state.tenants.values():
             if not tenant.deleted:
                 self._count(tenant)
@@ -139,6 +140,8 @@ class QuotaTree:
 
     def room(self, job: Job) -> Room:
         """What `job` may add to its tenant and to every tenant above it."""
+        if job.tenant not in self._limited and job.spec.qos is not Qos.GUARANTEED:
+            return NO_LIMIT
         limits, hosts = self.limit_room(job), self.host_room(job)
         milli, models = limits.milli, dict(limits.by_model)
         if job.spec.qos is Qos.GUARANTEED:

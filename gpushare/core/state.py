@@ -78,6 +78,8 @@ class ClusterState:
         over = sorted((j.ended_ms or 0, j.submit_seq, j.key) for j in self.jobs.values() if j.is_ended)
         self.ended: dict[str, int] = {key: ended_ms for ended_ms, _, key in over}
         self.growing: set[str] = set()
+        # Live attempts that end at a known time: of jobs with a time limit, or told to make way.
+        self.ending: set[str] = set()
         self.touched: set[str] = set(self.nodes)
         # Nodes that power saving has taken, and those on their way back.
         self.asleep = {node.name for node in self.nodes.values() if node.power is not Power.ON}
@@ -88,8 +90,11 @@ class ClusterState:
         self.submitted = [j.key for j in sorted(self.jobs.values(), key=lambda j: j.submit_seq)]
         for job in self.jobs.values():
             self._index_job(job)
-            self._count_running(job, job.state, +1)
+            if job.state in _RUNNING_STATES:
+                self._count_running(job, +1)
             self._index_state(job)
+        for attempt in self.attempts.values():
+            self.index_end(attempt)
 
     def snapshot(self) -> Snapshot:
         """The stored part, sharing this state's records: encode it before anything else is applied."""
@@ -139,6 +144,7 @@ class ClusterState:
         made.running_priorities = {tenant: Counter(count) for tenant, count in self.running_priorities.items()}
         made.dependents = {key: set(waiting) for key, waiting in self.dependents.items()}
         made.ended, made.growing, made.asleep = dict(self.ended), set(self.growing), set(self.asleep)
+        made.ending = set(self.ending)
         made.touched, made.submitted = set(), list(self.submitted)
         return made
 
@@ -196,12 +202,13 @@ class ClusterState:
         tenant, was = self.tenants[job.tenant], job.state
         if was in WAITING_STATES:
             self.lines.remove(job)
-        _count(tenant, was, -1)
-        self._count_running(job, was, -1)
         job.state = state
-        _count(tenant, state, +1)
-        self._count_running(job, state, +1)
-        self._count_person(tenant, job, was)
+        tenant.queued_jobs += (state is JobState.QUEUED) - (was is JobState.QUEUED)
+        more = (state in _RUNNING_STATES) - (was in _RUNNING_STATES)
+        if more:
+            tenant.running_jobs += more
+            tenant.person(job.created_by.user).running_jobs += more
+            self._count_running(job, more)
         self._index_state(job)
         if job.is_ended:
             self._unindex_dependencies(job)
@@ -221,7 +228,7 @@ class ClusterState:
         if self._own_jobs is not None:
             self._own_jobs.add(job.key)
         self.submitted.append(job.key)
-        _count(self.tenants[job.tenant], job.state, +1)
+        self.tenants[job.tenant].queued_jobs += 1
         self._index_job(job)
         self._index_state(job)
 
@@ -274,27 +281,24 @@ class ClusterState:
         """What a pass walks: the lines that wait, and gangs that may grow."""
         if job.state in WAITING_STATES:
             self.lines.add(job)
-        running = job.state in (JobState.STARTING, JobState.RUNNING)
-        _set_member(self.growing, job.key, running and 0 < job.spec.min_tasks < job.spec.tasks)
+        if 0 < job.spec.min_tasks < job.spec.tasks:
+            _set_member(self.growing, job.key, job.state in (JobState.STARTING, JobState.RUNNING))
 
-    def _count_running(self, job: Job, state: JobState, by: int) -> None:
-        if state in _RUNNING_STATES:
-            self._count_priority(job, by)
-        if job.array_id and state in _RUNNING_STATES:
-            self.array_running[job.array_key] += by
-            if not self.array_running[job.array_key]:
-                del self.array_running[job.array_key]
-
-    def _count_priority(self, job: Job, by: int) -> None:
+    def _count_running(self, job: Job, by: int) -> None:
+        """So many more like it run; the stored counts aside."""
         running = self.running_priorities.setdefault(job.tenant, Counter())
         running[job.spec.priority] += by
         if not running[job.spec.priority]:
             del running[job.spec.priority]
+        if job.array_id:
+            self.array_running[job.array_key] += by
+            if not self.array_running[job.array_key]:
+                del self.array_running[job.array_key]
 
-    def _count_person(self, tenant: Tenant, job: Job, was: JobState) -> None:
-        by = (job.state in _RUNNING_STATES) - (was in _RUNNING_STATES)
-        if by:
-            tenant.person(job.created_by.user).running_jobs += by
+    def index_end(self, attempt: Attempt) -> None:
+        """It lives or has ended, was told to go, or may stay after all."""
+        goes = attempt.desired_stop or attempt.desired_suspend or self.jobs[attempt.job_key].spec.max_run_ms
+        _set_member(self.ending, attempt.id, attempt.is_live and bool(goes))
 
     def add_token(self, token: Token) -> None:
         self.tokens[token.id] = token
@@ -318,10 +322,3 @@ _APPLY = {**facts.HANDLERS, **facts_jobs.HANDLERS}
 # Jobs that a pass may give cards to.
 WAITING_STATES = frozenset({JobState.QUEUED, JobState.SUSPENDED})
 _RUNNING_STATES = frozenset({JobState.STARTING, JobState.RUNNING, JobState.SUSPENDED, JobState.CANCELLING})
-
-
-def _count(tenant: Tenant, state: JobState, by: int) -> None:
-    if state is JobState.QUEUED:
-        tenant.queued_jobs += by
-    elif state in _RUNNING_STATES:
-        tenant.running_jobs += by

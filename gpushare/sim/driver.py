@@ -209,7 +209,10 @@ class Simulation:
         run.key = outcome.names[0]
         self._runs[run.key] = run
         self._waiting[run.key] = None
-        self._apply((msgspec.structs.replace(created, spec=cluster.exact(created.spec, job)),), call.principal)
+        spec = cluster.exact(created.spec, job)
+        if spec is not created.spec:
+            created = msgspec.structs.replace(created, spec=spec)
+        self._apply((created,), call.principal)
 
     def _raw_job(self, job: TraceJob) -> RawJob:
         shape = (

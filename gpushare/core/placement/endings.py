@@ -22,8 +22,9 @@ from gpushare.core.placement.scores import Needs, task_counts
 from gpushare.core.plan import Plan
 from gpushare.core.state import ClusterState
 
-# Columns of a row: when it surely ends (0: it is making way), its grace (or, as a guess, `runs_since`), a card or node
-# id, and two amounts.
+# Rows of numbers as they are read, of cards and of hosts. Columns: when it surely ends (0: it is making way), its grace
+# (or, as a guess, `runs_since`), a card or node id, and two amounts.
+Rows = list[tuple[int, ...]]
 _SURE, _GRACE, _PLACE, _FIRST, _SECOND = range(5)
 _COLUMNS = 5
 
@@ -104,8 +105,6 @@ class Endings:
         self._cards: list[IntArray] = []
         self._hosts: list[IntArray] = []
         self._read_at = np.zeros(0, np.int64)
-        # By node: whether anything that runs there has a known end.
-        self._has_ends: list[bool] = []
         # All rows together; None once any have changed.
         self._joined: tuple[IntArray, IntArray] | None = None
         self._made: Timeline | None = None
@@ -127,7 +126,6 @@ class Endings:
             nothing = np.zeros((0, _COLUMNS), np.int64)
             self._cards, self._hosts = [nothing] * len(fleet.names), [nothing] * len(fleet.names)
             self._read_at = np.full(len(fleet.names), -1, np.int64)
-            self._has_ends = [False] * len(fleet.names)
             self._joined = None
         for i in np.flatnonzero(fleet.changed_at > self._read_at).tolist():
             if self._read(i):
@@ -146,25 +144,34 @@ class Endings:
         """What stands for the grace of a booking whose end nobody knows; None leaves it out."""
         return None
 
-    def _may_end(self, i: int) -> bool:
-        """Whether anything on the node may have a known end; much cheaper than to look at all that it holds. What runs
-        is looked at once for each time that the state touched the node, scratch each time."""
-        if self._read_at[i] < 0:
-            self._has_ends[i] = _has_ends(self.fleet.state, self.fleet.names[i])
-        return self._has_ends[i] or any(line.end_ms is not None for line in self.fleet.scratch_on(i))
+    def _has_ends(self, i: int) -> bool:
+        """Whether anything that runs on the node has a known end; much cheaper than to look at all that it holds."""
+        state = self.fleet.state
+        return not state.ending.isdisjoint(state.nodes[self.fleet.names[i]].attempts)
 
     def _read(self, i: int) -> bool:
         """Whether the node has known ends, or had."""
-        fleet, before = self.fleet, len(self._hosts[i]) + len(self._cards[i])
-        may_end = self._may_end(i)
-        self._read_at[i] = fleet.changed_at[i]
-        if not may_end and not before:
+        before = len(self._hosts[i]) + len(self._cards[i])
+        self._read_at[i] = self.fleet.changed_at[i]
+        cards, hosts = self._rows(i)
+        if not (before or cards or hosts):
             return False
-        bookings = fleet.bookings(i)
+        self._cards[i] = np.array(cards, dtype=np.int64).reshape(-1, _COLUMNS)
+        self._hosts[i] = np.array(hosts, dtype=np.int64).reshape(-1, _COLUMNS)
+        return True
+
+    def _rows(self, i: int) -> tuple[Rows, Rows]:
+        """Of the node's cards, and of the node."""
+        if self._has_ends(i) or any(line.end_ms is not None for line in self.fleet.scratch_on(i)):
+            return self._rows_of_bookings(i)
+        return [], []
+
+    def _rows_of_bookings(self, i: int) -> tuple[Rows, Rows]:
+        fleet = self.fleet
         stops, suspends = _making_way(fleet.state, fleet.names[i])
-        cards: list[tuple[int, ...]] = []
-        hosts: list[tuple[int, ...]] = []
-        for booking in bookings:
+        cards: Rows = []
+        hosts: Rows = []
+        for booking in fleet.bookings(i):
             job = fleet.state.jobs.get(booking.owner.job)
             grace_ms: int | None = 0 if job is None else job.spec.grace_ms
             told_ms = stops.get(booking.owner.job, suspends.get(booking.owner.job))
@@ -177,22 +184,11 @@ class Endings:
                 cards.append((sure_ms, grace_ms, fleet.card_id[uuid], milli, mib))
             if booking.owner.job not in suspends:
                 hosts.append((sure_ms, grace_ms, i, *booking.host))
-        self._cards[i] = np.array(cards, dtype=np.int64).reshape(-1, _COLUMNS)
-        self._hosts[i] = np.array(hosts, dtype=np.int64).reshape(-1, _COLUMNS)
-        return bool(before or cards or hosts)
+        return cards, hosts
 
 
 def _join(rows: list[IntArray]) -> IntArray:
     return np.concatenate(rows) if rows else np.zeros((0, _COLUMNS), np.int64)
-
-
-def _has_ends(state: ClusterState, node: str) -> bool:
-    attempts, jobs = state.attempts, state.jobs
-    for key in state.nodes[node].attempts:
-        a = attempts.get(key)
-        if a is not None and (a.desired_stop or a.desired_suspend or jobs[a.job_key].spec.max_run_ms):
-            return True
-    return False
 
 
 def _making_way(state: ClusterState, node: str) -> tuple[dict[str, int], dict[str, int]]:

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
-from gpushare.core.model import WHOLE_CARD_MILLI, Gpu, GpuInventory, Node, Slice, TierOffer
+from gpushare.core.model import WHOLE_CARD_MILLI, Gpu, GpuCondition, GpuInventory, Node, Slice, TierOffer
 from gpushare.core.placement.bookings import Bookings, Scratch
 from gpushare.core.placement.bookings import sure_end_ms as sure_end_ms
 from gpushare.core.placement.claims import NOBODY, Booking, Claim, Claims, Owner
@@ -37,6 +38,33 @@ class Kind(NamedTuple):
     model: str
     usable_mib: int
     tiers: tuple[TierOffer, ...]
+
+
+class CardNow(msgspec.Struct):
+    """What changes of a card, scratch included: what its elements in the arrays are made of."""
+
+    free_milli: int
+    # Less what strangers hold, like the array.
+    free_mib: int
+    holders: int
+    condition: GpuCondition
+    is_present: bool
+    node_open: bool
+
+
+class HostNow(msgspec.Struct):
+    """The same of a node."""
+
+    free_cpu_milli: int
+    free_memory_mib: int
+    free_share: int
+    tasks: int
+    node_open: bool
+
+
+# Like no card and no host.
+_UNREAD_CARD = CardNow(-1, -1, -1, GpuCondition(uuid=""), is_present=False, node_open=False)
+_UNREAD_HOST = HostNow(-1, -1, -1, -1, node_open=False)
 
 
 class ClaimSet(NamedTuple):
@@ -92,12 +120,11 @@ class Fleet:
             self._build()
             return
         found = [(i, state.nodes[self.names[i]]) for i in sorted(stale)]
-        here = [(i, node, _in_order(node)) for i, node in found]
-        if any(_layout_of(node, cards) != self._layouts[i] for i, node, cards in here):
+        if any(_layout_of(node) != self._layouts[i] for i, node in found):
             self._build()
             return
-        for i, node, cards in here:
-            self._read(i, node, cards)
+        for i, node in found:
+            self._read(i, node)
 
     def set_claims(self, claims: Iterable[Claim], now_ms: int) -> None:
         """What is promised, as of `now_ms`: call at the start of each pass, and whenever it changes within one."""
@@ -173,24 +200,38 @@ class Fleet:
     def _move(self, piece: Slice, sign: int) -> int:
         i = self.node_id[piece.node]
         milli = sign * piece.gpu_milli
+        host = self._hosts[i]
         for uuid, mib in zip(piece.gpu_uuids, piece.held_mib, strict=True):
             card = self.card_id[uuid]
-            # Plain numbers: arithmetic on single elements of an array takes twice as long.
-            free_milli, free_mib = self.free_milli.item(card) - milli, self.free_mib.item(card) - sign * mib
-            holders = self.holders.item(card) + sign
-            self.free_milli[card], self.free_mib[card], self.holders[card] = free_milli, free_mib, holders
-            self.free_share[i] -= milli
-            if self.open.item(card):
-                self.open_milli[card] = free_milli
-                self.is_empty[card] = holders == 0 and not self.strangers.item(card)
-                by_memory = free_mib * WHOLE_CARD_MILLI // max(1, self.usable_mib.item(card))
-                self.piece_milli[card] = max(0, min(free_milli, by_memory))
-        self.free_cpu_milli[i] -= sign * piece.cpu_milli
-        self.free_memory_mib[i] -= sign * piece.memory_mib
-        self.tasks[i] += sign
+            now = self._cards[card]
+            now.free_milli -= milli
+            now.free_mib -= sign * mib
+            now.holders += sign
+            self._show_card(card, now)
+            host.free_share -= milli
+        host.free_cpu_milli -= sign * piece.cpu_milli
+        host.free_memory_mib -= sign * piece.memory_mib
+        host.tasks += sign
+        self._show_host(i, host)
         self._stale.add(i)
         self.note_change(i, grew=sign < 0)
         return i
+
+    def _show_card(self, card: int, now: CardNow) -> None:
+        """Bring the arrays in step with what a card has free."""
+        free_milli, free_mib = now.free_milli, now.free_mib
+        self.free_milli[card], self.free_mib[card], self.holders[card] = free_milli, free_mib, now.holders
+        if self.open.item(card):
+            self.open_milli[card] = free_milli
+            self.is_empty[card] = not now.holders and not now.condition.strangers
+            by_memory = free_mib * WHOLE_CARD_MILLI // max(1, self.usable_mib.item(card))
+            self.piece_milli[card] = max(0, min(free_milli, by_memory))
+        else:
+            self.open_milli[card], self.is_empty[card], self.piece_milli[card] = -1, False, 0
+
+    def _show_host(self, node: int, now: HostNow) -> None:
+        self.free_cpu_milli[node], self.free_memory_mib[node] = now.free_cpu_milli, now.free_memory_mib
+        self.free_share[node], self.tasks[node] = now.free_share, now.tasks
 
     def note_change(self, node: int, *, grew: bool) -> None:
         self.version += 1
@@ -261,7 +302,7 @@ class Fleet:
         self.node_id = {name: i for i, name in enumerate(self.names)}
         nodes = [self.state.nodes[name] for name in self.names]
         here = [_in_order(node) for node in nodes]
-        self._layouts = [_layout_of(node, cards) for node, cards in zip(nodes, here, strict=True)]
+        self._layouts = [_layout_of(node) for node in nodes]
         self._held.clear()
         for kept in self._claim_sets:
             kept.promised.clear()
@@ -272,24 +313,10 @@ class Fleet:
         self._lay_out_nodes(nodes)
         self._lay_out_cards([gpu for cards in here for gpu in cards])
         self._lay_out_slots()
-        self._card_columns = (
-            self.free_milli,
-            self.free_mib,
-            self.holders,
-            self.stranger_mib,
-            self.strangers,
-            self.gpu_open,
-            self.open,
-        )
-        self._host_columns = (
-            self.free_cpu_milli,
-            self.free_memory_mib,
-            self.free_share,
-            self.tasks,
-            self.node_open,
-        )
+        # What the arrays show now, in plain Python: much faster to compare and to change one by one.
+        self._cards, self._hosts = [_UNREAD_CARD] * len(self.uuids), [_UNREAD_HOST] * len(self.names)
         for i, node in enumerate(nodes):
-            self._read(i, node, here[i])
+            self._read(i, node)
 
     def _lay_out_nodes(self, nodes: list[Node]) -> None:
         size = len(nodes)
@@ -353,59 +380,52 @@ class Fleet:
         ends = (self.first_card + self.card_count).tolist()
         self.spans = [slice(first, end) for first, end in zip(self.first_card.tolist(), ends, strict=True)]
 
-    def _read(self, i: int, node: Node, here: list[Gpu]) -> None:
-        """Bring node `i` in step with the state; notes a change only where there is one. `here`: its cards in order."""
+    def _read(self, i: int, node: Node) -> None:
+        """Bring node `i` in step with the state; notes a change only where there is one."""
         self._held.pop(i, None)
-        node_open = node.is_placeable
-        rows = [_row(gpu, node_open) for gpu in here]
-        first = int(self.first_card[i])
-        span = slice(first, first + len(here))
-        hosts = (
+        node_open, free_share, has_changed = node.is_placeable, 0, False
+        span = self.spans[i]
+        for card, uuid in enumerate(self.uuids[span], span.start):
+            gpu = node.gpus[uuid]
+            condition = gpu.condition
+            free_milli = gpu.capacity_milli - gpu.used_milli
+            free_mib = gpu.inventory.usable_mib - gpu.used_mib
+            if condition.strangers:
+                free_mib -= gpu.stranger_mib
+            free_share += free_milli
+            now = CardNow(free_milli, free_mib, len(gpu.holds), condition, gpu.present, node_open)
+            if now != self._cards[card]:
+                self._cards[card], has_changed = now, True
+                self._show_condition(card, gpu, node_open)
+                self._show_card(card, now)
+        host = HostNow(
             node.cpu_milli - node.used_cpu_milli,
             node.memory_mib - node.used_memory_mib,
-            sum(row[0] for row in rows),
+            free_share,
             len(node.attempts),
             node_open,
         )
-        before = tuple(array.item(i) for array in self._host_columns)
-        cards = list(zip(*(array[span].tolist() for array in self._card_columns), strict=True))
-        if hosts == before and rows == cards:
-            return
-        for array, value in zip(self._host_columns, hosts, strict=True):
-            array[i] = value
-        for array, values in zip(self._card_columns, zip(*rows, strict=True), strict=False):
-            array[span] = values
-        self.open_milli[span] = np.where(self.open[span], self.free_milli[span], -1)
-        self.is_empty[span] = self.open[span] & (self.holders[span] == 0) & ~self.strangers[span]
-        by_memory = self.free_mib[span] * WHOLE_CARD_MILLI // np.maximum(1, self.usable_mib[span])
-        self.piece_milli[span] = np.maximum(0, np.minimum(self.open_milli[span], by_memory))
-        self.note_change(i, grew=True)
+        if host != self._hosts[i]:
+            self._hosts[i], has_changed = host, True
+            self.node_open[i] = node_open
+            self._show_host(i, host)
+        if has_changed:
+            self.note_change(i, grew=True)
+
+    def _show_condition(self, card: int, gpu: Gpu, node_open: bool) -> None:
+        has_strangers, gpu_open = bool(gpu.condition.strangers), gpu.is_placeable
+        self.strangers[card], self.stranger_mib[card] = has_strangers, gpu.stranger_mib if has_strangers else 0
+        self.gpu_open[card], self.open[card] = gpu_open, gpu_open and node_open
 
 
-def _layout_of(node: Node, here: list[Gpu]) -> tuple[object, ...]:
+def _layout_of(node: Node) -> tuple[object, ...]:
     """What, when it changes, has the arrays laid out anew."""
     return (
-        [(g.inventory, g.capacity_milli) for g in here],
+        [(g.inventory, g.capacity_milli) for g in node.gpus.values()],
         node.labels,
         node.shared_paths,
         node.cpu_milli,
         node.memory_mib,
-    )
-
-
-def _row(gpu: Gpu, node_open: bool) -> tuple[int, int, int, int, bool, bool, bool]:
-    """What changes of a card, in the order of `Fleet._card_columns`."""
-    strangers = gpu.condition.strangers
-    stranger_mib = gpu.stranger_mib if strangers else 0
-    gpu_open = gpu.is_placeable
-    return (
-        gpu.capacity_milli - gpu.used_milli,
-        gpu.inventory.usable_mib - gpu.used_mib - stranger_mib,
-        len(gpu.holds),
-        stranger_mib,
-        bool(strangers),
-        gpu_open,
-        gpu_open and node_open,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gpushare.core.model import Attempt
 from gpushare.core.placement.claims import Booking
-from gpushare.core.placement.endings import Endings, Timeline, guessed_wait_ms, runs_since
+from gpushare.core.placement.endings import Endings, Rows, Timeline, guessed_wait_ms, runs_since
 from gpushare.core.placement.fleet import Fleet
 from gpushare.core.placement.policy import IntArray
 
@@ -23,13 +23,29 @@ class GuessedEndings(Endings):
     def _timeline(self, now_ms: int, cards: IntArray, hosts: IntArray) -> Timeline:
         return _GuessedTimeline(self.fleet, now_ms, cards, hosts)
 
-    def _may_end(self, i: int) -> bool:
-        """Anything may, by a guess."""
-        state, self._since_ms = self.fleet.state, {}
-        for attempt in state.live_attempts(state.nodes[self.fleet.names[i]]):
+    def _rows(self, i: int) -> tuple[Rows, Rows]:
+        fleet, state = self.fleet, self.fleet.state
+        here = [state.attempts[key] for key in state.nodes[fleet.names[i]].attempts]
+        if not self._has_ends(i) and not fleet.scratch_on(i):
+            return self._rows_of_guesses(i, here)
+        self._since_ms = {}
+        for attempt in here:
             since_ms = _since_ms(attempt)
             self._since_ms[attempt.job_key] = min(since_ms, self._since_ms.get(attempt.job_key, since_ms))
-        return True
+        return self._rows_of_bookings(i)
+
+    def _rows_of_guesses(self, i: int, here: list[Attempt]) -> tuple[Rows, Rows]:
+        """What `_rows_of_bookings` finds where every end is a guess, much faster."""
+        cards: Rows = []
+        hosts: Rows = []
+        card_id = self.fleet.card_id
+        for attempt in here:
+            piece, since = attempt.slice, runs_since(_since_ms(attempt))
+            if attempt.suspended_ms is None:
+                for uuid, mib in zip(piece.gpu_uuids, piece.held_mib, strict=True):
+                    cards.append((0, since, card_id[uuid], piece.gpu_milli, mib))
+            hosts.append((0, since, i, piece.cpu_milli, piece.memory_mib))
+        return cards, hosts
 
     def _unknown_end(self, booking: Booking) -> int | None:
         since_ms = self._since_ms.get(booking.owner.job)
