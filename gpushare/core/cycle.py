@@ -39,7 +39,7 @@ from gpushare.core.kinds import JobState, Topology
 from gpushare.core.lifecycle import INFRA_REASONS, OWN_FAILURE_CODE
 from gpushare.core.limits import which_limit
 from gpushare.core.making_way import TURNED_AWAY, could_claim, make_way
-from gpushare.core.model import Job, Slice, TaskRequest
+from gpushare.core.model import Job, Slice
 from gpushare.core.order import Order
 from gpushare.core.placement.ask import Ask
 from gpushare.core.placement.claims import Claim
@@ -54,7 +54,7 @@ from gpushare.core.reservations import claims as reservation_claims
 from gpushare.core.reservations import claims_between, expired, hold_claim, next_change_ms
 from gpushare.core.shared_paths import placed_request
 from gpushare.core.state import WAITING_STATES, ClusterState
-from gpushare.core.waiting import LineKey
+from gpushare.core.waiting import Fate, Line, LineKey
 from gpushare.reasons import Reason
 
 # Waits that room on cards and nodes would end: these jobs may have others make way, and are owed a future start.
@@ -62,11 +62,9 @@ ROOM_REASONS = frozenset({Reason.NO_CAPACITY, Reason.HOST_CAPACITY, Reason.HELD,
 
 
 _NO_PRIORITY = 2**31
+_NOWHERE: frozenset[str] = frozenset()
 # Blocked jobs without a known start that are passed over in the search for one that can be owed it.
 _UNKNOWN_STARTS_MAX = 8
-
-# All that decides whether a job fits, but for limits and claims: request, tasks, fewest tasks, topology, time limit.
-Fate = tuple[TaskRequest, int, int, Topology, int]
 
 
 class Pass(NamedTuple):
@@ -219,7 +217,11 @@ class Cycle:
             elif self._placed >= self.settings.placements_per_cycle:
                 return True
             else:
-                self._consider(self._look_at(job.key), cursor.key, order)
+                self._consider(self._look_at(job.key), cursor.line, order)
+                if self._is_all_futile():
+                    for line in self.state.lines.each():
+                        self.waits.setdefault(line.key, self._unfit[line.fate])
+                    break
         self._job = None
         return False
 
@@ -263,7 +265,7 @@ class Cycle:
         if job.key in self.state.holds:
             self.events.append(HoldReleased(job=job.key, detail=detail))
 
-    def _consider(self, job: Job, key: LineKey, order: Order) -> None:
+    def _consider(self, job: Job, line: Line, order: Order) -> None:
         readiness, dependency = self.gates.dependency(job)
         if readiness is Readiness.NEVER and dependency is not None:
             self._end(due.never_starts(job, dependency))
@@ -271,7 +273,7 @@ class Cycle:
             return
         reason = Reason.DEPENDENCY if readiness is Readiness.WAITS else self.gate(job)
         if reason is None:
-            reason = self._try(job, key)
+            reason = self._try(job, line)
         if reason is None:
             order.placed(job, sum(s.charge_milli for s in self._last))
         elif reason is Reason.PREEMPTING:
@@ -284,7 +286,7 @@ class Cycle:
                 self.job_waits[job.key] = reason
                 order.skip()
                 return
-            self.waits[key] = reason
+            self.waits[line.key] = reason
             if job.key in self.heads and not self._owes_no_more():
                 # The next of its line is another head.
                 order.skip()
@@ -296,9 +298,9 @@ class Cycle:
         never = self.gates.never(job, None if least is None else least * job.spec.least_tasks)
         return never or self.gates.cap(job)
 
-    def _try(self, job: Job, key: LineKey) -> Reason | None:
+    def _try(self, job: Job, line: Line) -> Reason | None:
         """None: it starts. Else why not; PREEMPTING when others were told to make way."""
-        fate = self._fate(job, key)
+        fate, key = self._fate(job, line), line.key
         reason = None if fate is None else self._unfit.get(fate)
         if reason is None:
             if self.start(job):
@@ -321,16 +323,25 @@ class Cycle:
         self._owe(job)
         return reason
 
-    def _is_futile(self, key: LineKey) -> bool:
+    def _is_futile(self, line: Line) -> bool:
         """Nothing that looking at the line could still bring: no room for its like, no claim, no start to be owed."""
-        shape = key.shape
-        if not self._owes_no_more() or shape.after or shape.suspended or key.tenant in self._entitled:
+        reason, key = self._unfit.get(line.fate), line.key
+        if reason is None or not self._owes_no_more() or line.stands_apart or key.tenant in self._entitled:
             return False
-        reason = self._unfit.get((shape.request, shape.tasks, shape.least_tasks, shape.topology, shape.max_run_ms))
-        if reason is None or (reason in ROOM_REASONS and self._could_claim(key.tenant, key.priority)):
+        if reason in ROOM_REASONS and self._could_claim(key.tenant, key.priority):
             return False
         self.waits[key] = reason
         return True
+
+    def _is_all_futile(self) -> bool:
+        """Every line is; found without a look at each. Where nodes sleep, `waits` must be in the order of the queue."""
+        lines = self.state.lines
+        if len(self._unfit) < len(lines.fates) or not self._owes_no_more() or lines.apart or self._entitled:
+            return False
+        if self.state.asleep or any(fate not in self._unfit for fate in lines.fates):
+            return False
+        of_tenants = ((tenant, priority) for tenant, found in lines.tenants.items() for priority in found)
+        return not any(self._could_claim(tenant, priority) for tenant, priority in of_tenants)
 
     def _could_claim(self, tenant: str, priority: int) -> bool:
         """A quick look whether others might make way for anything of this tenant and priority."""
@@ -340,13 +351,12 @@ class Cycle:
             self._claimants[tenant, priority] = found
         return found
 
-    def _fate(self, job: Job, key: LineKey) -> Fate | None:
+    def _fate(self, job: Job, line: Line) -> Fate | None:
         """Jobs of all tenants with the same fate fit together or not at all, but for the limits: what has found no
         place finds none later in the pass. None for a job with a claim of its own, which sees other room."""
         if job.state is JobState.SUSPENDED or job.key in self.state.holds or job.tenant in self._entitled:
             return None
-        shape = key.shape
-        return (shape.request, shape.tasks, shape.least_tasks, shape.topology, shape.max_run_ms)
+        return line.fate
 
     def ask(self, job: Job, task: int | None = None) -> Ask:
         """What placing must know of `job`."""
@@ -364,7 +374,7 @@ class Cycle:
             end_ms=ends_ms,
             room=room,
             topology=job.spec.topology,
-            avoid=_burnt(job),
+            avoid=_burnt(job) if job.attempts else _NOWHERE,
             only=frozenset({node}) if node else None,
         )
 

@@ -237,12 +237,12 @@ def _is_live(state: ClusterState, key: str) -> bool:
 def _ahead(state: ClusterState, job: Job, now_ms: int) -> tuple[tuple[str, ...], int]:
     """Queued jobs before it in the order, as things are before the pass: the first of them, and how many."""
     tree = QuotaTree(state)
-    order = Order(state, tree, FairShare(state, tree, now_ms), lambda key: False)
+    order = Order(state, tree, FairShare(state, tree, now_ms), lambda line: False)
     own = line_key(job)
     found: list[str] = []
     count = 0
     while (cursor := order.first()) is not None:
-        line = state.lines.line(cursor.key)
+        line = cursor.line
         is_of_user = cursor.key[:3] == own[:3]
         if is_of_user and cursor.seq >= job.submit_seq:
             break

@@ -12,6 +12,8 @@ import math
 from gpushare.core.kinds import Qos
 from gpushare.core.model import Account, Attempt, Hold, Job, Node, Tenant, Usage
 
+_LN_2 = math.log(2)
+
 
 def hold(node: Node, tenant: Tenant, job: Job, attempt: Attempt, at_ms: int, half_life_ms: int) -> None:
     """Add `attempt`'s whole slice to its node's ledger and its tenant's."""
@@ -84,12 +86,12 @@ def settle(account: Account, at_ms: int, half_life_ms: int) -> None:
 def decayed_at(account: Account, at_ms: int, half_life_ms: int) -> float:
     """Charge times ms at `at_ms`, halved every `half_life_ms`. Unit: thousandths of a card x ms."""
     left = math.exp2(-(at_ms - account.at_ms) / half_life_ms)
-    return account.decayed * left + account.rate_milli * (1.0 - left) * half_life_ms / math.log(2)
+    return account.decayed * left + account.rate_milli * (1.0 - left) * half_life_ms / _LN_2
 
 
 def average_milli(account: Account, at_ms: int, half_life_ms: int) -> float:
     """The decayed average of what was held: whoever holds r for ever comes to r. Unit: thousandths of a card."""
-    return decayed_at(account, at_ms, half_life_ms) * math.log(2) / half_life_ms
+    return decayed_at(account, at_ms, half_life_ms) * _LN_2 / half_life_ms
 
 
 # -- metering

@@ -33,7 +33,8 @@ def never_starts(state: ClusterState, tenant: str, specs: Iterable[JobSpec], who
     limits = [state.tenants[name].settings for name in path(state.tenants, tenant)]
     told: dict[str, None] = {}
     tree: QuotaTree | None = None
-    for spec in _distinct(specs):
+    is_limited = any(has.limit_milli is not None or has.model_quotas for has in limits)
+    for spec in _distinct(s for s in specs if is_limited or s.qos is Qos.GUARANTEED):
         if spec.qos is not Qos.GUARANTEED and not _may_pass(limits, spec):
             continue
         job = Job(tenant, "", spec, state.at_ms, who, submit_seq=0)

@@ -7,8 +7,9 @@ capacity idles which a queued job could use. What the pass places moves the meas
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from heapq import heapify, heappop, heappush
+from collections.abc import Callable, Iterable
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import NamedTuple
 
 from gpushare.core.fairshare import FairShare, Turn
 from gpushare.core.model import Job
@@ -17,53 +18,47 @@ from gpushare.core.state import ClusterState
 from gpushare.core.waiting import Line, LineKey, Shape
 
 # Says of a line that it need not be looked at any more.
-Futile = Callable[[LineKey], bool]
+Futile = Callable[[Line], bool]
 
 
-class LineCursor:
-    """One line of equal jobs and how far the pass has come in it."""
+class LineCursor(NamedTuple):
+    """One line of equal jobs and how far the pass has come in it. The oldest sorts first: no two have one `seq`."""
 
-    def __init__(self, key: LineKey, line: Line) -> None:
-        self.key = key
-        self._line = line
-        self._at = 0
+    seq: int
+    at: int
+    line: Line
 
     @property
-    def seq(self) -> int:
-        return self._line[self._at][0]
+    def key(self) -> LineKey:
+        return self.line.key
 
     @property
     def job_key(self) -> str:
-        return self._line[self._at][1]
-
-    def advance(self) -> bool:
-        """To the next job of the line; False at its end."""
-        self._at += 1
-        return self._at < len(self._line)
+        return self.line[self.at][1]
 
 
 class _UserLines:
     """The lines of one user at one priority, the oldest job first."""
 
-    def __init__(self, tenant: str, priority: int, user: str, shapes: dict[Shape, Line], is_futile: Futile) -> None:
-        self._heap = [
-            (line[0][0], LineCursor(LineKey(tenant, priority, user, shape), line)) for shape, line in shapes.items()
-        ]
+    def __init__(self, lines: Iterable[Line], is_futile: Futile) -> None:
+        self._heap = [LineCursor(line[0][0], 0, line) for line in lines]
         self._is_futile = is_futile
         heapify(self._heap)
 
     def first(self) -> LineCursor | None:
-        while self._heap and self._is_futile(self._heap[0][1].key):
+        while self._heap and self._is_futile(self._heap[0].line):
             heappop(self._heap)
-        return self._heap[0][1] if self._heap else None
+        return self._heap[0] if self._heap else None
 
     def set_aside(self) -> None:
         heappop(self._heap)
 
     def advance(self) -> None:
-        _, cursor = heappop(self._heap)
-        if cursor.advance():
-            heappush(self._heap, (cursor.seq, cursor))
+        _, at, line = self._heap[0]
+        if at + 1 < len(line):
+            heapreplace(self._heap, LineCursor(line[at + 1][0], at + 1, line))
+        else:
+            heappop(self._heap)
 
 
 class _TenantLines:
@@ -81,7 +76,7 @@ class _TenantLines:
             if not self._users:
                 priority = self._levels.pop()
                 for user, shapes in self._priorities[priority].items():
-                    self._push(user, _UserLines(self._tenant, priority, user, shapes, self._is_futile))
+                    self._push(user, _UserLines(shapes.values(), self._is_futile))
             elif (cursor := self._users[0][3].first()) is not None:
                 return cursor
             else:

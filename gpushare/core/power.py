@@ -116,9 +116,7 @@ def without_room(state: ClusterState, waits: Mapping[LineKey, Reason], settled: 
     for key, reason in waits.items():
         if reason not in WAITS_FOR_ROOM:
             continue
-        tenant, priority, user, shape = key
-        line = state.lines.tenants[tenant][priority][user][shape]
-        left = (state.jobs[job_key] for _, job_key in line if job_key not in settled)
+        left = (state.jobs[job_key] for _, job_key in state.lines.line(key) if job_key not in settled)
         yield from islice(left, _JOBS_PER_LINE)
 
 

@@ -38,8 +38,7 @@ class RunLimits(NamedTuple):
 def run_limits(tenants: Mapping[str, Tenant], tenant: str) -> RunLimits:
     """Of the jobs of `tenant`, which exists."""
     caps = [(most, name) for name in path(tenants, tenant) if (most := tenants[name].settings.max_run_ms) is not None]
-    cap_ms, capped_by = min(caps, default=(0, ""))
-    return RunLimits(tenants[tenant].settings.default_run_ms or 0, cap_ms, capped_by)
+    return RunLimits(tenants[tenant].settings.default_run_ms or 0, *min(caps, default=(0, "")))
 
 
 def above_cap(run_ms: int, limits: RunLimits, who: Principal) -> str:

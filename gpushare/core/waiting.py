@@ -8,7 +8,8 @@ that a hundred thousand queued jobs cost a pass no more than their distinct shap
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from gpushare.core.kinds import JobState, PreemptionMode, Qos, Topology
@@ -44,8 +45,19 @@ class LineKey(NamedTuple):
 # After every job's key.
 _LAST = "\U0010ffff"
 
-# Of one shape: (submit_seq, job key), in submit order.
-Line = list[tuple[int, str]]
+# All that decides whether a job fits, but for limits and claims: request, tasks, fewest tasks, topology, time limit.
+Fate = tuple[TaskRequest, int, int, Topology, int]
+
+
+class Line(list[tuple[int, str]]):
+    """The jobs of one shape that one user has at one priority: (submit_seq, job key), in submit order. `stands_apart`:
+    more than its fate says whether its jobs may start, as where they wait for others or for cards of one node."""
+
+    def __init__(self, key: LineKey, jobs: Iterable[tuple[int, str]] = ()) -> None:
+        super().__init__(jobs)
+        self.key, shape = key, key.shape
+        self.fate: Fate = (shape.request, shape.tasks, shape.least_tasks, shape.topology, shape.max_run_ms)
+        self.stands_apart = bool(shape.after or shape.suspended)
 
 
 def line_key(job: Job) -> LineKey:
@@ -66,10 +78,13 @@ def line_key(job: Job) -> LineKey:
 
 
 class WaitingLines:
-    """`tenants[tenant][priority][user][shape]` is a line; empty ones are not kept."""
+    """`tenants[tenant][priority][user][shape]` is a line; empty ones are not kept. `fates` counts the lines of each
+    fate, `apart` those that stand apart."""
 
     def __init__(self) -> None:
         self.tenants: dict[str, dict[int, dict[str, dict[Shape, Line]]]] = {}
+        self.fates: Counter[Fate] = Counter()
+        self.apart = 0
         self._size = 0
         self._deadlines: list[tuple[int, str]] = []
 
@@ -79,12 +94,14 @@ class WaitingLines:
         made.tenants = {
             tenant: {
                 priority: {
-                    user: {shape: list(line) for shape, line in shapes.items()} for user, shapes in users.items()
+                    user: {shape: Line(line.key, line) for shape, line in shapes.items()}
+                    for user, shapes in users.items()
                 }
                 for priority, users in priorities.items()
             }
             for tenant, priorities in self.tenants.items()
         }
+        made.fates, made.apart = Counter(self.fates), self.apart
         made._size, made._deadlines = self._size, list(self._deadlines)
         return made
 
@@ -95,13 +112,12 @@ class WaitingLines:
         """Whether any job waits in that line."""
         return key.shape in self.tenants.get(key.tenant, {}).get(key.priority, {}).get(key.user, {})
 
-    def each(self) -> Iterator[tuple[LineKey, Line]]:
+    def each(self) -> Iterator[Line]:
         """Every line, in no particular order."""
-        for tenant, priorities in self.tenants.items():
-            for priority, users in priorities.items():
-                for user, shapes in users.items():
-                    for shape, line in shapes.items():
-                        yield LineKey(tenant, priority, user, shape), line
+        for priorities in self.tenants.values():
+            for users in priorities.values():
+                for shapes in users.values():
+                    yield from shapes.values()
 
     def line(self, key: LineKey) -> Line:
         """Raises KeyError for one that is empty."""
@@ -109,16 +125,18 @@ class WaitingLines:
 
     def __iter__(self) -> Iterator[str]:
         """Every waiting job's key, in no particular order."""
-        for priorities in self.tenants.values():
-            for users in priorities.values():
-                for shapes in users.values():
-                    for line in shapes.values():
-                        yield from (key for _, key in line)
+        for line in self.each():
+            yield from (key for _, key in line)
 
     def add(self, job: Job) -> None:
-        tenant, priority, user, shape = line_key(job)
-        shapes = self.tenants.setdefault(tenant, {}).setdefault(priority, {}).setdefault(user, {})
-        insort(shapes.setdefault(shape, []), (job.submit_seq, job.key))
+        key = line_key(job)
+        shapes = self.tenants.setdefault(key.tenant, {}).setdefault(key.priority, {}).setdefault(key.user, {})
+        line = shapes.get(key.shape)
+        if line is None:
+            line = shapes[key.shape] = Line(key)
+            self.fates[line.fate] += 1
+            self.apart += line.stands_apart
+        insort(line, (job.submit_seq, job.key))
         self._size += 1
         if job.spec.start_within_ms and job.started_ms is None:
             insort(self._deadlines, _deadline(job))
@@ -141,6 +159,10 @@ class WaitingLines:
         if line:
             return
         del shapes[shape]
+        self.apart -= line.stands_apart
+        self.fates[line.fate] -= 1
+        if not self.fates[line.fate]:
+            del self.fates[line.fate]
         if not shapes:
             del priorities[priority][user]
         if not priorities[priority]:

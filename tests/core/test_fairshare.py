@@ -178,7 +178,7 @@ def test_the_order_of_one_pass_is_that_of_the_measures() -> None:
     for tenant, user in (("b", "x"), ("a", "x"), ("a", "y"), ("c", "x"), ("a", "x")):
         lab.submit(tenant, who=user_of(tenant, user), resources=ONE)
     tree = QuotaTree(lab.state)
-    order = Order(lab.state, tree, FairShare(lab.state, tree, lab.now_ms), lambda key: False)
+    order = Order(lab.state, tree, FairShare(lab.state, tree, lab.now_ms), lambda line: False)
     seen = []
     while (cursor := order.first()) is not None:
         job: Job = lab.state.jobs[cursor.job_key]

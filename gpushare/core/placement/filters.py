@@ -144,20 +144,23 @@ def _fits(field: Field) -> BoolArray:
 
 def _kept_verdicts(fleet: Fleet, scores: Scores) -> Verdicts:
     """Verdicts of the state and the plan alone, without claims and limits; only nodes that changed are judged again."""
-    size = len(fleet.names if scores.needs.request.is_cpu else fleet.uuids)
-    if scores.verdicts_version != fleet.version:
-        if scores.verdicts_version < 0:
-            scores.verdicts = np.zeros(size, np.int8)
-            nodes = fleet.all_nodes
-        else:
-            nodes = fleet.changed_since(scores.verdicts_version)
-        if scores.needs.request.is_cpu:
-            scores.verdicts[nodes] = _judge_hosts(fleet, scores.needs, nodes)
-        elif scores.needs.request.is_share:
-            scores.verdicts[fleet.cards_of(nodes)] = _judge_shares(fleet, scores.needs, nodes)
-        else:
-            scores.verdicts[fleet.cards_of(nodes)] = _judge_whole(fleet, scores.needs, nodes)
-        scores.verdicts_version = fleet.version
+    needs = scores.needs
+    if scores.verdicts_version == fleet.version:
+        return scores.verdicts
+    nodes = fleet.all_nodes
+    if scores.verdicts_version < 0:
+        scores.lasting_verdicts = _judge_for_ever(fleet, needs)
+        scores.verdicts = scores.lasting_verdicts.copy()
+    else:
+        nodes = fleet.changed_since(scores.verdicts_version)
+    if needs.request.is_cpu:
+        places, found = nodes, _judge_hosts(fleet, needs, nodes)
+    else:
+        places = fleet.cards_of(nodes)
+        found = (_judge_shares if needs.request.is_share else _judge_whole)(fleet, needs, nodes, places)
+    lasting = scores.lasting_verdicts[places]
+    scores.verdicts[places] = np.where(lasting == _FITS, found, lasting)
+    scores.verdicts_version = fleet.version
     return scores.verdicts
 
 
@@ -169,24 +172,26 @@ def _first_of(rules: list[tuple[BoolArray, Reason]], size: int) -> Verdicts:
     return found
 
 
-def _static_rules(fleet: Fleet, needs: Needs, cards: IntArray) -> list[tuple[BoolArray, Reason]]:
-    nodes = fleet.node_of[cards]
+def _judge_for_ever(fleet: Fleet, needs: Needs) -> Verdicts:
+    """Of all cards, or of all nodes for a CPU task: what no waiting can change."""
     request = needs.request
+    if request.is_cpu:
+        return _first_of(
+            [(~needs.labels_fit, Reason.LABELS_UNAVAILABLE), (~needs.path_fits, Reason.PATH_MISSING)], len(fleet.names)
+        )
     other_model = np.array([not matches_model(request, k.model, k.usable_mib) for k in fleet.kinds], dtype=np.bool_)
     no_tier = np.array([grant is None for grant in needs.grants], dtype=np.bool_)
-    kinds = fleet.kind_of[cards]
-    return [
+    kinds, nodes = fleet.kind_of, fleet.node_of
+    rules = [
         (other_model[kinds], Reason.MODEL_UNAVAILABLE),
         (~needs.labels_fit[nodes], Reason.LABELS_UNAVAILABLE),
         (~needs.path_fits[nodes], Reason.PATH_MISSING),
         (no_tier[kinds], Reason.FENCE_UNAVAILABLE),
-        (~fleet.node_open[nodes], Reason.NODES_UNAVAILABLE),
-        (~fleet.gpu_open[cards], Reason.GPU_UNHEALTHY),
     ]
+    return _first_of(rules, len(kinds))
 
 
-def _judge_shares(fleet: Fleet, needs: Needs, nodes: IntArray) -> Verdicts:
-    cards = fleet.cards_of(nodes)
+def _judge_shares(fleet: Fleet, needs: Needs, nodes: IntArray, cards: IntArray) -> Verdicts:
     milli, mib = needs.milli_on(fleet, cards), needs.mib_on(fleet, cards)
     left_milli, left_mib = fleet.free_milli[cards] - milli, fleet.free_mib[cards] - mib
     full = needs.slots[fleet.kind_of[cards]] & (fleet.holders[cards] >= MPS_CLIENT_SLOTS)
@@ -196,7 +201,8 @@ def _judge_shares(fleet: Fleet, needs: Needs, nodes: IntArray) -> Verdicts:
     cpu, memory = needs.host_on(fleet, host_of, milli)
     short = (fleet.free_cpu_milli[host_of] < cpu) | (fleet.free_memory_mib[host_of] < memory)
     rules = [
-        *_static_rules(fleet, needs, cards),
+        (~fleet.node_open[host_of], Reason.NODES_UNAVAILABLE),
+        (~fleet.gpu_open[cards], Reason.GPU_UNHEALTHY),
         (strangers, Reason.OCCUPIED),
         (lacks, Reason.NO_CAPACITY),
         (short, Reason.HOST_CAPACITY),
@@ -204,16 +210,16 @@ def _judge_shares(fleet: Fleet, needs: Needs, nodes: IntArray) -> Verdicts:
     return _first_of(rules, len(cards))
 
 
-def _judge_whole(fleet: Fleet, needs: Needs, nodes: IntArray) -> Verdicts:
+def _judge_whole(fleet: Fleet, needs: Needs, nodes: IntArray, cards: IntArray) -> Verdicts:
     """Empty cards on a node that cannot take the task count as lack of room, or of CPU."""
-    cards = fleet.cards_of(nodes)
     cpu, memory = needs.host_on(fleet, nodes, needs.task_milli())
     short = (fleet.free_cpu_milli[nodes] < cpu) | (fleet.free_memory_mib[nodes] < memory)
     few = eligible_cards(fleet, needs, nodes) < needs.request.gpus
     counts = fleet.card_count[nodes]
     short_here, few_here = np.repeat(short, counts), np.repeat(few, counts)
     rules = [
-        *_static_rules(fleet, needs, cards),
+        (~fleet.node_open[fleet.node_of[cards]], Reason.NODES_UNAVAILABLE),
+        (~fleet.gpu_open[cards], Reason.GPU_UNHEALTHY),
         (fleet.holders[cards] > 0, Reason.NO_CAPACITY),
         (fleet.strangers[cards], Reason.OCCUPIED),
         (few_here, Reason.NO_CAPACITY),
@@ -225,12 +231,7 @@ def _judge_whole(fleet: Fleet, needs: Needs, nodes: IntArray) -> Verdicts:
 def _judge_hosts(fleet: Fleet, needs: Needs, nodes: IntArray) -> Verdicts:
     cpu, memory = needs.host_on(fleet, nodes, 0)
     short = (fleet.free_cpu_milli[nodes] < cpu) | (fleet.free_memory_mib[nodes] < memory)
-    rules = [
-        (~needs.labels_fit[nodes], Reason.LABELS_UNAVAILABLE),
-        (~needs.path_fits[nodes], Reason.PATH_MISSING),
-        (~fleet.node_open[nodes], Reason.NODES_UNAVAILABLE),
-        (short, Reason.HOST_CAPACITY),
-    ]
+    rules = [(~fleet.node_open[nodes], Reason.NODES_UNAVAILABLE), (short, Reason.HOST_CAPACITY)]
     return _first_of(rules, len(nodes))
 
 

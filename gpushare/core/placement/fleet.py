@@ -386,18 +386,26 @@ class Fleet:
         node_open, free_share, has_changed = node.is_placeable, 0, False
         span = self.spans[i]
         for card, uuid in enumerate(self.uuids[span], span.start):
-            gpu = node.gpus[uuid]
+            gpu, was = node.gpus[uuid], self._cards[card]
             condition = gpu.condition
             free_milli = gpu.capacity_milli - gpu.used_milli
+            free_share += free_milli
             free_mib = gpu.inventory.usable_mib - gpu.used_mib
             if condition.strangers:
                 free_mib -= gpu.stranger_mib
-            free_share += free_milli
-            now = CardNow(free_milli, free_mib, len(gpu.holds), condition, gpu.present, node_open)
-            if now != self._cards[card]:
-                self._cards[card], has_changed = now, True
-                self._show_condition(card, gpu, node_open)
-                self._show_card(card, now)
+            if (
+                free_milli == was.free_milli
+                and free_mib == was.free_mib
+                and len(gpu.holds) == was.holders
+                and condition == was.condition
+                and gpu.present == was.is_present
+                and node_open == was.node_open
+            ):
+                continue
+            has_changed = True
+            now = self._cards[card] = CardNow(free_milli, free_mib, len(gpu.holds), condition, gpu.present, node_open)
+            self._show_condition(card, gpu, node_open)
+            self._show_card(card, now)
         host = HostNow(
             node.cpu_milli - node.used_cpu_milli,
             node.memory_mib - node.used_memory_mib,

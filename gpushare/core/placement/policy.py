@@ -46,6 +46,10 @@ class OneByOne(Protocol):
         """Those of `share_scores`, to the last bit, for some cards of one node. `need` holds numbers alone."""
         ...
 
+    def score_on(self, fleet: Fleet, need: Need, node: int) -> float:
+        """That of `node_scores`, to the last bit, for one node. `need` holds numbers alone."""
+        ...
+
 
 class Policy(Protocol):
     """`epoch`: scores that were kept under another epoch are dropped. Scores must be finite. `one_by_one`: None where

@@ -135,6 +135,16 @@ class NodeWorths:
             _keep(self._changes, key, found)
         return found
 
+    def whole_change(self, need: Need, empty: int) -> list[float]:
+        """The same for whole cards, or none, of a node with so many empty ones; the sum of `PriceFit.node_scores`."""
+        key = need.gpus, need.cpu_milli, need.memory_mib, empty
+        found = self._changes.get(key)
+        if found is None:
+            rows = self.tables.empty
+            found = (rows[max(empty - need.gpus, 0)] - rows[empty] - self.host_worth(need)).tolist()
+            _keep(self._changes, key, found)
+        return found
+
     def _read_one(self, fleet: Fleet, node: int) -> None:
         """The same for one node in plain numbers, added up in the same order: arrays of one cost more than they do."""
         tables, span = self.tables, fleet.spans[node]
@@ -227,15 +237,20 @@ class PriceFit:
 
     def node_scores(self, fleet: Fleet, need: Need, nodes: IntArray) -> FloatArray:
         worths = self._worths_of(fleet)
-        tables, after = worths.tables, worths.charged.take(nodes, axis=0)
-        if need.gpus:
-            empty = worths.empty.take(nodes)
-            after += tables.empty.take(np.maximum(empty - need.gpus, 0), axis=0) - tables.empty.take(empty, axis=0)
+        rows, empty = worths.tables.empty, worths.empty.take(nodes)
+        after = rows.take(np.maximum(empty - need.gpus, 0), axis=0) - rows.take(empty, axis=0)
         after -= worths.host_worth(need)
+        after += worths.charged.take(nodes, axis=0)
         scores = _lost(worths, nodes, after)
         if not need.gpus:
             scores -= np.where(fleet.card_count.take(nodes) == 0, _NO_CARDS_BONUS, 0.0)
         return scores
+
+    def score_on(self, fleet: Fleet, need: Need, node: int) -> float:
+        worths = self._worths_of(fleet)
+        change = worths.whole_change(need, worths.empty.item(node))
+        score = float(round(worths.worth.item(node) - min(map(add, worths.charged[node].tolist(), change))))
+        return score if need.gpus or fleet.card_count.item(node) else score - _NO_CARDS_BONUS
 
     def _worths_of(self, fleet: Fleet) -> NodeWorths:
         """In step with `fleet`; tables are made anew where it is not like the last one."""

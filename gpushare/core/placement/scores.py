@@ -144,7 +144,8 @@ class Scores:
         self._is_hopeless = False
         self._counts: IntArray = np.zeros(len(fleet.names), np.int64)
         self._counts_version = -1
-        # For `filters`: what refuses the request at each place, as of a version of the fleet.
+        # For `filters`: what refuses the request at each place for ever, and as of a version of the fleet.
+        self.lasting_verdicts: Verdicts = np.zeros(0, np.int8)
         self.verdicts: Verdicts = np.zeros(0, np.int8)
         self.verdicts_version = -1
 
@@ -202,14 +203,19 @@ class Scores:
 
     def _score_changed(self) -> None:
         """One by one where few nodes have changed: less work than arrays of a few."""
-        fleet, policy = self.fleet, self.policy.one_by_one
-        few = fleet.few_changed_since(self._version) if policy is not None and self.needs.is_one_share else None
+        fleet, needs, policy = self.fleet, self.needs, self.policy.one_by_one
+        is_plain = policy is not None and (needs.is_one_share or not needs.request.is_share)
+        few = fleet.few_changed_since(self._version) if is_plain else None
         if policy is None or few is None:
             self._score(fleet.changed_since(self._version))
             return
         for node in few:
+            if not needs.request.is_share:
+                found = fitting_node(fleet, needs, node)
+                self.values[node] = INFINITE if found is None else policy.score_on(fleet, found, node)
+                continue
             self.values[fleet.spans[node]] = INFINITE
-            cards, need = fitting_on(fleet, self.needs, node)
+            cards, need = fitting_on(fleet, needs, node)
             for card, score in zip(cards, policy.shares_on(fleet, need, node, cards), strict=True):
                 self.values[card] = score
 
@@ -317,6 +323,21 @@ def fitting_nodes(fleet: Fleet, needs: Needs, nodes: IntArray, taken: Taken | No
     cpu, memory, eligible = values
     milli = WHOLE_CARD_MILLI if request.gpus else 0
     return found, Need(request, request.gpus, milli, 0, cpu, memory, eligible)
+
+
+def fitting_node(fleet: Fleet, needs: Needs, node: int) -> Need | None:
+    """`fitting_nodes` of one node, in plain numbers: what the task needs there, None where it does not fit."""
+    gpus, span = needs.request.gpus, fleet.spans[node]
+    cpu, memory = needs.host_of(fleet, node, needs.task_milli())
+    if not (fleet.node_open.item(node) and needs.node_fits.item(node)):
+        return None
+    if fleet.free_cpu_milli.item(node) < cpu or fleet.free_memory_mib.item(node) < memory:
+        return None
+    if not gpus:
+        return Need(needs.request, 0, 0, 0, cpu, memory)
+    empty = fleet.is_empty[span] if needs.all_fit else fleet.is_empty[span] & needs.card_fits[span]
+    eligible = int(np.count_nonzero(empty))
+    return Need(needs.request, gpus, WHOLE_CARD_MILLI, 0, cpu, memory, eligible) if eligible >= gpus else None
 
 
 def eligible_cards(fleet: Fleet, needs: Needs, nodes: IntArray, taken: Taken | None = None) -> IntArray:
