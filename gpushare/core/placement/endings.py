@@ -7,7 +7,7 @@ left out, so that nothing is counted on which may not come. Scratch that the fle
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import copy
 
 import numpy as np
@@ -140,10 +140,6 @@ class Endings:
     def _timeline(self, now_ms: int, cards: IntArray, hosts: IntArray) -> Timeline:
         return Timeline(self.fleet, now_ms, cards, hosts)
 
-    def _unknown_end(self, booking: Booking) -> int | None:
-        """What stands for the grace of a booking whose end nobody knows; None leaves it out."""
-        return None
-
     def _has_ends(self, i: int) -> bool:
         """Whether anything that runs on the node has a known end; much cheaper than to look at all that it holds."""
         state = self.fleet.state
@@ -163,23 +159,24 @@ class Endings:
     def _rows(self, i: int) -> tuple[Rows, Rows]:
         """Of the node's cards, and of the node."""
         if self._has_ends(i) or any(line.end_ms is not None for line in self.fleet.scratch_on(i)):
-            return self._rows_of_bookings(i)
+            return self._rows_of_bookings(i, {})
         return [], []
 
-    def _rows_of_bookings(self, i: int) -> tuple[Rows, Rows]:
+    def _rows_of_bookings(self, i: int, since_ms: Mapping[str, int]) -> tuple[Rows, Rows]:
+        """Where nobody knows an end it is a guess for the jobs of `since_ms`, and left out for others."""
         fleet = self.fleet
         stops, suspends = _making_way(fleet.state, fleet.names[i])
         cards: Rows = []
         hosts: Rows = []
         for booking in fleet.bookings(i):
             job = fleet.state.jobs.get(booking.owner.job)
-            grace_ms: int | None = 0 if job is None else job.spec.grace_ms
+            grace_ms = 0 if job is None else job.spec.grace_ms
             told_ms = stops.get(booking.owner.job, suspends.get(booking.owner.job))
             sure_ms = booking.end_ms if told_ms is None else told_ms
             if sure_ms is None:
-                sure_ms, grace_ms = 0, self._unknown_end(booking)
-            if grace_ms is None:
-                continue
+                if booking.owner.job not in since_ms:
+                    continue
+                sure_ms, grace_ms = 0, runs_since(since_ms[booking.owner.job])
             for uuid, (milli, mib) in booking.cards.items():
                 cards.append((sure_ms, grace_ms, fleet.card_id[uuid], milli, mib))
             if booking.owner.job not in suspends:

@@ -6,40 +6,30 @@ May import numpy. For choosing a place alone: what begins is never let in becaus
 from __future__ import annotations
 
 from gpushare.core.model import Attempt
-from gpushare.core.placement.claims import Booking
 from gpushare.core.placement.endings import Endings, Rows, Timeline, guessed_wait_ms, runs_since
-from gpushare.core.placement.fleet import Fleet
 from gpushare.core.placement.policy import IntArray
 
 
 class GuessedEndings(Endings):
     """All ends on `fleet`, the unknown ones guessed; what has only been planned in this pass has none."""
 
-    def __init__(self, fleet: Fleet) -> None:
-        super().__init__(fleet)
-        # Of the node that is being read: since when its jobs run there.
-        self._since_ms: dict[str, int] = {}
-
     def _timeline(self, now_ms: int, cards: IntArray, hosts: IntArray) -> Timeline:
         return _GuessedTimeline(self.fleet, now_ms, cards, hosts)
 
     def _rows(self, i: int) -> tuple[Rows, Rows]:
-        fleet, state = self.fleet, self.fleet.state
-        here = [state.attempts[key] for key in state.nodes[fleet.names[i]].attempts]
-        if not self._has_ends(i) and not fleet.scratch_on(i):
-            return self._rows_of_guesses(i, here)
-        self._since_ms = {}
-        for attempt in here:
-            since_ms = _since_ms(attempt)
-            self._since_ms[attempt.job_key] = min(since_ms, self._since_ms.get(attempt.job_key, since_ms))
-        return self._rows_of_bookings(i)
+        if not self._has_ends(i) and not self.fleet.scratch_on(i):
+            return self._rows_of_guesses(i)
+        since_ms: dict[str, int] = {}
+        for attempt in self._attempts(i):
+            since_ms[attempt.job_key] = min(_since_ms(attempt), since_ms.get(attempt.job_key, _since_ms(attempt)))
+        return self._rows_of_bookings(i, since_ms)
 
-    def _rows_of_guesses(self, i: int, here: list[Attempt]) -> tuple[Rows, Rows]:
+    def _rows_of_guesses(self, i: int) -> tuple[Rows, Rows]:
         """What `_rows_of_bookings` finds where every end is a guess, much faster."""
         cards: Rows = []
         hosts: Rows = []
         card_id = self.fleet.card_id
-        for attempt in here:
+        for attempt in self._attempts(i):
             piece, since = attempt.slice, runs_since(_since_ms(attempt))
             if attempt.suspended_ms is None:
                 for uuid, mib in zip(piece.gpu_uuids, piece.held_mib, strict=True):
@@ -47,9 +37,9 @@ class GuessedEndings(Endings):
             hosts.append((0, since, i, piece.cpu_milli, piece.memory_mib))
         return cards, hosts
 
-    def _unknown_end(self, booking: Booking) -> int | None:
-        since_ms = self._since_ms.get(booking.owner.job)
-        return None if since_ms is None else runs_since(since_ms)
+    def _attempts(self, i: int) -> list[Attempt]:
+        state = self.fleet.state
+        return [state.attempts[key] for key in state.nodes[self.fleet.names[i]].attempts]
 
 
 class _GuessedTimeline(Timeline):
