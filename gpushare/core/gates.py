@@ -68,6 +68,8 @@ class Gates:
 
 def waits_for_ever(tree: QuotaTree, job: Job, least_milli: int) -> Reason | None:
     """The limit or guarantee that `least_milli`, the job's smallest charge, passes even when nothing else runs."""
+    if not tree.has_limits(job.tenant) and job.spec.qos is not Qos.GUARANTEED:
+        return None
     most = least_room_ever((branch.settings for branch in tree.path(job.tenant)), job.spec.resources)
     if most is not None and least_milli > most:
         return Reason.TENANT_LIMIT_NEVER

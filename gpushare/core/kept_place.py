@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # queue that moves by itself, no place is guessed for each job in turn. A guess that finds one has read every node.
 _GUESS_AGAIN_MS = 60_000
 _NEXT_GUESS_MS = 10_000
-_NEXT_GUESS_MS_PER_NODE = 60
+_NEXT_GUESS_MS_PER_NODE = 120
 
 
 def use(cycle: Cycle, job: Job, hold: CapacityHold) -> None:

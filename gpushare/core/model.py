@@ -503,7 +503,10 @@ class Tenant(msgspec.Struct):
 
     def person(self, user: str) -> Person:
         """The ledger of one user, made on first use."""
-        return self.people.setdefault(user, Person())
+        found = self.people.get(user)
+        if found is None:
+            found = self.people[user] = Person()
+        return found
 
 
 class Token(msgspec.Struct):

@@ -68,6 +68,8 @@ class Branch:
 
     def is_below_guarantee(self, models: Collection[str] = ()) -> bool:
         """Some of what is always its own is not in use, on cards of `models` (empty: of any)."""
+        if not self.guarantee_milli and not self.model_guarantees:
+            return False
         if self._uncovered_milli() < self.guarantee_milli:
             return True
         named = models or self.model_guarantees
@@ -134,13 +136,17 @@ class QuotaTree:
         self._state = state
         self._models: frozenset[str] | None = None
 
+    def has_limits(self, tenant: str) -> bool:
+        """The tenant, or any above it."""
+        return tenant in self._limited
+
     def path(self, tenant: str) -> tuple[Branch, ...]:
         """The tenant's branch and those above it, the root left out."""
         return self._paths[tenant]
 
     def room(self, job: Job) -> Room:
         """What `job` may add to its tenant and to every tenant above it."""
-        if job.tenant not in self._limited and job.spec.qos is not Qos.GUARANTEED:
+        if not self.has_limits(job.tenant) and job.spec.qos is not Qos.GUARANTEED:
             return NO_LIMIT
         limits, hosts = self.limit_room(job), self.host_room(job)
         milli, models = limits.milli, dict(limits.by_model)

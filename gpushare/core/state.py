@@ -7,7 +7,7 @@ entries and reach the same state; no policy runs here. `check` states what must 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from copy import copy
 
 import msgspec
@@ -71,7 +71,7 @@ class ClusterState:
         self.arrays: dict[str, list[str]] = {}
         self.array_running: Counter[str] = Counter()
         # Tenant -> priority -> running jobs.
-        self.running_priorities: dict[str, Counter[int]] = {}
+        self.running_priorities: defaultdict[str, Counter[int]] = defaultdict(Counter)
         # Job or array -> the jobs that have not ended and name it in `after`.
         self.dependents: dict[str, set[str]] = {}
         # Ended jobs, first end first.
@@ -141,7 +141,7 @@ class ClusterState:
         made.lines = self.lines.fork()
         made.arrays = {key: list(children) for key, children in self.arrays.items()}
         made.array_running = Counter(self.array_running)
-        made.running_priorities = {tenant: Counter(count) for tenant, count in self.running_priorities.items()}
+        made.running_priorities = defaultdict(Counter, {t: Counter(n) for t, n in self.running_priorities.items()})
         made.dependents = {key: set(waiting) for key, waiting in self.dependents.items()}
         made.ended, made.growing, made.asleep = dict(self.ended), set(self.growing), set(self.asleep)
         made.ending = set(self.ending)
@@ -286,7 +286,7 @@ class ClusterState:
 
     def _count_running(self, job: Job, by: int) -> None:
         """So many more like it run; the stored counts aside."""
-        running = self.running_priorities.setdefault(job.tenant, Counter())
+        running = self.running_priorities[job.tenant]
         running[job.spec.priority] += by
         if not running[job.spec.priority]:
             del running[job.spec.priority]

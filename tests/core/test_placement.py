@@ -149,9 +149,9 @@ def test_shares_are_judged_like_one_card_at_a_time(seed: int) -> None:
                 else:
                     expected.setdefault(reason, []).append((here.name, card.uuid))
         ask = Ask(request, room=Room(room))
-        assert refusals(plan, ask).by_reason == expected
         told = max((STRENGTH.index(r) for r in expected), default=0)
         assert strongest(plan, ask) == STRENGTH[told]
+        assert refusals(plan, ask).by_reason == expected
         found = place_task(plan, ask)
         assert (found is not None) == bool(open_to)
         assert found is None or found.gpu_uuids[0] in open_to

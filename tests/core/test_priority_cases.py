@@ -364,7 +364,7 @@ KEPT_PLACES = {
         expect wide1 STARTING
         run wide1
         exit a3 0
-        wait 19000
+        wait 39000
         cycle
         submit t c gpus=1
         cycle

@@ -130,8 +130,9 @@ class Endings:
         for i in np.flatnonzero(fleet.changed_at > self._read_at).tolist():
             if self._read(i):
                 self._joined = None
-        if self._made is not None and self._made.now_ms == now_ms and self._joined is not None:
-            return self._made
+        made = self._made
+        if made is not None and self._joined is not None and (made.now_ms == now_ms or not len(made.times)):
+            return made
         if self._joined is None:
             self._joined = (_join(self._cards), _join(self._hosts))
         self._made = self._timeline(now_ms, *self._joined)

@@ -78,7 +78,7 @@ def strongest(plan: Plan, ask: Ask, min_tasks: int = 1) -> Reason:
     ask = _fill_up(plan, ask, min_tasks)
     scores = fleet.scores.of(ask.request)
     if ask.only is None and scores.best() is None:
-        place = int(_kept_verdicts(fleet, scores).max(initial=_FITS))
+        place = _strongest_verdict(fleet, scores)
     else:
         place = int(verdicts(fleet, ask).max(initial=_FITS))
     plan.rollback(checkpoint)
@@ -162,6 +162,19 @@ def _kept_verdicts(fleet: Fleet, scores: Scores) -> Verdicts:
     scores.verdicts[places] = np.where(lasting == _FITS, found, lasting)
     scores.verdicts_version = fleet.version
     return scores.verdicts
+
+
+def _strongest_verdict(fleet: Fleet, scores: Scores) -> int:
+    """Of the verdicts that `_kept_verdicts` would find. Lack of room is the strongest unless there are strangers: while
+    the place that it was found at has not changed since, no other has to be judged."""
+    lacks, witness = _VERDICT[Reason.NO_CAPACITY], scores.witness
+    if witness is not None and scores.verdicts[witness] == lacks and not fleet.strangers.any():
+        node = witness if scores.needs.request.is_cpu else fleet.node_of[witness]
+        if fleet.changed_at[node] <= scores.verdicts_version:
+            return lacks
+    found = _kept_verdicts(fleet, scores)
+    scores.witness = int(found.argmax()) if len(found) else None
+    return int(found.max(initial=_FITS))
 
 
 def _first_of(rules: list[tuple[BoolArray, Reason]], size: int) -> Verdicts:

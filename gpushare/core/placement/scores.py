@@ -148,6 +148,8 @@ class Scores:
         self.lasting_verdicts: Verdicts = np.zeros(0, np.int8)
         self.verdicts: Verdicts = np.zeros(0, np.int8)
         self.verdicts_version = -1
+        # A place with the strongest of them.
+        self.witness: int | None = None
 
     def update(self) -> None:
         """Bring `values` in step with the fleet."""
