@@ -164,8 +164,14 @@ def _first_card_holds(request: TaskRequest, node: Node) -> bool:
     if not node.cpu_milli or not matches_labels(request, node):
         return False
     for gpu in node.gpus.values():
-        if matches_card(request, gpu.inventory):
-            return _tasks_on_empty(request, node, [gpu]) > 0
+        if not matches_card(request, gpu.inventory):
+            continue
+        milli, mib = WHOLE_CARD_MILLI * request.gpus, 0
+        if request.is_share:
+            milli, mib, _ = share_on(request, gpu.inventory.usable_mib)
+        cpu, memory = host_need(request, node, milli)
+        has_cards = request.gpus <= 1 and milli <= gpu.capacity_milli and mib <= gpu.inventory.usable_mib
+        return has_cards and cpu <= node.cpu_milli and memory <= node.memory_mib
     return False
 
 

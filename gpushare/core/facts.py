@@ -54,7 +54,8 @@ if TYPE_CHECKING:
 def _term_started(state: ClusterState, event: TermStarted, entry: Entry) -> None:
     for name in state.nodes:
         state.own_node(name).ready = False
-    state.touched.update(state.nodes)
+    for name in state.nodes:
+        state.touch(name)
     for tenant in state.tenants.values():
         for account in (tenant.account, *(p.account for p in tenant.people.values())):
             ledger.settle(account, entry.at_ms, state.half_life_ms)
@@ -156,7 +157,7 @@ def _node_enrolled(state: ClusterState, event: NodeEnrolled, entry: Entry) -> No
 
 def _node_synced(state: ClusterState, event: NodeSynced, entry: Entry) -> None:
     node = state.own_node(event.node)
-    state.touched.add(event.node)
+    state.touch(event.node)
     node.address, node.warnings = event.address, event.warnings
     if node.shared_paths != event.shared_paths:
         node.shared_paths = event.shared_paths
@@ -178,7 +179,7 @@ def _node_synced(state: ClusterState, event: NodeSynced, entry: Entry) -> None:
             for card in event.gpus:
                 if card.uuid in other.gpus:
                     state.own_node(other.name).gpus.pop(card.uuid, None)
-                    state.touched.add(other.name)
+                    state.touch(other.name)
     _register_cards(node, event.gpus)
 
 
@@ -224,12 +225,12 @@ def _register_cards(node: Node, cards: tuple[GpuInventory, ...]) -> None:
 
 def _node_disconnected(state: ClusterState, event: NodeDisconnected, entry: Entry) -> None:
     state.own_node(event.node).ready = False
-    state.touched.add(event.node)
+    state.touch(event.node)
 
 
 def _node_silent(state: ClusterState, event: NodeSilent, entry: Entry) -> None:
     node = state.own_node(event.node)
-    state.touched.add(event.node)
+    state.touch(event.node)
     node.ready = False
     node.state = NodeState.UNREACHABLE
     for attempt in state.live_attempts(node):
@@ -239,7 +240,7 @@ def _node_silent(state: ClusterState, event: NodeSilent, entry: Entry) -> None:
 
 def _node_cordoned(state: ClusterState, event: NodeCordoned, entry: Entry) -> None:
     node = state.own_node(event.node)
-    state.touched.add(event.node)
+    state.touch(event.node)
     node.cordoned, node.reason, node.detail = True, event.reason, event.detail
     node.drain = node.drain or event.drain
     if event.drain and node.state is NodeState.ACTIVE:
@@ -248,7 +249,7 @@ def _node_cordoned(state: ClusterState, event: NodeCordoned, entry: Entry) -> No
 
 def _node_uncordoned(state: ClusterState, event: NodeUncordoned, entry: Entry) -> None:
     node = state.own_node(event.node)
-    state.touched.add(event.node)
+    state.touch(event.node)
     node.cordoned, node.drain, node.reason, node.detail = False, False, None, ""
     if node.state is NodeState.DRAINING:
         node.state = NodeState.ACTIVE
@@ -256,13 +257,13 @@ def _node_uncordoned(state: ClusterState, event: NodeUncordoned, entry: Entry) -
 
 def _node_declared_dead(state: ClusterState, event: NodeDeclaredDead, entry: Entry) -> None:
     node = state.own_node(event.node)
-    state.touched.add(event.node)
+    state.touch(event.node)
     node.state, node.ready = NodeState.LOST, False
 
 
 def _gpu_conditions_changed(state: ClusterState, event: GpuConditionsChanged, entry: Entry) -> None:
     node = state.own_node(event.node)
-    state.touched.add(event.node)
+    state.touch(event.node)
     for condition in event.conditions:
         if condition.uuid in node.gpus:
             node.gpus[condition.uuid].condition = condition
@@ -270,7 +271,7 @@ def _gpu_conditions_changed(state: ClusterState, event: GpuConditionsChanged, en
 
 def _node_overcommitted(state: ClusterState, event: NodeOvercommitted, entry: Entry) -> None:
     node = state.own_node(event.node)
-    state.touched.add(event.node)
+    state.touch(event.node)
     node.compute_overcommit_milli = event.compute_overcommit_milli
     for gpu in node.gpus.values():
         gpu.capacity_milli = event.compute_overcommit_milli
@@ -283,7 +284,7 @@ def _node_trust_changed(state: ClusterState, event: NodeTrustChanged, entry: Ent
 def _node_power_requested(state: ClusterState, event: NodePowerRequested, entry: Entry) -> None:
     node = state.own_node(event.node)
     _set_power(state, node, event.power, entry.at_ms, event.detail)
-    state.touched.add(event.node)
+    state.touch(event.node)
 
 
 # -- reservations

@@ -77,7 +77,7 @@ def _job_extended(state: ClusterState, event: JobExtended, entry: Entry) -> None
     # When it surely ends is known anew.
     for attempt in job.live():
         state.index_end(attempt)
-        state.touched.add(attempt.slice.node)
+        state.move(attempt.slice.node, ())
 
 
 def _attempts_allocated(state: ClusterState, event: AttemptsAllocated, entry: Entry) -> None:
@@ -106,7 +106,7 @@ def _attempts_allocated(state: ClusterState, event: AttemptsAllocated, entry: En
         state.attempts[attempt.id] = attempt
         node = state.own_node(piece.node)
         node.idle_since_ms = 0
-        state.touched.add(piece.node)
+        state.move(piece.node, piece.gpu_uuids)
         ledger.hold(node, state.tenants[job.tenant], job, attempt, entry.at_ms, state.half_life_ms)
         state.index_end(attempt)
     state.holds.pop(job.key, None)
@@ -127,7 +127,7 @@ def _attempt_stop_requested(state: ClusterState, event: AttemptStopRequested, en
     attempt.desired_stop, attempt.stop_reason, attempt.stop_detail = True, event.reason, event.detail
     attempt.claimant, attempt.told_ms = event.claimant, entry.at_ms
     state.index_end(attempt)
-    state.touched.add(attempt.slice.node)
+    state.move(attempt.slice.node, ())
 
 
 def _attempt_suspend_requested(state: ClusterState, event: AttemptSuspendRequested, entry: Entry) -> None:
@@ -135,7 +135,7 @@ def _attempt_suspend_requested(state: ClusterState, event: AttemptSuspendRequest
     attempt.desired_suspend, attempt.stop_reason, attempt.stop_detail = True, event.reason, event.detail
     attempt.claimant, attempt.told_ms = event.claimant, entry.at_ms
     state.index_end(attempt)
-    state.touched.add(attempt.slice.node)
+    state.move(attempt.slice.node, ())
 
 
 def _attempt_resumed(state: ClusterState, event: AttemptResumed, entry: Entry) -> None:
@@ -149,7 +149,7 @@ def _attempt_resumed(state: ClusterState, event: AttemptResumed, entry: Entry) -
     attempt.suspended_ms, attempt.held_since_ms, attempt.told_ms = None, entry.at_ms, None
     state.index_end(attempt)
     node = state.own_node(event.slice.node)
-    state.touched.add(node.name)
+    state.move(node.name, event.slice.gpu_uuids)
     ledger.hold_cards(node, state.tenants[job.tenant], job, attempt, entry.at_ms, state.half_life_ms)
     state.holds.pop(job.key, None)
 
@@ -161,7 +161,7 @@ def _suspended(state: ClusterState, job: Job, attempt: Attempt, at_ms: int) -> N
     attempt.suspended_ms = at_ms
     job.preemptions += 1
     job.preempted_for = attempt.claimant
-    state.touched.add(node.name)
+    state.move(node.name, attempt.slice.gpu_uuids)
 
 
 def _attempt_changed(state: ClusterState, event: AttemptChanged, entry: Entry) -> None:
@@ -172,7 +172,7 @@ def _attempt_changed(state: ClusterState, event: AttemptChanged, entry: Entry) -
     if event.started_ms is not None:
         attempt.started_ms = event.started_ms
     # When it surely ends is known anew.
-    state.touched.add(attempt.slice.node)
+    state.move(attempt.slice.node, ())
     job = state.jobs[attempt.job_key]
     if event.state is AttemptState.SUSPENDED and attempt.suspended_ms is None:
         _suspended(state, job, attempt, entry.at_ms)
@@ -206,7 +206,7 @@ def _attempt_ended(state: ClusterState, event: AttemptEnded, entry: Entry) -> No
     node = state.own_node(attempt.slice.node)
     ledger.release(node, tenant, job, attempt, entry.at_ms, state.half_life_ms)
     ledger.meter(tenant, job.created_by.user, attempt)
-    state.touched.add(node.name)
+    state.move(node.name, attempt.slice.gpu_uuids)
     if not node.attempts:
         node.idle_since_ms = entry.at_ms
     goes_on = event.state is AttemptState.SUCCEEDED or job.spec.on_task_failure is OnTaskFailure.CONTINUE

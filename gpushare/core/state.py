@@ -8,6 +8,7 @@ entries and reach the same state; no policy runs here. `check` states what must 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from copy import copy
 
 import msgspec
@@ -81,6 +82,8 @@ class ClusterState:
         # Live attempts that end at a known time: of jobs with a time limit, or told to make way.
         self.ending: set[str] = set()
         self.touched: set[str] = set(self.nodes)
+        # Of touched nodes of which no more has changed than what runs there: the cards that are meant.
+        self.moved: dict[str, set[str]] = {}
         # Nodes that power saving has taken, and those on their way back.
         self.asleep = {node.name for node in self.nodes.values() if node.power is not Power.ON}
         self.published_paths = published(self.nodes.values())
@@ -145,7 +148,7 @@ class ClusterState:
         made.dependents = {key: set(waiting) for key, waiting in self.dependents.items()}
         made.ended, made.growing, made.asleep = dict(self.ended), set(self.growing), set(self.asleep)
         made.ending = set(self.ending)
-        made.touched, made.submitted = set(), list(self.submitted)
+        made.touched, made.moved, made.submitted = set(), {}, list(self.submitted)
         return made
 
     # -- reading
@@ -195,6 +198,17 @@ class ClusterState:
             self.nodes[name] = copy_of_node(self.nodes[name])
             self._own_nodes.add(name)
         return self.nodes[name]
+
+    def touch(self, node: str) -> None:
+        """Anything about the node may have changed."""
+        self.touched.add(node)
+        self.moved.pop(node, None)
+
+    def move(self, node: str, uuids: Iterable[str]) -> None:
+        """What runs on the node has changed: what is free of these cards and of the host, and when it ends."""
+        if node in self.moved or node not in self.touched:
+            self.touched.add(node)
+            self.moved.setdefault(node, set()).update(uuids)
 
     def set_job_state(self, job: Job, state: JobState) -> None:
         """`job` is this state's own."""

@@ -215,9 +215,10 @@ class Gantt:
     def _pass(self) -> Pass:
         """A pass with the brain that is kept; it must decide as a new one does."""
         state, settings = self.cluster.state, self.cluster.settings
-        touched = set(state.touched)
+        touched, moved = set(state.touched), dict(state.moved)
         fresh = schedule(state, self._now, settings)
         state.touched.update(touched)
+        state.moved.update(moved)
         done = schedule(state, self._now, settings, self.brain)
         assert (done.events, done.starts_ms) == (fresh.events, fresh.starts_ms), "a kept brain decides otherwise"
         self.cluster.apply(list(done.events))

@@ -423,3 +423,40 @@ def test_a_look_into_the_future_leaves_the_present_as_it_was() -> None:
         assert place_task(Plan(state, fleet), Ask(HALF, "t")) is not None
         fleet.set_claims([], 300)
         assert place_task(Plan(state, fleet), Ask(WHOLE, "t")) is not None
+
+
+def test_a_fleet_reads_only_the_cards_of_what_came_and_went_but_all_where_more_changed() -> None:
+    state = kit.cluster(kit.node("a", 3), kit.node("b", 2))
+    fleet = kit.fleet(state)
+    held = [kit.run(state, kit.piece("a", "a-1", milli=300), 1), kit.run(state, kit.piece("b", "b-0"), 2)]
+    state.touched.clear()
+    for attempt in held:
+        state.move(attempt.slice.node, attempt.slice.gpu_uuids)
+    # Nobody says so of this card.
+    state.nodes["a"].gpus["a-2"].present = False
+    fleet.refresh()
+    assert fleet.free_milli.tolist() == [1000, 700, 1000, 500, 1000]
+    assert fleet.free_share.tolist() == [2700, 1500]
+    assert fleet.open.all()
+    assert not state.touched
+    assert not state.moved
+    kit.end(state, held[0])
+    state.touched.clear()
+    for tell in (lambda: state.move("a", ["a-1"]), lambda: state.touch("a"), lambda: state.move("a", ["a-1"])):
+        tell()
+    fleet.refresh()
+    assert columns(fleet) == columns(kit.fleet(state))
+
+
+def test_scratch_that_came_true_and_scratch_that_did_not_are_read_again() -> None:
+    state = kit.cluster(kit.node("a", 3))
+    fleet = kit.fleet(state)
+    plan = Plan(state, fleet)
+    for card in range(3):
+        plan.take("t", kit.piece("a", f"a-{card}", milli=100 * (card + 1)))
+    kit.run(state, kit.piece("a", "a-1", milli=200), 1)
+    state.touched.clear()
+    state.move("a", ["a-1"])
+    fleet.refresh()
+    assert fleet.free_milli.tolist() == [1000, 800, 1000]
+    assert columns(fleet) == columns(kit.fleet(state))

@@ -62,9 +62,9 @@ class HostNow(msgspec.Struct):
     node_open: bool
 
 
-# Like no card and no host.
-_UNREAD_CARD = CardNow(-1, -1, -1, GpuCondition(uuid=""), is_present=False, node_open=False)
-_UNREAD_HOST = HostNow(-1, -1, -1, -1, node_open=False)
+# Like no card and no host; a host's free share is always the sum of its cards'.
+_UNREAD_CARD = CardNow(0, -1, -1, GpuCondition(uuid=""), is_present=False, node_open=False)
+_UNREAD_HOST = HostNow(-1, -1, 0, -1, node_open=False)
 
 
 class ClaimSet(NamedTuple):
@@ -108,23 +108,27 @@ class Fleet:
 
     def refresh(self) -> None:
         """Read again what the state touched and what was scratch. Empties `state.touched`: one fleet a state."""
-        state = self.state
-        touched = state.touched
-        stale = {i for i in (self.node_id.get(name) for name in touched) if i is not None} | self._stale
-        fresh = len(state.nodes) != len(self.names) or any(name not in self.node_id for name in touched)
-        touched.clear()
+        state, node_id = self.state, self.node_id
+        is_fresh = len(state.nodes) != len(self.names) or any(name not in node_id for name in state.touched)
+        # By node: the cards to read, None for all.
+        stale: dict[int, set[str] | None] = {}
+        if not is_fresh:
+            for i in self._stale:
+                stale[i] = {uuid for line in self._scratch.get(i, ()) for uuid in line.piece.gpu_uuids}
+            for name in state.touched:
+                moved, held = state.moved.get(name), stale.get(node_id[name], set())
+                stale[node_id[name]] = None if moved is None or held is None else moved | held
+        state.touched.clear()
+        state.moved.clear()
         self._journal.clear()
         self._scratch.clear()
         self._stale.clear()
-        if fresh:
+        found = [(i, state.nodes[self.names[i]], stale[i]) for i in sorted(stale)]
+        if is_fresh or any(uuids is None and _layout_of(node) != self._layouts[i] for i, node, uuids in found):
             self._build()
             return
-        found = [(i, state.nodes[self.names[i]]) for i in sorted(stale)]
-        if any(_layout_of(node) != self._layouts[i] for i, node in found):
-            self._build()
-            return
-        for i, node in found:
-            self._read(i, node)
+        for i, node, uuids in found:
+            self._read(i, node, self.uuids[self.spans[i]] if uuids is None else uuids)
 
     def set_claims(self, claims: Iterable[Claim], now_ms: int) -> None:
         """What is promised, as of `now_ms`: call at the start of each pass, and whenever it changes within one."""
@@ -316,7 +320,7 @@ class Fleet:
         # What the arrays show now, in plain Python: much faster to compare and to change one by one.
         self._cards, self._hosts = [_UNREAD_CARD] * len(self.uuids), [_UNREAD_HOST] * len(self.names)
         for i, node in enumerate(nodes):
-            self._read(i, node)
+            self._read(i, node, self.uuids[self.spans[i]])
 
     def _lay_out_nodes(self, nodes: list[Node]) -> None:
         size = len(nodes)
@@ -380,32 +384,23 @@ class Fleet:
         ends = (self.first_card + self.card_count).tolist()
         self.spans = [slice(first, end) for first, end in zip(self.first_card.tolist(), ends, strict=True)]
 
-    def _read(self, i: int, node: Node) -> None:
-        """Bring node `i` in step with the state; notes a change only where there is one."""
+    def _read(self, i: int, node: Node, uuids: Iterable[str]) -> None:
+        """Bring node `i` and these of its cards in step with the state; notes a change only where there is one."""
         self._held.pop(i, None)
-        node_open, free_share, has_changed = node.is_placeable, 0, False
-        span = self.spans[i]
-        for card, uuid in enumerate(self.uuids[span], span.start):
-            gpu, was = node.gpus[uuid], self._cards[card]
-            condition = gpu.condition
-            free_milli = gpu.capacity_milli - gpu.used_milli
-            free_share += free_milli
-            free_mib = gpu.inventory.usable_mib - gpu.used_mib
-            if condition.strangers:
-                free_mib -= gpu.stranger_mib
-            if (
-                free_milli == was.free_milli
-                and free_mib == was.free_mib
-                and len(gpu.holds) == was.holders
-                and condition == was.condition
-                and gpu.present == was.is_present
-                and node_open == was.node_open
-            ):
+        node_open, free_share, has_changed = node.is_placeable, self._hosts[i].free_share, False
+        for uuid in uuids:
+            gpu = node.gpus.get(uuid)
+            if gpu is None:
+                # The card of a suspended attempt that is not there any more.
                 continue
-            has_changed = True
-            now = self._cards[card] = CardNow(free_milli, free_mib, len(gpu.holds), condition, gpu.present, node_open)
-            self._show_condition(card, gpu, node_open)
-            self._show_card(card, now)
+            card = self.card_id[uuid]
+            was = self._cards[card]
+            now = CardNow(gpu.free_milli, gpu.free_mib, len(gpu.holds), gpu.condition, gpu.present, node_open)
+            if now != was:
+                self._cards[card], has_changed = now, True
+                free_share += now.free_milli - was.free_milli
+                self._show_condition(card, gpu, node_open)
+                self._show_card(card, now)
         host = HostNow(
             node.cpu_milli - node.used_cpu_milli,
             node.memory_mib - node.used_memory_mib,
