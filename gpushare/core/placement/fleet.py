@@ -28,8 +28,9 @@ LOAD_STEP_PERCENT = 25
 # So many pairs of a horizon and a set of own claims are kept.
 MOST_PROMISED = 64
 MOST_CLAIM_SETS = 4
-# So many of the last changes are known by node.
-FEW_CHANGES = 4
+# So many of the last changes, or twice that, are known by node; and so many nodes are few.
+LAST_CHANGES = 48
+FEW_NODES = 12
 
 
 class Kind(NamedTuple):
@@ -239,7 +240,9 @@ class Fleet:
 
     def note_change(self, node: int, *, grew: bool) -> None:
         self.version += 1
-        self._changes = [*self._changes[1 - FEW_CHANGES :], node]
+        self._changes.append(node)
+        if len(self._changes) == 2 * LAST_CHANGES:
+            del self._changes[:LAST_CHANGES]
         self.changed_at[node] = self.version
         if grew:
             self.grew_at[node] = self.version
@@ -271,12 +274,16 @@ class Fleet:
         counts: IntArray = fits.sum(axis=1)
         return counts
 
-    def few_changed_since(self, version: int) -> list[int] | None:
-        """What `changed_since` finds, as a list; None where that goes back further than the last changes are kept."""
+    def few_changed_since(self, version: int, *, grown: bool = False) -> list[int] | None:
+        """What `changed_since` finds, or `grown_since`, as a list; None where that is more than a few nodes, or goes back
+        further than changes are kept."""
         changes = self.version - version
         if changes > len(self._changes):
             return None
-        return sorted(set(self._changes[len(self._changes) - changes :]))
+        found = sorted(set(self._changes[len(self._changes) - changes :]))
+        if grown:
+            found = [node for node in found if self.grew_at.item(node) > version]
+        return found if len(found) <= FEW_NODES else None
 
     def changed_since(self, version: int) -> IntArray:
         return (self.changed_at > version).nonzero()[0]

@@ -155,13 +155,15 @@ class Scores:
         """Bring `values` in step with the fleet."""
         fleet, epoch = self.fleet, self.policy.epoch()
         if self._epoch != epoch or self._version < 0:
+            self._is_hopeless = False
             self._score(fleet.all_nodes)
         elif self._version == fleet.version:
             return
         elif self._is_hopeless:
             # What did not fit fits only where room was made.
             if fleet.last_grew > self._version:
-                self._score(fleet.grown_since(self._version))
+                self._is_hopeless = False
+                self._score_changed(grown=True)
         else:
             self._score_changed()
         self._version, self._epoch = fleet.version, epoch
@@ -193,7 +195,6 @@ class Scores:
     def _score(self, nodes: IntArray) -> None:
         if not len(nodes):
             return
-        self._is_hopeless = False
         if self.needs.request.is_share:
             cards = self.fleet.cards_of(nodes)
             self.values[cards] = INFINITE
@@ -203,13 +204,13 @@ class Scores:
         else:
             self.values[nodes] = self.score_nodes(nodes)
 
-    def _score_changed(self) -> None:
-        """One by one where few nodes have changed: less work than arrays of a few."""
+    def _score_changed(self, *, grown: bool = False) -> None:
+        """Of the nodes that have changed, or grown, since. One by one where they are few: less work than arrays."""
         fleet, needs, policy = self.fleet, self.needs, self.policy.one_by_one
         is_plain = policy is not None and (needs.is_one_share or not needs.request.is_share)
-        few = fleet.few_changed_since(self._version) if is_plain else None
+        few = fleet.few_changed_since(self._version, grown=grown) if is_plain else None
         if policy is None or few is None:
-            self._score(fleet.changed_since(self._version))
+            self._score((fleet.grown_since if grown else fleet.changed_since)(self._version))
             return
         for node in few:
             if not needs.request.is_share:
