@@ -199,9 +199,15 @@ def tell(text: str) -> None:
         print(inert(text), file=sys.stderr, end="\r\n" if sys.stderr.isatty() else "\n", flush=True)
 
 
-async def cancel_jobs(client: AsyncClient, names: Sequence[str]) -> list[Job]:
-    """Cancels them, several at a time; the jobs as they are then, in order. Raises the first GpushareError at the
-    end."""
+async def cancel_jobs(client: AsyncClient, names: Sequence[str]) -> None:
+    """Cancels them, several at a time. Raises the first GpushareError at the end."""
+    _, failed = await cancel_each(client, names)
+    if failed is not None:
+        raise failed
+
+
+async def cancel_each(client: AsyncClient, names: Sequence[str]) -> tuple[list[Job], BaseException | None]:
+    """The same; the jobs that were, as they are then, in order, and the first failure."""
     room = asyncio.Semaphore(_CANCELS_AT_ONCE)
 
     async def cancel(name: str) -> Job:
@@ -209,10 +215,8 @@ async def cancel_jobs(client: AsyncClient, names: Sequence[str]) -> list[Job]:
             return await client.cancel_job(name)
 
     outcomes = await asyncio.gather(*(cancel(name) for name in names), return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return [outcome for outcome in outcomes if isinstance(outcome, Job)]
+    failed = next((outcome for outcome in outcomes if isinstance(outcome, BaseException)), None)
+    return [outcome for outcome in outcomes if isinstance(outcome, Job)], failed
 
 
 async def follow_and_flush(follower: OutputFollower, sink: LogSink) -> dict[str, Job]:

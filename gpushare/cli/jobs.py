@@ -5,6 +5,7 @@ Imports click; the client only when a command runs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +160,7 @@ def cancel(jobs: tuple[str, ...], user: str | None, tenant: str, state: str | No
         raise click.UsageError("--state and --tenant go with --user")
 
     async def work(client: AsyncClient) -> None:
-        from gpushare.cli.follow import cancel_jobs
+        from gpushare.cli.follow import cancel_each
         from gpushare.cli.output import print_json_list
 
         missing: NotFoundError | None = None
@@ -167,13 +168,16 @@ def cancel(jobs: tuple[str, ...], user: str | None, tenant: str, state: str | No
             names, missing = await _names_of(client, jobs)
         else:
             names = await _names_of_user(client, user, tenant, state)
-        cancelled = await cancel_jobs(client, names)
+        cancelled, failed = await cancel_each(client, names)
+        failed = failed or missing
         if output == JSON:
             print_json_list("jobs", cancelled)
-        elif cancelled or missing is None:
+        elif cancelled:
             print_ends(cancelled, client.settings.tenant, wide=output == WIDE)
-        if missing is not None:
-            raise missing
+        elif failed is None:
+            print(f"note: {user} has no such job to cancel", file=sys.stderr)
+        if failed is not None:
+            raise failed
 
     return run_with_client(work)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
@@ -271,6 +271,8 @@ def _asked_of(options: dict[str, Any], *, pty: bool = False) -> _Asked:
     directives = Directives(options["words"][0])
     if script and not options["no_directives"]:
         options, directives = merge(options, script, options["words"][0], submit.params)
+    if script:
+        _note_late_options(argv, options)
     try:
         return _Asked(_spec_of(options, script, argv, pty=pty), options, directives)
     except TextError as err:
@@ -391,6 +393,17 @@ def _print_notices(answer: CreateJobResponse, asked: _Asked) -> None:
 
 def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def _note_late_options(arguments: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Of those of a script's arguments that gpushare would have taken before it, and was not given."""
+    flags = {flag: parameter for parameter in submit.params for flag in parameter.opts if flag.startswith("--")}
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if argument == "--":
+            return
+        if flag in flags and not options.get(flags[flag].name or ""):
+            _note(f"{flag} stands behind the script, which gets it; what is meant for gpushare stands before it")
 
 
 def _would_be(asked: _Asked) -> int:

@@ -417,6 +417,48 @@ def test_all_jobs_of_a_user_are_cancelled_the_newest_first(
     assert len(cluster.seen("CancelJob")) == len(stopped)
 
 
+def test_a_user_without_jobs_to_cancel_is_said_so(gpushare: Cli, cluster: FakeCluster) -> None:
+    cluster.end(cluster.add("1"))
+    done = gpushare("cancel", "--user", "ada")
+    assert (done.code, done.out) == (0, "")
+    assert done.err == "note: ada has no such job to cancel\n"
+
+
+def test_jobs_that_were_cancelled_are_listed_where_another_was_not(gpushare: Cli, cluster: FakeCluster) -> None:
+    for job in ("1", "2", "3"):
+        cluster.add(job, j.JOB_STATE_QUEUED)
+    cluster.faults["CancelJob"] = [error_of(Reason.PERMISSION_DENIED)]
+    done = gpushare("cancel", "1", "2", "3")
+    refused = next(
+        job for job in ("1", "2", "3") if cluster.jobs[f"tenants/vision/jobs/{job}"].state == j.JOB_STATE_QUEUED
+    )
+    assert done.code == 1
+    assert [line.split()[0] for line in done.out.splitlines()] == ["JOB", *(n for n in "123" if n != refused)]
+    assert done.err.startswith("error: PERMISSION_DENIED")
+
+
+@pytest.mark.parametrize(
+    ("words", "noted"),
+    [
+        (["S", "--gpus", "2", "--lr=3"], ["--gpus"]),
+        (["S", "--gpus=2", "--time", "1h"], ["--gpus", "--time"]),
+        (["--gpus", "1", "S", "--gpus", "2"], []),
+        (["S", "--", "--gpus", "2"], []),
+        (["--", "true", "--gpus", "2"], []),
+    ],
+)
+def test_options_behind_a_script_are_its_own_and_a_note_says_so(
+    gpushare: Cli, cluster: FakeCluster, tmp_path: Path, words: list[str], noted: list[str]
+) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text("#!/bin/sh\n")
+    done = gpushare("submit", *(str(script) if word == "S" else word for word in words))
+    assert done.code == 0
+    assert [line.split()[1] for line in done.err.splitlines() if "behind the script" in line] == noted
+    (spec,) = (request.job for request in cluster.seen("CreateJob"))
+    assert list(spec.argv)[-1] == words[-1], "the script gets what stands behind it"
+
+
 @pytest.mark.parametrize(("words", "parent"), [([], "vision"), (["--tenant", "nlp"], "nlp"), (["--tenant", "-"], "-")])
 def test_a_users_jobs_are_cancelled_in_one_tenant_unless_all_are_asked_for(
     gpushare: Cli, cluster: FakeCluster, words: list[str], parent: str

@@ -275,8 +275,8 @@ class Fleet:
         return counts
 
     def few_changed_since(self, version: int, *, grown: bool = False) -> list[int] | None:
-        """What `changed_since` finds, or `grown_since`, as a list; None where that is more than a few nodes, or goes back
-        further than changes are kept."""
+        """What `changed_since` finds, or `grown_since`, as a list; None where it is more than a few, or where that goes
+        back further than changes are kept."""
         changes = self.version - version
         if changes > len(self._changes):
             return None
