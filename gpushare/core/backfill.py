@@ -34,8 +34,6 @@ class Shadow(NamedTuple):
 def shadow(plan: Plan, ask: Ask, tasks: int, least: int, endings: Endings, now_ms: int) -> Shadow | None:
     """The earliest start after now of a job that does not fit now; None: not known. `ask.end_ms` is its end if it
     started now. `plan` is left as it was; what it has taken so far counts as running."""
-    if not is_anything_to_end(plan, endings, now_ms):
-        return None
     claims, search = plan.fleet.claims, Search(endings.timeline(now_ms), ask, least)
     run_ms = None if ask.end_ms is None else ask.end_ms - now_ms
     at_ms = now_ms

@@ -1,7 +1,7 @@
 """What a leader keeps between scheduling passes: the fleet's arrays, the policy with what it has learned, short cuts.
 
 Pure and derived: a new Brain over the same state decides the same, but for the job mix that a learning policy has seen
-and for when it looks or guesses again. One brain a state, since its fleet empties `state.touched`.
+and for when it looks or guesses again. One brain a state, since its fleet empties `touched` and `moved`.
 """
 
 from __future__ import annotations

@@ -220,7 +220,8 @@ class Cycle:
                 self._consider(self._look_at(job.key), cursor.line, order)
                 if self._is_all_futile():
                     for line in self.state.lines.each():
-                        self.waits.setdefault(line.key, self._unfit[line.fate])
+                        if not all(key in self.settled or key in self.job_waits for _, key in line):
+                            self.waits.setdefault(line.key, self._unfit[line.fate])
                     break
         self._job = None
         return False
@@ -334,11 +335,11 @@ class Cycle:
         return True
 
     def _is_all_futile(self) -> bool:
-        """Every line is; found without a look at each. Where nodes sleep, `waits` must be in the order of the queue."""
+        """Every line is; found without a look at each. Where nodes may sleep, `waits` must be in the queue's order."""
         lines = self.state.lines
         if len(self._unfit) < len(lines.fates) or not self._owes_no_more() or lines.apart or self._entitled:
             return False
-        if self.state.asleep or any(fate not in self._unfit for fate in lines.fates):
+        if self.state.asleep or self.settings.power_idle_ms or any(fate not in self._unfit for fate in lines.fates):
             return False
         of_tenants = ((tenant, priority) for tenant, found in lines.tenants.items() for priority in found)
         return not any(self._could_claim(tenant, priority) for tenant, priority in of_tenants)
@@ -503,12 +504,13 @@ class Cycle:
         if self._owes_no_more() or job.key in self.heads or job.key in self.state.holds:
             return
         self._shadows += 1
-        ask, spec, endings = self.ask(job), job.spec, self.brain.endings
-        found = shadow(self.plan, ask, spec.tasks, spec.least_tasks, endings, self.now_ms)
+        ask, spec, endings, found = self.ask(job), job.spec, self.brain.endings, None
+        is_known = is_anything_to_end(self.plan, endings, self.now_ms)
+        if is_known:
+            found = shadow(self.plan, ask, spec.tasks, spec.least_tasks, endings, self.now_ms)
         kept_place.keep(self, job, ask, found)
-        if found is None and not self.may_keep_place and not is_anything_to_end(self.plan, endings, self.now_ms):
-            # No other job's start can be known either.
-            self._owes_nobody = True
+        # Else no other job's start can be known either.
+        self._owes_nobody = not is_known and not self.may_keep_place
         if found is not None:
             self.heads.add(job.key)
             self.starts_ms[job.key] = found.start_ms

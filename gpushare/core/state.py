@@ -57,8 +57,8 @@ class _Version(msgspec.Struct):
 
 class ClusterState:
     """Everything the scheduler knows. `jobs` and `holds` are keyed by "tenant/id", `join_tokens` and `tokens_by_sha` by
-    hash. `lines` are the queued jobs as a pass takes them, `touched` the nodes whose capacity may have changed and
-    `submitted` the jobs that came since their reader last emptied them."""
+    hash. `lines` are the queued jobs as a pass takes them, `touched` (and `moved`) the nodes whose capacity may have
+    changed and `submitted` the jobs that came since their reader last emptied them."""
 
     def __init__(self, snapshot: Snapshot | None = None) -> None:
         snap = snapshot or Snapshot()

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from gpushare.core.model import WHOLE_CARD_MILLI, Gpu, GpuCondition, GpuInventory, Node, Slice, TierOffer
+from gpushare.core.kinds import GpuState
+from gpushare.core.model import WHOLE_CARD_MILLI, Gpu, GpuInventory, Node, Slice, Stranger, TierOffer
 from gpushare.core.placement.bookings import Bookings, Scratch
 from gpushare.core.placement.bookings import sure_end_ms as sure_end_ms
 from gpushare.core.placement.claims import NOBODY, Booking, Claim, Claims, Owner
@@ -48,7 +49,8 @@ class CardNow(msgspec.Struct):
     # Less what strangers hold, like the array.
     free_mib: int
     holders: int
-    condition: GpuCondition
+    state: GpuState
+    strangers: tuple[Stranger, ...]
     is_present: bool
     node_open: bool
 
@@ -64,7 +66,7 @@ class HostNow(msgspec.Struct):
 
 
 # Like no card and no host; a host's free share is always the sum of its cards'.
-_UNREAD_CARD = CardNow(0, -1, -1, GpuCondition(uuid=""), is_present=False, node_open=False)
+_UNREAD_CARD = CardNow(0, -1, -1, GpuState.HEALTHY, (), is_present=False, node_open=False)
 _UNREAD_HOST = HostNow(-1, -1, 0, -1, node_open=False)
 
 
@@ -108,7 +110,7 @@ class Fleet:
     # -- in step with the state
 
     def refresh(self) -> None:
-        """Read again what the state touched and what was scratch. Empties `state.touched`: one fleet a state."""
+        """Read again what the state touched and what was scratch. Empties `touched` and `moved`: one fleet a state."""
         state, node_id = self.state, self.node_id
         is_fresh = len(state.nodes) != len(self.names) or any(name not in node_id for name in state.touched)
         # By node: the cards to read, None for all.
@@ -228,7 +230,7 @@ class Fleet:
         self.free_milli[card], self.free_mib[card], self.holders[card] = free_milli, free_mib, now.holders
         if self.open.item(card):
             self.open_milli[card] = free_milli
-            self.is_empty[card] = not now.holders and not now.condition.strangers
+            self.is_empty[card] = not now.holders and not now.strangers
             by_memory = free_mib * WHOLE_CARD_MILLI // max(1, self.usable_mib.item(card))
             self.piece_milli[card] = max(0, min(free_milli, by_memory))
         else:
@@ -402,7 +404,7 @@ class Fleet:
                 continue
             card = self.card_id[uuid]
             was = self._cards[card]
-            now = CardNow(gpu.free_milli, gpu.free_mib, len(gpu.holds), gpu.condition, gpu.present, node_open)
+            now = _now(gpu, node_open)
             if now != was:
                 self._cards[card], has_changed = now, True
                 free_share += now.free_milli - was.free_milli
@@ -426,6 +428,11 @@ class Fleet:
         has_strangers, gpu_open = bool(gpu.condition.strangers), gpu.is_placeable
         self.strangers[card], self.stranger_mib[card] = has_strangers, gpu.stranger_mib if has_strangers else 0
         self.gpu_open[card], self.open[card] = gpu_open, gpu_open and node_open
+
+
+def _now(gpu: Gpu, node_open: bool) -> CardNow:
+    state, strangers = gpu.condition.state, gpu.condition.strangers
+    return CardNow(gpu.free_milli, gpu.free_mib, len(gpu.holds), state, strangers, gpu.present, node_open)
 
 
 def _layout_of(node: Node) -> tuple[object, ...]:

@@ -17,29 +17,28 @@ class GuessedEndings(Endings):
         return _GuessedTimeline(self.fleet, now_ms, cards, hosts)
 
     def _rows(self, i: int) -> tuple[Rows, Rows]:
-        if not self._has_ends(i) and not self.fleet.scratch_on(i):
-            return self._rows_of_guesses(i)
+        state = self.fleet.state
+        here = [state.attempts[key] for key in state.nodes[self.fleet.names[i]].attempts]
         since_ms: dict[str, int] = {}
-        for attempt in self._attempts(i):
-            since_ms[attempt.job_key] = min(_since_ms(attempt), since_ms.get(attempt.job_key, _since_ms(attempt)))
-        return self._rows_of_bookings(i, since_ms)
+        for attempt in here:
+            at_ms, job = _since_ms(attempt), attempt.job_key
+            since_ms[job] = min(at_ms, since_ms.get(job, at_ms))
+        if self._has_ends(i) or self.fleet.scratch_on(i):
+            return self._rows_of_bookings(i, since_ms)
+        return self._rows_of_guesses(i, here, since_ms)
 
-    def _rows_of_guesses(self, i: int) -> tuple[Rows, Rows]:
+    def _rows_of_guesses(self, i: int, here: list[Attempt], since_ms: dict[str, int]) -> tuple[Rows, Rows]:
         """What `_rows_of_bookings` finds where every end is a guess, much faster."""
         cards: Rows = []
         hosts: Rows = []
         card_id = self.fleet.card_id
-        for attempt in self._attempts(i):
-            piece, since = attempt.slice, runs_since(_since_ms(attempt))
+        for attempt in here:
+            piece, since = attempt.slice, runs_since(since_ms[attempt.job_key])
             if attempt.suspended_ms is None:
                 for uuid, mib in zip(piece.gpu_uuids, piece.held_mib, strict=True):
                     cards.append((0, since, card_id[uuid], piece.gpu_milli, mib))
             hosts.append((0, since, i, piece.cpu_milli, piece.memory_mib))
         return cards, hosts
-
-    def _attempts(self, i: int) -> list[Attempt]:
-        state = self.fleet.state
-        return [state.attempts[key] for key in state.nodes[self.fleet.names[i]].attempts]
 
 
 class _GuessedTimeline(Timeline):

@@ -30,7 +30,7 @@ from gpushare.core.model import (
     TaskRequest,
     TierOffer,
 )
-from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need, Policy
+from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need, OneByOne, Policy
 from gpushare.core.shared_paths import shares
 
 if TYPE_CHECKING:
@@ -212,15 +212,19 @@ class Scores:
         if policy is None or few is None:
             self._score((fleet.grown_since if grown else fleet.changed_since)(self._version))
             return
+        score_one = self._score_cards_of if needs.request.is_share else self._score_node
         for node in few:
-            if not needs.request.is_share:
-                found = fitting_node(fleet, needs, node)
-                self.values[node] = INFINITE if found is None else policy.score_on(fleet, found, node)
-                continue
-            self.values[fleet.spans[node]] = INFINITE
-            cards, need = fitting_on(fleet, needs, node)
-            for card, score in zip(cards, policy.shares_on(fleet, need, node, cards), strict=True):
-                self.values[card] = score
+            score_one(policy, node)
+
+    def _score_cards_of(self, policy: OneByOne, node: int) -> None:
+        self.values[self.fleet.spans[node]] = INFINITE
+        cards, need = fitting_on(self.fleet, self.needs, node)
+        for card, score in zip(cards, policy.shares_on(self.fleet, need, node, cards), strict=True):
+            self.values[card] = score
+
+    def _score_node(self, policy: OneByOne, node: int) -> None:
+        need = fitting_node(self.fleet, self.needs, node)
+        self.values[node] = INFINITE if need is None else policy.score_on(self.fleet, need, node)
 
     def score_nodes(self, nodes: IntArray, taken: Taken | None = None) -> FloatArray:
         """Scores of whole-card or CPU tasks on `nodes`; `taken` belongs to their cards and to them."""
