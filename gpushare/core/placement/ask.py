@@ -14,9 +14,9 @@ from gpushare.core.kinds import Topology
 from gpushare.core.model import TaskRequest
 from gpushare.core.placement.claims import Owner
 from gpushare.core.placement.fleet import Fleet
-from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray
+from gpushare.core.placement.policy import INFINITE, BoolArray, FloatArray, IntArray
 from gpushare.core.placement.promised import Promised
-from gpushare.core.placement.scores import INFINITE, Needs
+from gpushare.core.placement.scores import Needs
 
 
 class Room(NamedTuple):
@@ -100,10 +100,9 @@ class Field:
         """The best card (shares) or node (others) by id, or None."""
         if self.is_barred:
             return None
-        found = self.scores.best()
-        if found is None or self._is_plain:
-            return found
-        return self._least(self.values())
+        if self._is_plain:
+            return self.scores.best()
+        return None if self.scores.best_kept() is None else self._least(self.values())
 
     def best_of(self, places: IntArray | slice) -> int | None:
         """The best of some cards (shares) or nodes (others), or None."""

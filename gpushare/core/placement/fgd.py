@@ -21,7 +21,7 @@ import numpy as np
 from gpushare.core.model import WHOLE_CARD_MILLI, TaskRequest
 from gpushare.core.placement.mix import JobClass, JobMix
 from gpushare.core.placement.pieces import Pieces, nodes_of, pieces_on
-from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need, OneByOne
+from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need, PlaceIndex
 from gpushare.weights import FgdWeights
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ class Fgd:
     """See the module."""
 
     name = "fgd"
-    one_by_one: OneByOne | None = None
 
     def __init__(self, weights: FgdWeights | None = None) -> None:
         self.weights = weights or FgdWeights()
@@ -68,6 +67,9 @@ class Fgd:
             self._classes = self._mix.read(self._usable_mib)
             self._epoch += 1
         return self._epoch
+
+    def index(self, fleet: Fleet) -> PlaceIndex | None:
+        return None
 
     def share_scores(self, fleet: Fleet, need: Need, cards: IntArray) -> FloatArray:
         typical = self._typical_for(fleet)

@@ -14,8 +14,8 @@ from gpushare.core.model import MPS_CLIENT_SLOTS
 from gpushare.core.placement.ask import NO_LIMIT, Ask, Field
 from gpushare.core.placement.fleet import Fleet
 from gpushare.core.placement.place import place_task
-from gpushare.core.placement.policy import BoolArray, IntArray
-from gpushare.core.placement.scores import INFINITE, Needs, Scores, Verdicts, eligible_cards
+from gpushare.core.placement.policy import INFINITE, BoolArray, IntArray
+from gpushare.core.placement.scores import Needs, Scores, Verdicts, eligible_cards
 from gpushare.core.plan import Plan
 from gpushare.reasons import Reason
 

@@ -92,7 +92,8 @@ class Fleet:
         self.policy = policy
         self.load_weight = load_weight
         self.version = 0
-        self._changes: list[int] = []
+        # Nodes, and those of their cards that changed.
+        self._changes: list[tuple[int, Sequence[int]]] = []
         # Moves when cards, nodes, labels or sizes change: whatever was derived from them is void then.
         self.layout = 0
         self.claims: Claims | None = None
@@ -207,9 +208,8 @@ class Fleet:
     def _move(self, piece: Slice, sign: int) -> int:
         i = self.node_id[piece.node]
         milli = sign * piece.gpu_milli
-        host = self._hosts[i]
-        for uuid, mib in zip(piece.gpu_uuids, piece.held_mib, strict=True):
-            card = self.card_id[uuid]
+        host, cards = self._hosts[i], [self.card_id[uuid] for uuid in piece.gpu_uuids]
+        for card, mib in zip(cards, piece.held_mib, strict=True):
             now = self._cards[card]
             now.free_milli -= milli
             now.free_mib -= sign * mib
@@ -221,7 +221,7 @@ class Fleet:
         host.tasks += sign
         self._show_host(i, host)
         self._stale.add(i)
-        self.note_change(i, grew=sign < 0)
+        self.note_change(i, cards, grew=sign < 0)
         return i
 
     def _show_card(self, card: int, now: CardNow) -> None:
@@ -240,9 +240,9 @@ class Fleet:
         self.free_cpu_milli[node], self.free_memory_mib[node] = now.free_cpu_milli, now.free_memory_mib
         self.free_share[node], self.tasks[node] = now.free_share, now.tasks
 
-    def note_change(self, node: int, *, grew: bool) -> None:
+    def note_change(self, node: int, cards: Sequence[int], *, grew: bool) -> None:
         self.version += 1
-        self._changes.append(node)
+        self._changes.append((node, cards))
         if len(self._changes) == 2 * LAST_CHANGES:
             del self._changes[:LAST_CHANGES]
         self.changed_at[node] = self.version
@@ -282,9 +282,19 @@ class Fleet:
         changes = self.version - version
         if changes > len(self._changes):
             return None
-        found = sorted(set(self._changes[len(self._changes) - changes :]))
+        found = sorted({node for node, _ in self._changes[len(self._changes) - changes :]})
         if grown:
             found = [node for node in found if self.grew_at.item(node) > version]
+        return found if len(found) <= FEW_NODES else None
+
+    def few_moves_since(self, version: int) -> dict[int, set[int]] | None:
+        """By node that has changed since, those of its cards that have; None as above."""
+        changes = self.version - version
+        if changes > len(self._changes):
+            return None
+        found: dict[int, set[int]] = {}
+        for node, cards in self._changes[len(self._changes) - changes :]:
+            found.setdefault(node, set()).update(cards)
         return found if len(found) <= FEW_NODES else None
 
     def changed_since(self, version: int) -> IntArray:
@@ -336,6 +346,7 @@ class Fleet:
         self.cpu_milli = np.array([n.cpu_milli for n in nodes], dtype=np.int64)
         self.memory_mib = np.array([n.memory_mib for n in nodes], dtype=np.int64)
         self.card_count = np.array([len(n.gpus) for n in nodes], dtype=np.int64)
+        self.are_hosts_alike = len({(n.cpu_milli, n.memory_mib, len(n.gpus)) for n in nodes}) == 1
         self.first_card = np.cumsum(self.card_count) - self.card_count
         # One row a node; the two columns have names of their own.
         self.free_hosts = np.zeros((size, 2), np.int64)
@@ -396,7 +407,8 @@ class Fleet:
     def _read(self, i: int, node: Node, uuids: Iterable[str]) -> None:
         """Bring node `i` and these of its cards in step with the state; notes a change only where there is one."""
         self._held.pop(i, None)
-        node_open, free_share, has_changed = node.is_placeable, self._hosts[i].free_share, False
+        node_open, free_share = node.is_placeable, self._hosts[i].free_share
+        cards: list[int] = []
         for uuid in uuids:
             gpu = node.gpus.get(uuid)
             if gpu is None:
@@ -406,7 +418,8 @@ class Fleet:
             was = self._cards[card]
             now = _now(gpu, node_open)
             if now != was:
-                self._cards[card], has_changed = now, True
+                self._cards[card] = now
+                cards.append(card)
                 free_share += now.free_milli - was.free_milli
                 self._show_condition(card, gpu, node_open)
                 self._show_card(card, now)
@@ -417,12 +430,13 @@ class Fleet:
             len(node.attempts),
             node_open,
         )
-        if host != self._hosts[i]:
-            self._hosts[i], has_changed = host, True
+        has_changed = host != self._hosts[i]
+        if has_changed:
+            self._hosts[i] = host
             self.node_open[i] = node_open
             self._show_host(i, host)
-        if has_changed:
-            self.note_change(i, grew=True)
+        if has_changed or cards:
+            self.note_change(i, cards, grew=True)
 
     def _show_condition(self, card: int, gpu: Gpu, node_open: bool) -> None:
         has_strangers, gpu_open = bool(gpu.condition.strangers), gpu.is_placeable

@@ -15,11 +15,16 @@ import numpy.typing as npt
 from gpushare.core.model import TaskRequest
 
 if TYPE_CHECKING:
+    from gpushare.core.placement.buckets import Buckets
     from gpushare.core.placement.fleet import Fleet
+    from gpushare.core.placement.scores import Needs
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+
+# The score of a place where the task does not fit.
+INFINITE = float("inf")
 
 # Whole numbers below this are exact as floats.
 EXACT = 2**53
@@ -39,28 +44,45 @@ class Need(NamedTuple):
     eligible: IntArray | int = 0
 
 
-class OneByOne(Protocol):
-    """Scores without arrays, for when few nodes have changed."""
+class PlaceIndex(Protocol):
+    """The places of one fleet, in step with it, in buckets of places that a policy tells apart by little, and their
+    scores one by one. Every `need` holds numbers alone. What is kept of bounds is void once `tables` is another object.
+    """
 
-    def shares_on(self, fleet: Fleet, need: Need, node: int, cards: list[int]) -> list[float]:
-        """Those of `share_scores`, to the last bit, for some cards of one node. `need` holds numbers alone."""
+    # By card id and by node id; what takes no work is in no bucket.
+    cards: Buckets
+    nodes: Buckets
+
+    @property
+    def tables(self) -> object: ...
+
+    def share_score(self, fleet: Fleet, need: Need, card: int) -> float:
+        """That of `share_scores`, to the last bit, for one card."""
         ...
 
-    def score_on(self, fleet: Fleet, need: Need, node: int) -> float:
-        """That of `node_scores`, to the last bit, for one node. `need` holds numbers alone."""
+    def task_score(self, fleet: Fleet, need: Need, node: int) -> float:
+        """That of `node_scores`, to the last bit, for one node."""
+        ...
+
+    def share_bound(self, needs: Needs, need: Need, key: int) -> float:
+        """No card in the bucket scores below it; infinite where none of them can hold the share."""
+        ...
+
+    def task_bound(self, needs: Needs, need: Need, key: int) -> float:
+        """The same for a task of whole cards or of none, and nodes."""
         ...
 
 
 class Policy(Protocol):
-    """`epoch`: scores that were kept under another epoch are dropped. Scores must be finite. `one_by_one`: None where
-    arrays are good enough."""
+    """`epoch`: scores that were kept under another epoch are dropped. Scores must be finite."""
 
     name: str
 
-    @property
-    def one_by_one(self) -> OneByOne | None: ...
-
     def epoch(self) -> int: ...
+
+    def index(self, fleet: Fleet) -> PlaceIndex | None:
+        """None where arrays are good enough."""
+        ...
 
     def share_scores(self, fleet: Fleet, need: Need, cards: IntArray) -> FloatArray:
         """One score a card id: the share would go to that card."""
@@ -78,10 +100,11 @@ class Policy(Protocol):
 class FixedPolicy:
     """A base for policies that learn nothing."""
 
-    one_by_one: OneByOne | None = None
-
     def epoch(self) -> int:
         return 0
+
+    def index(self, fleet: Fleet) -> PlaceIndex | None:
+        return None
 
     def learn(self, request: TaskRequest, tasks: int) -> None:
         return None

@@ -18,19 +18,16 @@ Prices follow the mix of recent submissions; they begin as plain best fit, and n
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable
 from copy import copy, deepcopy
-from operator import add
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from gpushare.core.model import WHOLE_CARD_MILLI, TaskRequest
 from gpushare.core.placement.card_prices import best_fillings, piece_prices
 from gpushare.core.placement.mix import JobClass, JobMix
-from gpushare.core.placement.pieces import pieces_on
-from gpushare.core.placement.policy import FloatArray, IntArray, Need, OneByOne
+from gpushare.core.placement.node_worths import NO_CARDS_BONUS, NodeWorths, Tables, make_tables_of
+from gpushare.core.placement.policy import FloatArray, IntArray, Need
 from gpushare.weights import PriceFitWeights
 
 if TYPE_CHECKING:
@@ -38,15 +35,6 @@ if TYPE_CHECKING:
 
 # Pieces above this (cards that are sold several times over) count as this.
 _LARGEST_PIECE_MILLI = 4 * WHOLE_CARD_MILLI
-
-# So many changes by a share to a piece are kept, and so many worths of a host's part; half a KiB each.
-_MOST_KEPT = 20_000
-
-_Key = tuple[object, ...]
-_Value = TypeVar("_Value")
-
-# A CPU task likes a node without cards better than any that has some.
-_NO_CARDS_BONUS = 1.0
 
 
 class Site(NamedTuple):
@@ -60,132 +48,10 @@ class Site(NamedTuple):
     memory_mib_per_card: float
 
 
-class Tables(NamedTuple):
-    """Second axis: the charges. `host`: charge per CPU thousandth and per MiB. `piece[r]`: worth of a piece of r
-    thousandths, 0 to `top_milli`. `empty[n]`: worth of n empty cards of one node. `gone`: what a node loses when a card
-    is taken from it whole; row r for one with a piece of r thousandths left, row `top_milli` + 1 + n for one of its n
-    empty ones. `host_rows` (by charge), `piece_rows` and `empty_rows` are the same in plain numbers."""
-
-    host: FloatArray
-    piece: FloatArray
-    empty: FloatArray
-    gone: FloatArray
-    host_rows: list[list[float]]
-    piece_rows: list[list[float]]
-    empty_rows: list[list[float]]
-
-    @property
-    def top_milli(self) -> int:
-        """The largest piece."""
-        return len(self.piece) - 1
-
-
-class NodeWorths:
-    """Of every node of one fleet, in step with it: `empty` how many of its cards are empty, `charged` what all of it is
-    worth at each charge, `worth` the least of that: the node's worth. `gone_row`: where each card stands in
-    `Tables.gone`. A node is looked at again only when it changed."""
-
-    def __init__(self, fleet: Fleet, tables: Tables) -> None:
-        self.tables = tables
-        self.layout = fleet.layout
-        self._fleet = weakref.ref(fleet)
-        count = len(fleet.names)
-        self.empty = np.zeros(count, np.int64)
-        self.charged = np.zeros((count, tables.host.shape[1]))
-        self.worth = np.zeros(count)
-        self.gone_row = np.zeros(len(fleet.uuids), np.int64)
-        self._changes: dict[_Key, list[float]] = {}
-        self._hosts: dict[_Key, FloatArray] = {}
-        self._read(fleet, fleet.all_nodes)
-        self._version = fleet.version
-
-    def is_of(self, fleet: Fleet, tables: Tables) -> bool:
-        return self._fleet() is fleet and self.layout == fleet.layout and self.tables is tables
-
-    def update(self, fleet: Fleet) -> None:
-        if self._version != fleet.version:
-            few = fleet.few_changed_since(self._version)
-            if few is None:
-                self._read(fleet, fleet.changed_since(self._version))
-            else:
-                for node in few:
-                    self._read_one(fleet, node)
-            self._version = fleet.version
-
-    def host_worth(self, need: Need) -> FloatArray:
-        """What the CPU and memory of a need are worth: one row, or one a place. One row is kept."""
-        cpu_milli, memory_mib = need.cpu_milli, need.memory_mib
-        if not (isinstance(cpu_milli, int) and isinstance(memory_mib, int)):
-            return _host_worth(self.tables, cpu_milli, memory_mib)
-        found = self._hosts.get((cpu_milli, memory_mib))
-        if found is None:
-            found = _host_worth(self.tables, cpu_milli, memory_mib)
-            _keep(self._hosts, (cpu_milli, memory_mib), found)
-        return found
-
-    def change(self, need: Need, milli: int, gone_row: int) -> list[float]:
-        """What a node gains at each charge when a share is taken from a card, in plain numbers; kept. The sum of
-        `PriceFit.share_scores`, in the same order, so that they agree to the last bit. `need` holds numbers alone."""
-        key = need.milli, need.cpu_milli, need.memory_mib, milli, gone_row
-        found = self._changes.get(key)
-        if found is None:
-            tables = self.tables
-            left = tables.piece[np.maximum(min(milli, tables.top_milli) - need.milli, 0)]
-            found = (left - tables.gone[gone_row] - self.host_worth(need)).tolist()
-            _keep(self._changes, key, found)
-        return found
-
-    def whole_change(self, need: Need, empty: int) -> list[float]:
-        """The same for whole cards, or none, of a node with so many empty ones; the sum of `PriceFit.node_scores`."""
-        key = need.gpus, need.cpu_milli, need.memory_mib, empty
-        found = self._changes.get(key)
-        if found is None:
-            rows = self.tables.empty
-            found = (rows[max(empty - need.gpus, 0)] - rows[empty] - self.host_worth(need)).tolist()
-            _keep(self._changes, key, found)
-        return found
-
-    def _read_one(self, fleet: Fleet, node: int) -> None:
-        """The same for one node in plain numbers, added up in the same order: arrays of one cost more than they do."""
-        tables, span = self.tables, fleet.spans[node]
-        worths, top = tables.piece_rows, tables.top_milli
-        rows, is_empty = fleet.piece_milli[span].tolist(), fleet.is_empty[span].tolist()
-        empty = sum(is_empty)
-        rows = [top + 1 + empty if lone else min(row, top) for row, lone in zip(rows, is_empty, strict=True)]
-        charged: Iterable[float] = worths[0]
-        for row in rows:
-            # A piece of nothing is worth nothing.
-            if 0 < row <= top:
-                charged = map(add, charged, worths[row])
-        cpu_milli, memory_mib = fleet.free_hosts[node].tolist()
-        charged = map(add, charged, [cpu_milli * cpu + memory_mib * memory for cpu, memory in tables.host_rows])
-        told = list(map(add, charged, tables.empty_rows[empty]) if empty else charged)
-        self.gone_row[span] = rows
-        self.empty[node], self.charged[node], self.worth[node] = empty, told, min(told)
-
-    def _read(self, fleet: Fleet, nodes: IntArray) -> None:
-        tables, pieces = self.tables, pieces_on(fleet, nodes)
-        empty = pieces.empty.sum(axis=1)
-        milli = np.minimum(pieces.milli, tables.top_milli)
-        charged = tables.piece.take(np.where(pieces.empty, 0, milli), axis=0).sum(axis=1)
-        charged += _host_worth(tables, fleet.free_cpu_milli.take(nodes), fleet.free_memory_mib.take(nodes))
-        charged += tables.empty.take(empty, axis=0)
-        rows = np.where(pieces.empty, tables.top_milli + 1 + empty[:, None], milli)
-        self.gone_row[fleet.cards_of(nodes)] = (
-            rows.ravel() if fleet.is_even else rows[fleet.is_slot.take(nodes, axis=0)]
-        )
-        self.empty[nodes], self.charged[nodes] = empty, charged
-        self.worth[nodes] = charged.min(axis=1)
-
-
 class PriceFit:
     """See the module. Cost per decision: a few table look-ups for each place that changed."""
 
     name = "price_fit"
-
-    @property
-    def one_by_one(self) -> OneByOne:
-        return self
 
     def __deepcopy__(self, memo: dict[int, object]) -> PriceFit:
         """Tables are never changed in place, and worths belong to a fleet that the copy will not see."""
@@ -215,42 +81,35 @@ class PriceFit:
                 self._epoch += 1
         return self._epoch
 
+    def index(self, fleet: Fleet) -> NodeWorths:
+        return self._worths_of(fleet)
+
     def share_scores(self, fleet: Fleet, need: Need, cards: IntArray) -> FloatArray:
-        worths = self._worths_of(fleet)
+        worths = self._arrays_of(fleet)
         tables, nodes = worths.tables, fleet.node_of.take(cards)
         left = np.minimum(fleet.piece_milli.take(cards), tables.top_milli)
         left -= need.milli
         after = tables.piece.take(np.maximum(left, 0, out=left), axis=0)
-        after -= tables.gone.take(worths.gone_row.take(cards), axis=0)
+        after -= tables.gone.take(worths.gone_rows(nodes, cards), axis=0)
         after -= worths.host_worth(need)
         after += worths.charged.take(nodes, axis=0)
-        return _lost(worths, nodes, after)
-
-    def shares_on(self, fleet: Fleet, need: Need, node: int, cards: list[int]) -> list[float]:
-        worths = self._worths_of(fleet)
-        charged, worth = worths.charged[node].tolist(), worths.worth.item(node)
-        scores = []
-        for card in cards:
-            change = worths.change(need, fleet.piece_milli.item(card), worths.gone_row.item(card))
-            scores.append(float(round(worth - min(map(add, charged, change)))))
-        return scores
+        return worths.lost(nodes, after)
 
     def node_scores(self, fleet: Fleet, need: Need, nodes: IntArray) -> FloatArray:
-        worths = self._worths_of(fleet)
+        worths = self._arrays_of(fleet)
         rows, empty = worths.tables.empty, worths.empty.take(nodes)
         after = rows.take(np.maximum(empty - need.gpus, 0), axis=0) - rows.take(empty, axis=0)
         after -= worths.host_worth(need)
         after += worths.charged.take(nodes, axis=0)
-        scores = _lost(worths, nodes, after)
+        scores = worths.lost(nodes, after)
         if not need.gpus:
-            scores -= np.where(fleet.card_count.take(nodes) == 0, _NO_CARDS_BONUS, 0.0)
+            scores -= np.where(fleet.card_count.take(nodes) == 0, NO_CARDS_BONUS, 0.0)
         return scores
 
-    def score_on(self, fleet: Fleet, need: Need, node: int) -> float:
+    def _arrays_of(self, fleet: Fleet) -> NodeWorths:
         worths = self._worths_of(fleet)
-        change = worths.whole_change(need, worths.empty.item(node))
-        score = float(round(worths.worth.item(node) - min(map(add, worths.charged[node].tolist(), change))))
-        return score if need.gpus or fleet.card_count.item(node) else score - _NO_CARDS_BONUS
+        worths.bring_arrays_in_step()
+        return worths
 
     def _worths_of(self, fleet: Fleet) -> NodeWorths:
         """In step with `fleet`; tables are made anew where it is not like the last one."""
@@ -288,30 +147,6 @@ def _moved(old: Tables, new: Tables) -> float:
     return max(float(np.abs(new.piece - old.piece).max()), float((np.abs(new.empty - old.empty) / cards).max()))
 
 
-def _host_worth(tables: Tables, cpu_milli: IntArray | int, memory_mib: IntArray | int) -> FloatArray:
-    """At each charge: one row, or one a place."""
-    cpu, memory = tables.host
-    if isinstance(cpu_milli, int) and isinstance(memory_mib, int):
-        worth: FloatArray = cpu_milli * cpu + memory_mib * memory
-    else:
-        worth = np.multiply.outer(cpu_milli, cpu) + np.multiply.outer(memory_mib, memory)
-    return worth
-
-
-def _lost(worths: NodeWorths, nodes: IntArray, after: FloatArray) -> FloatArray:
-    """What `nodes` lose that are worth `after` at each charge. Differences below a thousandth of a card are ties: the
-    node order decides them."""
-    lost = worths.worth.take(nodes)
-    lost -= np.minimum.reduce(after, axis=1)
-    return np.rint(lost, out=lost)
-
-
-def _keep(kept: dict[_Key, _Value], key: _Key, value: _Value) -> None:
-    if len(kept) == _MOST_KEPT:
-        kept.clear()
-    kept[key] = value
-
-
 # -- making the tables
 
 
@@ -327,8 +162,7 @@ def make_tables(classes: list[JobClass], site: Site, weights: PriceFitWeights) -
     empty = _empty_worth(asked, piece[:, WHOLE_CARD_MILLI], cpu, memory, site.width, weights)
     host = np.stack((cpu, memory))
     by_size, by_count = np.ascontiguousarray((piece + bonus).T), np.ascontiguousarray(empty.T)
-    gone = np.concatenate((by_size, by_count[:1], by_count[1:] - by_count[:-1]))
-    return Tables(host, by_size, by_count, gone, host.T.tolist(), by_size.tolist(), by_count.tolist())
+    return make_tables_of(host, by_size, by_count)
 
 
 def _charges(site: Site, weights: PriceFitWeights) -> tuple[FloatArray, FloatArray]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gpushare.core.placement.claims import Claims
-from gpushare.core.placement.policy import FloatArray, IntArray
-from gpushare.core.placement.scores import INFINITE, Scores, Taken, fitting_cards, task_counts
+from gpushare.core.placement.policy import INFINITE, FloatArray, IntArray
+from gpushare.core.placement.scores import Scores, Taken, fitting_cards, task_counts
 
 if TYPE_CHECKING:
     from gpushare.core.placement.fleet import Fleet

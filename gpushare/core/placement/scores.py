@@ -8,6 +8,7 @@ that grew. Claims are no part of it: `promised` takes away on top what is promis
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -30,7 +31,8 @@ from gpushare.core.model import (
     TaskRequest,
     TierOffer,
 )
-from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need, OneByOne, Policy
+from gpushare.core.placement.policy import INFINITE, BoolArray, FloatArray, IntArray, Need, PlaceIndex, Policy
+from gpushare.core.placement.search import NO_PLACE, Bounds, Found, lowest
 from gpushare.core.shared_paths import shares
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ MOST_SCORES = 16 * 1024 * 1024
 
 Verdicts = npt.NDArray[np.int8]
 
-INFINITE = float("inf")
+# A search is left out 2 times after it was in vain, then 4 times, at most 2 to the power of so many.
+_MOST_MISSES = 6
 # More tasks than any node holds.
 _PLENTY = 2**31
 
@@ -68,9 +71,19 @@ class Needs:
         self.mib = _one_or_table([g and g.share.mib for g in self.grants])
         self.least_milli = min((g.share.milli for g in here), default=0)
         self.least_mib = min((g.share.mib for g in here), default=0)
-        # A share that takes the same of any card.
-        self.is_one_share = request.is_share and isinstance(self.milli, int) and isinstance(self.mib, int)
+        # A share that takes the same of any card, or no share at all.
+        self.is_plain = (isinstance(self.milli, int) and isinstance(self.mib, int)) or not request.is_share
         self.has_slots = any(g.offer.tier == MPS_V2_TIER for g in here)
+        # By kind: a card that holds the share has a piece of so many thousandths, by what is scarcer on it.
+        self.least_piece = [
+            0 if g is None else min(g.share.milli, g.share.mib * WHOLE_CARD_MILLI // max(1, kind.usable_mib))
+            for g, kind in zip(self.grants, fleet.kinds, strict=True)
+        ]
+        # What a plain task takes of any host; None where that depends on the node.
+        is_told = request.is_cpu or (request.cpu_milli is not None and request.memory_mib is not None)
+        self.one_need: Need | None = None
+        if self.is_plain and fleet.names and (is_told or fleet.are_hosts_alike):
+            self.one_need = self.plain_need(fleet, 0)
         self.slots = np.array([g is not None and g.offer.tier == MPS_V2_TIER for g in self.grants], dtype=np.bool_)
         labelled = np.array([has_labels(request, found) for found, _ in fleet.node_kinds], dtype=np.bool_)
         shared = np.array([shares(request, found) for _, found in fleet.node_kinds], dtype=np.bool_)
@@ -113,6 +126,14 @@ class Needs:
             memory if request.memory_mib is None else request.memory_mib,
         )
 
+    def plain_need(self, fleet: Fleet, node: int) -> Need:
+        """What a plain task takes on a node, in plain numbers."""
+        request, is_share = self.request, self.request.is_share
+        cpu, memory = self.host_of(fleet, node, self.least_milli if is_share else self.task_milli())
+        if is_share:
+            return Need(request, 0, self.least_milli, self.least_mib, cpu, memory)
+        return Need(request, request.gpus, WHOLE_CARD_MILLI if request.gpus else 0, 0, cpu, memory)
+
     def task_milli(self) -> int:
         """Thousandths of a node's cards that a task of whole cards (or of none) takes."""
         return WHOLE_CARD_MILLI * self.request.gpus
@@ -150,6 +171,11 @@ class Scores:
         self.verdicts_version = -1
         # A place with the strongest of them.
         self.witness: int | None = None
+        # Of searches: in vain the last times, and left out from here on.
+        self._misses = self._skips = 0
+        self._bounds: Bounds | None = None
+        # What they were made of.
+        self._bounds_of: object = None
 
     def update(self) -> None:
         """Bring `values` in step with the fleet."""
@@ -170,6 +196,26 @@ class Scores:
 
     def best(self) -> int | None:
         """The best place's card or node id; None when there is none."""
+        self.policy.epoch()
+        if self._is_hopeless and self.fleet.last_grew <= self._version:
+            return None
+        if self._skips:
+            self._skips -= 1
+            return self.best_kept()
+        index = None if self.needs.one_need is None else self.policy.index(self.fleet)
+        if index is None:
+            return self.best_kept()
+        found = self._search(index)
+        if found.is_sure:
+            self._misses = 0
+            return found.place
+        # Searched in vain, and again and again: arrays are the better way for longer and longer.
+        self._misses = min(self._misses + 1, _MOST_MISSES)
+        self._skips = 2**self._misses
+        return self.best_kept()
+
+    def best_kept(self) -> int | None:
+        """The same by `values`, which are in step from here on."""
         self.update()
         if self._is_hopeless or not len(self.values):
             return None
@@ -204,27 +250,41 @@ class Scores:
         else:
             self.values[nodes] = self.score_nodes(nodes)
 
+    def _search(self, index: PlaceIndex) -> Found:
+        """Among the buckets of the places that can hold the task."""
+        fleet, needs, need = self.fleet, self.needs, self.needs.one_need
+        assert need is not None, "asked for only where a need is the same everywhere"
+        is_share = needs.request.is_share
+        if self._bounds is None or self._bounds_of is not index.tables:
+            bound = index.share_bound if is_share else index.task_bound
+            self._bounds, self._bounds_of = Bounds(partial(bound, needs, need)), index.tables
+        buckets = index.cards if is_share else index.nodes
+        found = lowest(buckets.by_key(), self._bounds, partial(self._score_of, index))
+        if found == NO_PLACE:
+            self.values[:] = INFINITE
+            self._is_hopeless, self._version, self._epoch = True, fleet.version, self.policy.epoch()
+        return found
+
+    def _score_of(self, index: PlaceIndex, place: int) -> float:
+        """The score of one card, or of one node."""
+        fleet, needs = self.fleet, self.needs
+        if needs.request.is_share:
+            need = fitting_card(fleet, needs, place)
+            return INFINITE if need is None else index.share_score(fleet, need, place)
+        need = fitting_node(fleet, needs, place)
+        return INFINITE if need is None else index.task_score(fleet, need, place)
+
     def _score_changed(self, *, grown: bool = False) -> None:
         """Of the nodes that have changed, or grown, since. One by one where they are few: less work than arrays."""
-        fleet, needs, policy = self.fleet, self.needs, self.policy.one_by_one
-        is_plain = policy is not None and (needs.is_one_share or not needs.request.is_share)
-        few = fleet.few_changed_since(self._version, grown=grown) if is_plain else None
-        if policy is None or few is None:
+        fleet, needs = self.fleet, self.needs
+        few = fleet.few_changed_since(self._version, grown=grown) if needs.is_plain else None
+        index = None if few is None else self.policy.index(fleet)
+        if few is None or index is None:
             self._score((fleet.grown_since if grown else fleet.changed_since)(self._version))
             return
-        score_one = self._score_cards_of if needs.request.is_share else self._score_node
         for node in few:
-            score_one(policy, node)
-
-    def _score_cards_of(self, policy: OneByOne, node: int) -> None:
-        self.values[self.fleet.spans[node]] = INFINITE
-        cards, need = fitting_on(self.fleet, self.needs, node)
-        for card, score in zip(cards, policy.shares_on(self.fleet, need, node, cards), strict=True):
-            self.values[card] = score
-
-    def _score_node(self, policy: OneByOne, node: int) -> None:
-        need = fitting_node(self.fleet, self.needs, node)
-        self.values[node] = INFINITE if need is None else policy.score_on(self.fleet, need, node)
+            span = fleet.spans[node] if needs.request.is_share else slice(node, node + 1)
+            self.values[span] = [self._score_of(index, place) for place in range(span.start, span.stop)]
 
     def score_nodes(self, nodes: IntArray, taken: Taken | None = None) -> FloatArray:
         """Scores of whole-card or CPU tasks on `nodes`; `taken` belongs to their cards and to them."""
@@ -290,23 +350,17 @@ def fitting_cards(fleet: Fleet, needs: Needs, cards: IntArray, taken: Taken | No
     return found[still], Need(needs.request, 0, milli, mib, cpu, memory)
 
 
-def fitting_on(fleet: Fleet, needs: Needs, node: int) -> tuple[list[int], Need]:
-    """`fitting_cards` of one node, in plain numbers, for a share that is the same on all kinds of cards."""
-    milli, mib, span = needs.least_milli, needs.least_mib, fleet.spans[node]
-    cpu, memory = needs.host_of(fleet, node, milli)
-    need = Need(needs.request, 0, milli, mib, cpu, memory)
-    if fleet.free_cpu_milli.item(node) < cpu or fleet.free_memory_mib.item(node) < memory:
-        return [], need
-    free = zip(fleet.open_milli[span].tolist(), fleet.free_mib[span].tolist(), strict=True)
-    found = [
-        card for card, (has_milli, has_mib) in enumerate(free, span.start) if has_milli >= milli and has_mib >= mib
-    ]
-    if not needs.all_fit:
-        found = [card for card in found if needs.card_fits.item(card)]
-    if needs.has_slots:
-        holders, slots, kind_of = fleet.holders, needs.slots, fleet.kind_of
-        found = [c for c in found if holders.item(c) < MPS_CLIENT_SLOTS or not slots.item(kind_of.item(c))]
-    return found, need
+def fitting_card(fleet: Fleet, needs: Needs, card: int) -> Need | None:
+    """`fitting_cards` of one card, in plain numbers, for a share that takes the same of any: what it takes there, None
+    where it does not fit."""
+    if fleet.open_milli.item(card) < needs.least_milli or fleet.free_mib.item(card) < needs.least_mib:
+        return None
+    need = _need_on(fleet, needs, fleet.node_of.item(card))
+    if need is None or not (needs.all_fit or needs.card_fits.item(card)):
+        return None
+    if needs.has_slots and needs.slots.item(fleet.kind_of.item(card)) and fleet.holders.item(card) >= MPS_CLIENT_SLOTS:
+        return None
+    return need
 
 
 def fitting_nodes(fleet: Fleet, needs: Needs, nodes: IntArray, taken: Taken | None = None) -> tuple[IntArray, Need]:
@@ -335,16 +389,22 @@ def fitting_nodes(fleet: Fleet, needs: Needs, nodes: IntArray, taken: Taken | No
 def fitting_node(fleet: Fleet, needs: Needs, node: int) -> Need | None:
     """`fitting_nodes` of one node, in plain numbers: what the task needs there, None where it does not fit."""
     gpus, span = needs.request.gpus, fleet.spans[node]
-    cpu, memory = needs.host_of(fleet, node, needs.task_milli())
-    if not (fleet.node_open.item(node) and needs.node_fits.item(node)):
+    need = _need_on(fleet, needs, node)
+    if need is None or not (fleet.node_open.item(node) and needs.node_fits.item(node)):
         return None
-    if fleet.free_cpu_milli.item(node) < cpu or fleet.free_memory_mib.item(node) < memory:
+    if gpus:
+        empty = fleet.is_empty[span] if needs.all_fit else fleet.is_empty[span] & needs.card_fits[span]
+        if int(np.count_nonzero(empty)) < gpus:
+            return None
+    return need
+
+
+def _need_on(fleet: Fleet, needs: Needs, node: int) -> Need | None:
+    """What a plain task takes on a node; None where its host has less than that."""
+    need = needs.one_need or needs.plain_need(fleet, node)
+    if fleet.free_cpu_milli.item(node) < need.cpu_milli or fleet.free_memory_mib.item(node) < need.memory_mib:
         return None
-    if not gpus:
-        return Need(needs.request, 0, 0, 0, cpu, memory)
-    empty = fleet.is_empty[span] if needs.all_fit else fleet.is_empty[span] & needs.card_fits[span]
-    eligible = int(np.count_nonzero(empty))
-    return Need(needs.request, gpus, WHOLE_CARD_MILLI, 0, cpu, memory, eligible) if eligible >= gpus else None
+    return need
 
 
 def eligible_cards(fleet: Fleet, needs: Needs, nodes: IntArray, taken: Taken | None = None) -> IntArray:

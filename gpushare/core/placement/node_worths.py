@@ -1,0 +1,376 @@
+"""What every node of one fleet is worth at given prices, what a task would take from it, and the buckets to find the
+node or card from which it takes least. May import numpy.
+
+All prices lie on one grid, so sums of them are exact in whatever order they are made (up to eight thousand cards' worth
+a node): arrays and plain numbers give the same scores, and what a node is worth can be kept by adding what changed.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection
+from operator import add
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+
+from gpushare.core.placement.buckets import NOWHERE, Buckets
+from gpushare.core.placement.pieces import pieces_on
+from gpushare.core.placement.policy import INFINITE, BoolArray, FloatArray, IntArray, Need
+
+if TYPE_CHECKING:
+    from gpushare.core.placement.fleet import Fleet
+    from gpushare.core.placement.scores import Needs
+
+# A CPU task likes a node without cards better than any that has some.
+NO_CARDS_BONUS = 1.0
+
+# Steps of prices, per thousandth of a card (or of a CPU, or MiB).
+_STEPS = 2.0**30
+
+# So many lists are kept of a kind; half a KiB each.
+_MOST_KEPT = 20_000
+
+_Key = tuple[object, ...]
+_Value = TypeVar("_Value")
+
+
+class Tables(NamedTuple):
+    """Second axis: the charges. `host`: charge per CPU thousandth and per MiB. `piece[r]`: worth of a piece of r
+    thousandths, 0 to `top_milli`. `empty[n]`: worth of n empty cards of one node. `gone`: what a node loses when a card
+    is taken from it whole; row r for one with a piece of r thousandths left, row `top_milli` + 1 + n for one of its n
+    empty ones. `host_rows` (by charge), `piece_rows` and `empty_rows` are the same in plain numbers."""
+
+    host: FloatArray
+    piece: FloatArray
+    empty: FloatArray
+    gone: FloatArray
+    host_rows: list[list[float]]
+    piece_rows: list[list[float]]
+    empty_rows: list[list[float]]
+
+    @property
+    def top_milli(self) -> int:
+        """The largest piece."""
+        return len(self.piece) - 1
+
+
+def make_tables_of(host: FloatArray, piece: FloatArray, empty: FloatArray) -> Tables:
+    """`host`, `piece` and `empty` as in `Tables`."""
+    host, piece, empty = (np.rint(prices * _STEPS) / _STEPS for prices in (host, piece, empty))
+    gone = np.concatenate((piece, empty[:1], empty[1:] - empty[:-1]))
+    return Tables(host, piece, empty, gone, host.T.tolist(), piece.tolist(), empty.tolist())
+
+
+class _NodeNow(msgspec.Struct, gc=False):
+    """A row of the arrays of `NodeWorths`, in plain numbers; `side` is the place of `worth` in `charged`."""
+
+    charged: list[float]
+    worth: float
+    side: int
+    empty: int
+    first_empty: int
+    is_alike: bool
+    free_cpu: int
+    free_memory: int
+
+
+class NodeWorths:
+    """In step with its fleet: `empty` how many cards of each node are empty, `charged` what all of it is worth at each
+    charge, `worth` the least of that: the node's worth. `gone_row`: where each card stands in `Tables.gone`, an empty
+    one as if it were of no empty ones. These arrays are in step after `bring_arrays_in_step` alone.
+
+    `cards` and `nodes` are buckets of what takes work: a key says at which charge the node is worth least, the kind of
+    card and what is left of it (of a node: how many are empty). Of empty cards of a node that are all alike, only the
+    first is in a bucket. What did not change is not looked at again."""
+
+    def __init__(self, fleet: Fleet, tables: Tables) -> None:
+        self.tables = tables
+        self.layout = fleet.layout
+        self._fleet = weakref.ref(fleet)
+        count, size, charges = len(fleet.names), len(fleet.uuids), tables.host.shape[1]
+        self.empty = np.zeros(count, np.int64)
+        self.charged = np.zeros((count, charges))
+        self.worth = np.zeros(count)
+        self.gone_row = np.zeros(size, np.int64)
+        self._hosts = np.zeros((count, 2), np.int64)
+        self.cards, self.nodes = Buckets(size), Buckets(count)
+        self._kinds, self._kind_of = len(fleet.kinds), fleet.kind_of.tolist()
+        self._node_kind, self._is_alike = _node_kinds(fleet)
+        self._first_empty = np.full(count, NOWHERE, np.int64)
+        # How many values the fields of a key have: charge and kind; row of `gone`; piece.
+        self._sides = charges * (self._kinds + 1)
+        self._rows, self._pieces = len(tables.gone), len(tables.piece)
+        self._changes: dict[_Key, list[float]] = {}
+        self._host_worths: dict[_Key, FloatArray] = {}
+        self._steps: dict[_Key, list[float]] = {}
+        self._host_steps: dict[_Key, list[float]] = {}
+        # Nodes whose rows in the arrays are behind, and what they are now.
+        self._late: set[int] = set()
+        self._nows: dict[int, _NodeNow] = {}
+        self._top = tables.top_milli
+        self._read(fleet, fleet.all_nodes)
+        self._version = fleet.version
+
+    def is_of(self, fleet: Fleet, tables: Tables) -> bool:
+        return self._fleet() is fleet and self.layout == fleet.layout and self.tables is tables
+
+    def update(self, fleet: Fleet) -> None:
+        if self._version != fleet.version:
+            few = fleet.few_moves_since(self._version)
+            if few is None:
+                self._read(fleet, fleet.changed_since(self._version))
+            else:
+                for node, cards in few.items():
+                    self._read_cards(fleet, node, cards)
+            self._version = fleet.version
+
+    # -- what a task takes
+
+    def host_worth(self, need: Need) -> FloatArray:
+        """What the CPU and memory of a need are worth: one row, or one a place. One row is kept."""
+        cpu_milli, memory_mib = need.cpu_milli, need.memory_mib
+        if not (isinstance(cpu_milli, int) and isinstance(memory_mib, int)):
+            return _host_worth(self.tables, cpu_milli, memory_mib)
+        found = self._host_worths.get((cpu_milli, memory_mib))
+        if found is None:
+            found = _host_worth(self.tables, cpu_milli, memory_mib)
+            _keep(self._host_worths, (cpu_milli, memory_mib), found)
+        return found
+
+    def gone_rows(self, nodes: IntArray, cards: IntArray) -> IntArray:
+        """Rows of `Tables.gone`, for `cards` and the node of each."""
+        rows = self.gone_row.take(cards)
+        rows += np.where(rows > self._top, self.empty.take(nodes), 0)
+        return rows
+
+    def lost(self, nodes: IntArray, after: FloatArray) -> FloatArray:
+        """What `nodes` lose that are worth `after` at each charge. Differences below a thousandth of a card are ties:
+        the node order decides them."""
+        lost = self.worth.take(nodes)
+        lost -= np.minimum.reduce(after, axis=1)
+        return np.rint(lost, out=lost)
+
+    def share_score(self, fleet: Fleet, need: Need, card: int) -> float:
+        node, row = fleet.node_of.item(card), self.gone_row.item(card)
+        now = self._of(node)
+        if row > self._top:
+            row += now.empty
+        return _lost_one(now, self._share_change(need, fleet.piece_milli.item(card), row))
+
+    def task_score(self, fleet: Fleet, need: Need, node: int) -> float:
+        now = self._of(node)
+        score = _lost_one(now, self._task_change(need, now.empty))
+        return score if need.gpus or fleet.card_count.item(node) else score - NO_CARDS_BONUS
+
+    def share_bound(self, needs: Needs, need: Need, key: int) -> float:
+        rest, side = divmod(key, self._sides)
+        rest, gone_row = divmod(rest, self._rows)
+        open_milli, piece = divmod(rest, self._pieces)
+        charge, kind = divmod(side, self._kinds + 1)
+        if needs.grants[kind] is None or open_milli < needs.least_milli or piece < needs.least_piece[kind]:
+            return INFINITE
+        tables, empties = self.tables, gone_row - self._top - 1
+        gone = tables.piece_rows[gone_row][charge] if empties < 0 else self._last_empty(empties, charge)
+        left = tables.piece_rows[max(0, piece - needs.least_milli)][charge]
+        return float(round(gone - left + self._host_charge(need, charge)))
+
+    def task_bound(self, needs: Needs, need: Need, key: int) -> float:
+        row, side = divmod(key, self._sides)
+        charge, kind = divmod(side, self._kinds + 1)
+        empty = max(0, row - 1)
+        if empty < need.gpus or (need.gpus and kind < self._kinds and needs.grants[kind] is None):
+            return INFINITE
+        rows = self.tables.empty_rows
+        lost = rows[empty][charge] - rows[empty - need.gpus][charge]
+        bound = float(round(lost + self._host_charge(need, charge)))
+        return bound if need.gpus or row else bound - NO_CARDS_BONUS
+
+    def _last_empty(self, empties: int, charge: int) -> float:
+        rows = self.tables.empty_rows
+        return rows[empties][charge] - (rows[empties - 1][charge] if empties else 0.0)
+
+    def _host_charge(self, need: Need, charge: int) -> float:
+        cpu, memory = self.tables.host_rows[charge]
+        return float(need.cpu_milli * cpu + need.memory_mib * memory)
+
+    def _share_change(self, need: Need, milli: int, gone_row: int) -> list[float]:
+        """What a node gains at each charge when a share is taken from a card; kept. `need` holds numbers alone."""
+        key = need.milli, need.cpu_milli, need.memory_mib, milli, gone_row
+        found = self._changes.get(key)
+        if found is None:
+            tables = self.tables
+            left = tables.piece[np.maximum(min(milli, tables.top_milli) - need.milli, 0)]
+            found = (left - tables.gone[gone_row] - self.host_worth(need)).tolist()
+            _keep(self._changes, key, found)
+        return found
+
+    def _task_change(self, need: Need, empty: int) -> list[float]:
+        """The same for whole cards, or none, of a node with so many empty ones."""
+        key = need.gpus, need.cpu_milli, need.memory_mib, empty
+        found = self._changes.get(key)
+        if found is None:
+            rows = self.tables.empty
+            found = (rows[max(empty - need.gpus, 0)] - rows[empty] - self.host_worth(need)).tolist()
+            _keep(self._changes, key, found)
+        return found
+
+    # -- in step
+
+    def _read_cards(self, fleet: Fleet, node: int, cards: Collection[int]) -> None:
+        """`_read` of one node of which no other cards have changed, in plain numbers: it adds what they changed."""
+        now = self._of(node)
+        side, empty = now.side, now.empty
+        moved = self._add_cards(fleet, node, now, cards)
+        free_cpu, free_memory = fleet.free_hosts[node].tolist()
+        if free_cpu != now.free_cpu or free_memory != now.free_memory:
+            step = self._host_step(free_cpu - now.free_cpu, free_memory - now.free_memory)
+            now.charged = list(map(add, now.charged, step))
+            now.free_cpu, now.free_memory = free_cpu, free_memory
+        now.worth = min(now.charged)
+        now.side = now.charged.index(now.worth)
+        if now.side != side or not now.is_alike:
+            moved = range(fleet.spans[node].start, fleet.spans[node].stop)
+        for card in moved:
+            self.cards.move(card, self._card_key(fleet, card, now))
+        is_open = fleet.node_open.item(node)
+        if now.side != side or now.empty != empty or is_open is (self.nodes.keys.item(node) == NOWHERE):
+            self.nodes.move(node, self._node_key(fleet, node, now))
+        self._late.add(node)
+
+    def _add_cards(self, fleet: Fleet, node: int, now: _NodeNow, cards: Collection[int]) -> Collection[int]:
+        """Add what these cards changed; those whose keys may have changed with it."""
+        top, empty, has_turned = self._top, now.empty, False
+        for card in cards:
+            was, row = self.gone_row.item(card), min(top, fleet.piece_milli.item(card))
+            if fleet.is_empty.item(card):
+                row = top + 1
+            if was != row:
+                self.gone_row[card] = row
+                now.charged = list(map(add, now.charged, self._step(was, row)))
+                if (row > top) is not (was > top):
+                    has_turned = True
+                    empty += 1 if row > top else -1
+        if not has_turned:
+            return cards
+        rows = self.tables.empty_rows
+        now.charged = [
+            had + more - less for had, more, less in zip(now.charged, rows[empty], rows[now.empty], strict=True)
+        ]
+        span, was_first = fleet.spans[node], now.first_empty
+        now.empty = empty
+        now.first_empty = span.start + fleet.is_empty[span].tolist().index(True) if empty else NOWHERE
+        return {*cards, was_first, now.first_empty} - {NOWHERE}
+
+    def _step(self, was: int, row: int) -> list[float]:
+        """What a node gains at each charge when one of its cards goes from one `gone_row` to another; kept."""
+        found = self._steps.get((was, row))
+        if found is None:
+            rows, top = self.tables.piece, self._top
+            found = (rows[row if row <= top else 0] - rows[was if was <= top else 0]).tolist()
+            _keep(self._steps, (was, row), found)
+        return found
+
+    def _host_step(self, cpu_milli: int, memory_mib: int) -> list[float]:
+        """The same when its host has so much more; kept."""
+        found = self._host_steps.get((cpu_milli, memory_mib))
+        if found is None:
+            found = _host_worth(self.tables, cpu_milli, memory_mib).tolist()
+            _keep(self._host_steps, (cpu_milli, memory_mib), found)
+        return found
+
+    def _of(self, node: int) -> _NodeNow:
+        found = self._nows.get(node)
+        if found is None:
+            charged, empty = self.charged[node].tolist(), self.empty.item(node)
+            first, is_alike = self._first_empty.item(node), self._is_alike.item(node)
+            side = int(self.charged[node].argmin())
+            found = _NodeNow(charged, charged[side], side, empty, first, is_alike, *self._hosts[node].tolist())
+            self._nows[node] = found
+        return found
+
+    def bring_arrays_in_step(self) -> None:
+        for node in self._late:
+            now = self._nows[node]
+            self.charged[node], self.worth[node], self.empty[node] = now.charged, now.worth, now.empty
+            self._first_empty[node], self._hosts[node] = now.first_empty, (now.free_cpu, now.free_memory)
+        self._late.clear()
+
+    def _card_key(self, fleet: Fleet, card: int, now: _NodeNow) -> int:
+        free, row = fleet.open_milli.item(card), self.gone_row.item(card)
+        if free <= 0:
+            return NOWHERE
+        piece = row
+        if row > self._top:
+            if card != now.first_empty and now.is_alike:
+                return NOWHERE
+            row, piece = row + now.empty, min(self._top, fleet.piece_milli.item(card))
+        side: int = now.side * (self._kinds + 1) + self._kind_of[card]
+        key: int = ((free * self._pieces + piece) * self._rows + row) * self._sides + side
+        return key
+
+    def _node_key(self, fleet: Fleet, node: int, now: _NodeNow) -> int:
+        if not fleet.node_open.item(node):
+            return NOWHERE
+        row = 1 + now.empty if fleet.card_count.item(node) else 0
+        key: int = row * self._sides + now.side * (self._kinds + 1) + self._node_kind.item(node)
+        return key
+
+    def _read(self, fleet: Fleet, nodes: IntArray) -> None:
+        tables, pieces, top = self.tables, pieces_on(fleet, nodes), self._top
+        self.bring_arrays_in_step()
+        self._nows.clear()
+        empty, hosts = pieces.empty.sum(axis=1), fleet.free_hosts.take(nodes, axis=0)
+        charged = tables.piece.take(np.where(pieces.empty, 0, np.minimum(pieces.milli, top)), axis=0).sum(axis=1)
+        charged += _host_worth(tables, hosts[:, 0], hosts[:, 1])
+        charged += tables.empty.take(empty, axis=0)
+        self.empty[nodes], self._hosts[nodes], self.charged[nodes] = empty, hosts, charged
+        self.worth[nodes] = charged.min(axis=1)
+        if pieces.empty.shape[1]:
+            first = fleet.first_card.take(nodes) + pieces.empty.argmax(axis=1)
+            self._first_empty[nodes] = np.where(empty > 0, first, NOWHERE)
+        cards, counts, sides = fleet.cards_of(nodes), fleet.card_count.take(nodes), charged.argmin(axis=1)
+        piece, is_empty = np.minimum(fleet.piece_milli.take(cards), top), fleet.is_empty.take(cards)
+        self.gone_row[cards] = np.where(is_empty, top + 1, piece)
+        # The keys, as `_card_key` and `_node_key` make them.
+        free, sides = fleet.open_milli.take(cards), sides * (self._kinds + 1)
+        rows = np.where(is_empty, np.repeat(top + 1 + empty, counts), piece)
+        keys = ((free * self._pieces + piece) * self._rows + rows) * self._sides
+        keys += np.repeat(sides, counts) + fleet.kind_of.take(cards)
+        is_other = is_empty & (cards != np.repeat(self._first_empty.take(nodes), counts))
+        is_other &= np.repeat(self._is_alike.take(nodes), counts)
+        self.cards.move_all(cards, np.where((free <= 0) | is_other, NOWHERE, keys))
+        keys = np.where(counts > 0, 1 + empty, 0) * self._sides + sides + self._node_kind.take(nodes)
+        self.nodes.move_all(nodes, np.where(fleet.node_open.take(nodes), keys, NOWHERE))
+
+
+def _node_kinds(fleet: Fleet) -> tuple[IntArray, BoolArray]:
+    """The kind of all cards of each node, one more than there are where they differ or where there are none; and
+    whether empty they are the same, sold as often too."""
+    kinds, are_alike = np.full(len(fleet.names), len(fleet.kinds), np.int64), np.zeros(len(fleet.names), np.bool_)
+    for node, span in enumerate(fleet.spans):
+        here, capacity = fleet.kind_of[span], fleet.capacity_milli[span]
+        if len(here) and (here == here[0]).all():
+            kinds[node], are_alike[node] = here[0], (capacity == capacity[0]).all()
+    return kinds, are_alike
+
+
+def _lost_one(now: _NodeNow, change: list[float]) -> float:
+    return float(round(now.worth - min(map(add, now.charged, change))))
+
+
+def _host_worth(tables: Tables, cpu_milli: IntArray | int, memory_mib: IntArray | int) -> FloatArray:
+    """At each charge: one row, or one a place."""
+    cpu, memory = tables.host
+    if isinstance(cpu_milli, int) and isinstance(memory_mib, int):
+        worth: FloatArray = cpu_milli * cpu + memory_mib * memory
+    else:
+        worth = np.multiply.outer(cpu_milli, cpu) + np.multiply.outer(memory_mib, memory)
+    return worth
+
+
+def _keep(kept: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+    if len(kept) == _MOST_KEPT:
+        kept.clear()
+    kept[key] = value
