@@ -203,4 +203,4 @@ def test_a_search_that_was_in_vain_is_left_out_for_longer_and_longer(monkeypatch
     for _ in range(16):
         assert scores.best() == 0
         counts.append(len(asked))
-    assert counts == [1, 1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3]
+    assert counts == [1, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 4, 4, 4, 4, 4]

@@ -32,6 +32,7 @@ MOST_CLAIM_SETS = 4
 # So many of the last changes, or twice that, are known by node; and so many nodes are few.
 LAST_CHANGES = 48
 FEW_NODES = 12
+FEW_MOVED = 36
 
 
 class Kind(NamedTuple):
@@ -295,7 +296,7 @@ class Fleet:
         found: dict[int, set[int]] = {}
         for node, cards in self._changes[len(self._changes) - changes :]:
             found.setdefault(node, set()).update(cards)
-        return found if len(found) <= FEW_NODES else None
+        return found if len(found) <= FEW_MOVED else None
 
     def changed_since(self, version: int) -> IntArray:
         return (self.changed_at > version).nonzero()[0]

@@ -248,7 +248,10 @@ class NodeWorths:
                 row = top + 1
             if was != row:
                 self.gone_row[card] = row
-                now.charged = list(map(add, now.charged, self._step(was, row)))
+                # Empty cards are worth what they are together, below.
+                was_piece, piece = was if was <= top else 0, row if row <= top else 0
+                if was_piece != piece:
+                    now.charged = list(map(add, now.charged, self._step(was_piece, piece)))
                 if (row > top) is not (was > top):
                     has_turned = True
                     empty += 1 if row > top else -1
@@ -263,13 +266,12 @@ class NodeWorths:
         now.first_empty = span.start + fleet.is_empty[span].tolist().index(True) if empty else NOWHERE
         return {*cards, was_first, now.first_empty} - {NOWHERE}
 
-    def _step(self, was: int, row: int) -> list[float]:
-        """What a node gains at each charge when one of its cards goes from one `gone_row` to another; kept."""
-        found = self._steps.get((was, row))
+    def _step(self, was: int, piece: int) -> list[float]:
+        """What a node gains at each charge when a piece of `was` thousandths becomes one of `piece`; kept."""
+        found = self._steps.get((was, piece))
         if found is None:
-            rows, top = self.tables.piece, self._top
-            found = (rows[row if row <= top else 0] - rows[was if was <= top else 0]).tolist()
-            _keep(self._steps, (was, row), found)
+            found = (self.tables.piece[piece] - self.tables.piece[was]).tolist()
+            _keep(self._steps, (was, piece), found)
         return found
 
     def _host_step(self, cpu_milli: int, memory_mib: int) -> list[float]:
@@ -314,13 +316,15 @@ class NodeWorths:
         if not fleet.node_open.item(node):
             return NOWHERE
         row = 1 + now.empty if fleet.card_count.item(node) else 0
-        key: int = row * self._sides + now.side * (self._kinds + 1) + self._node_kind.item(node)
+        side = now.side * (self._kinds + 1) + self._node_kind.item(node)
+        key: int = row * self._sides + side
         return key
 
     def _read(self, fleet: Fleet, nodes: IntArray) -> None:
         tables, pieces, top = self.tables, pieces_on(fleet, nodes), self._top
         self.bring_arrays_in_step()
-        self._nows.clear()
+        for node in nodes.tolist():
+            self._nows.pop(node, None)
         empty, hosts = pieces.empty.sum(axis=1), fleet.free_hosts.take(nodes, axis=0)
         charged = tables.piece.take(np.where(pieces.empty, 0, np.minimum(pieces.milli, top)), axis=0).sum(axis=1)
         charged += _host_worth(tables, hosts[:, 0], hosts[:, 1])
@@ -348,12 +352,12 @@ class NodeWorths:
 def _node_kinds(fleet: Fleet) -> tuple[IntArray, BoolArray]:
     """The kind of all cards of each node, one more than there are where they differ or where there are none; and
     whether empty they are the same, sold as often too."""
-    kinds, are_alike = np.full(len(fleet.names), len(fleet.kinds), np.int64), np.zeros(len(fleet.names), np.bool_)
-    for node, span in enumerate(fleet.spans):
-        here, capacity = fleet.kind_of[span], fleet.capacity_milli[span]
-        if len(here) and (here == here[0]).all():
-            kinds[node], are_alike[node] = here[0], (capacity == capacity[0]).all()
-    return kinds, are_alike
+    if not len(fleet.uuids):
+        return np.zeros_like(fleet.all_nodes), np.zeros(len(fleet.names), np.bool_)
+    kind, sold = fleet.kind_of.take(fleet.slots), fleet.capacity_milli.take(fleet.slots)
+    is_one = ((kind == kind[:, :1]) | ~fleet.is_slot).all(axis=1) & (fleet.card_count > 0)
+    are_alike: BoolArray = is_one & ((sold == sold[:, :1]) | ~fleet.is_slot).all(axis=1)
+    return np.where(is_one, kind[:, 0], len(fleet.kinds)), are_alike
 
 
 def _lost_one(now: _NodeNow, change: list[float]) -> float:

@@ -44,7 +44,7 @@ MOST_SCORES = 16 * 1024 * 1024
 
 Verdicts = npt.NDArray[np.int8]
 
-# A search is left out 2 times after it was in vain, then 4 times, at most 2 to the power of so many.
+# After so many searches in vain, one in about 60 questions is searched for.
 _MOST_MISSES = 6
 # More tasks than any node holds.
 _PLENTY = 2**31
@@ -211,7 +211,7 @@ class Scores:
             return found.place
         # Searched in vain, and again and again: arrays are the better way for longer and longer.
         self._misses = min(self._misses + 1, _MOST_MISSES)
-        self._skips = 2**self._misses
+        self._skips = 2**self._misses - 2
         return self.best_kept()
 
     def best_kept(self) -> int | None:

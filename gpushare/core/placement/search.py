@@ -41,23 +41,43 @@ class Bounds(dict[int, float]):
         return found
 
 
+class _Best(NamedTuple):
+    """Of the places looked at."""
+
+    score: float = INFINITE
+    place: int = -1
+    looks: int = 0
+
+
 def lowest(buckets: Mapping[int, Sequence[int]], bounds: Bounds, score: Callable[[int], float]) -> Found:
     """The place with the least `score` (infinite: the task does not fit there). Ids ascend within a bucket, and none of
     its places scores below its bound."""
     if not buckets:
         return NO_PLACE
-    best, place, looks = INFINITE, None, 0
-    keys, left = list(buckets), list(map(bounds.__getitem__, buckets))
-    while (bound := min(left)) <= best and bound < INFINITE:
-        bucket = left.index(bound)
-        left[bucket] = INFINITE
-        for each in buckets[keys[bucket]]:
-            if place is not None and bound == best and each > place:
-                break
-            if looks == MOST_LOOKS:
-                return Found(None, is_sure=False)
-            looks += 1
-            found = score(each)
-            if found < best or (place is not None and found == best and each < place):
-                best, place = found, each
-    return Found(place)
+    keys, least = list(buckets), list(map(bounds.__getitem__, buckets))
+    # Mostly the place is in the first bucket, and few others could have a better one.
+    first = least.index(min(least))
+    best = _look(buckets[keys[first]], least[first], score, _Best())
+    least[first] = INFINITE
+    for bound, key in sorted((bound, key) for bound, key in zip(least, keys, strict=True) if bound <= best.score):
+        if bound > best.score or bound == INFINITE or best.looks > MOST_LOOKS:
+            break
+        best = _look(buckets[key], bound, score, best)
+    if best.looks > MOST_LOOKS:
+        return Found(None, is_sure=False)
+    return NO_PLACE if best.score == INFINITE else Found(best.place)
+
+
+def _look(bucket: Sequence[int], bound: float, score: Callable[[int], float], best: _Best) -> _Best:
+    """The best of that and of a bucket, or what was the best when there were too many looks."""
+    least, place, looks = best
+    for each in bucket:
+        if bound > least or (bound == least and each > place):
+            break
+        looks += 1
+        if looks > MOST_LOOKS:
+            break
+        found = score(each)
+        if found < least or (found == least and each < place):
+            least, place = found, each
+    return _Best(least, place, looks)
