@@ -223,7 +223,7 @@ class NodeWorths:
         now = self._of(node)
         side, empty = now.side, now.empty
         moved = self._add_cards(fleet, node, now, cards)
-        free_cpu, free_memory = fleet.free_hosts[node].tolist()
+        free_cpu, free_memory = fleet.free_cpu_milli.item(node), fleet.free_memory_mib.item(node)
         if free_cpu != now.free_cpu or free_memory != now.free_memory:
             step = self._host_step(free_cpu - now.free_cpu, free_memory - now.free_memory)
             now.charged = list(map(add, now.charged, step))

@@ -59,10 +59,13 @@ def lowest(buckets: Mapping[int, Sequence[int]], bounds: Bounds, score: Callable
     first = least.index(min(least))
     best = _look(buckets[keys[first]], least[first], score, _Best())
     least[first] = INFINITE
-    for bound, key in sorted((bound, key) for bound, key in zip(least, keys, strict=True) if bound <= best.score):
+    others = [(bound, key) for bound, key in zip(least, keys, strict=True) if bound <= best.score]
+    others.sort()
+    for bound, key in others:
         if bound > best.score or bound == INFINITE or best.looks > MOST_LOOKS:
             break
-        best = _look(buckets[key], bound, score, best)
+        if bound < best.score or buckets[key][0] < best.place:
+            best = _look(buckets[key], bound, score, best)
     if best.looks > MOST_LOOKS:
         return Found(None, is_sure=False)
     return NO_PLACE if best.score == INFINITE else Found(best.place)
