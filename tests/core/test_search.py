@@ -22,7 +22,7 @@ from gpushare.core.placement.place import place_task
 from gpushare.core.placement.policy import INFINITE
 from gpushare.core.placement.price_fit import PriceFit
 from gpushare.core.placement.scores import Needs, Scores
-from gpushare.core.placement.search import MOST_LOOKS, NO_PLACE, Bounds, Found, lowest
+from gpushare.core.placement.search import MOST_BUCKETS, MOST_LOOKS, NO_PLACE, Bounds, Found, lowest
 from gpushare.core.plan import Plan
 from gpushare.core.state import ClusterState
 
@@ -65,6 +65,7 @@ def test_places_that_cannot_be_the_best_are_not_looked_at():
 def test_a_search_that_looks_at_too_many_says_that_it_does_not_know():
     loose = dict.fromkeys(range(1000), 5.0)
     assert found_in({1: loose}, {1: 1.0}) == (Found(None, is_sure=False), MOST_LOOKS)
+    assert found_in({key: {key: 1.0} for key in range(MOST_BUCKETS + 1)}, {}) == (Found(None, is_sure=False), 0)
     assert found_in({1: dict.fromkeys(range(MOST_LOOKS), INFINITE), 2: {7: INFINITE}}, {})[0] == NO_PLACE
 
 

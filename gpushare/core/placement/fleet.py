@@ -29,7 +29,8 @@ LOAD_STEP_PERCENT = 25
 # So many pairs of a horizon and a set of own claims are kept.
 MOST_PROMISED = 64
 MOST_CLAIM_SETS = 4
-# So many of the last changes, or twice that, are known by node; and so many nodes are few.
+# So many of the last changes, or twice that, are known by node. So many nodes are few where all cards of a node are
+# looked at, and so many where only those are that have changed.
 LAST_CHANGES = 48
 FEW_NODES = 12
 FEW_MOVED = 36
@@ -289,7 +290,7 @@ class Fleet:
         return found if len(found) <= FEW_NODES else None
 
     def few_moves_since(self, version: int) -> dict[int, set[int]] | None:
-        """By node that has changed since, those of its cards that have; None as above."""
+        """By node that has changed since, those of its cards that have; None as in `few_changed_since`."""
         changes = self.version - version
         if changes > len(self._changes):
             return None

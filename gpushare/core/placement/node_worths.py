@@ -1,8 +1,10 @@
 """What every node of one fleet is worth at given prices, what a task would take from it, and the buckets to find the
 node or card from which it takes least. May import numpy.
 
-All prices lie on one grid, so sums of them are exact in whatever order they are made (up to eight thousand cards' worth
-a node): arrays and plain numbers give the same scores, and what a node is worth can be kept by adding what changed.
+All prices lie on one grid, so that sums of them are exact in whatever order they are made (up to the worth of eight
+thousand cards a node): arrays and plain numbers give the same scores, and what a node is worth is kept by adding what
+changed. A node is worth least at one of the charges, and a task takes from it at least what it takes at that charge:
+this is the bound by which buckets are searched.
 """
 
 from __future__ import annotations
@@ -56,8 +58,8 @@ class Tables(NamedTuple):
         return len(self.piece) - 1
 
 
-def make_tables_of(host: FloatArray, piece: FloatArray, empty: FloatArray) -> Tables:
-    """`host`, `piece` and `empty` as in `Tables`."""
+def on_grid(host: FloatArray, piece: FloatArray, empty: FloatArray) -> Tables:
+    """Tables of these prices; all three as in `Tables`."""
     host, piece, empty = (np.rint(prices * _STEPS) / _STEPS for prices in (host, piece, empty))
     gone = np.concatenate((piece, empty[:1], empty[1:] - empty[:-1]))
     return Tables(host, piece, empty, gone, host.T.tolist(), piece.tolist(), empty.tolist())
@@ -308,17 +310,14 @@ class NodeWorths:
             if card != now.first_empty and now.is_alike:
                 return NOWHERE
             row, piece = row + now.empty, min(self._top, fleet.piece_milli.item(card))
-        side: int = now.side * (self._kinds + 1) + self._kind_of[card]
-        key: int = ((free * self._pieces + piece) * self._rows + row) * self._sides + side
-        return key
+        side = now.side * (self._kinds + 1) + self._kind_of[card]
+        return int(((free * self._pieces + piece) * self._rows + row) * self._sides + side)
 
     def _node_key(self, fleet: Fleet, node: int, now: _NodeNow) -> int:
         if not fleet.node_open.item(node):
             return NOWHERE
         row = 1 + now.empty if fleet.card_count.item(node) else 0
-        side = now.side * (self._kinds + 1) + self._node_kind.item(node)
-        key: int = row * self._sides + side
-        return key
+        return int(row * self._sides + now.side * (self._kinds + 1) + self._node_kind.item(node))
 
     def _read(self, fleet: Fleet, nodes: IntArray) -> None:
         tables, pieces, top = self.tables, pieces_on(fleet, nodes), self._top

@@ -26,7 +26,7 @@ import numpy as np
 from gpushare.core.model import WHOLE_CARD_MILLI, TaskRequest
 from gpushare.core.placement.card_prices import best_fillings, piece_prices
 from gpushare.core.placement.mix import JobClass, JobMix
-from gpushare.core.placement.node_worths import NO_CARDS_BONUS, NodeWorths, Tables, make_tables_of
+from gpushare.core.placement.node_worths import NO_CARDS_BONUS, NodeWorths, Tables, on_grid
 from gpushare.core.placement.policy import FloatArray, IntArray, Need
 from gpushare.weights import PriceFitWeights
 
@@ -162,7 +162,7 @@ def make_tables(classes: list[JobClass], site: Site, weights: PriceFitWeights) -
     empty = _empty_worth(asked, piece[:, WHOLE_CARD_MILLI], cpu, memory, site.width, weights)
     host = np.stack((cpu, memory))
     by_size, by_count = np.ascontiguousarray((piece + bonus).T), np.ascontiguousarray(empty.T)
-    return make_tables_of(host, by_size, by_count)
+    return on_grid(host, by_size, by_count)
 
 
 def _charges(site: Site, weights: PriceFitWeights) -> tuple[FloatArray, FloatArray]:

@@ -1,8 +1,9 @@
 """What one request needs on every card and node, where it fits now, and how good each place is: kept between decisions.
 
-May import numpy and the core's nouns. A `Scores` belongs to one request (and to a set of card kinds that a limit bars)
-and is brought in step by scoring again only the nodes that changed since; one that fits nowhere looks only at nodes
-that grew. Claims are no part of it: `promised` takes away on top what is promised to others.
+May import numpy and the core's nouns. A `Scores` belongs to one request (and to a set of card kinds that a limit bars).
+Its arrays are brought in step by scoring again only the nodes that changed since; one that fits nowhere looks only at
+nodes that grew. A policy with an index is searched instead where the best place is all that is asked for. Claims are no
+part of it: `promised` takes away on top what is promised to others.
 """
 
 from __future__ import annotations
@@ -215,7 +216,7 @@ class Scores:
         return self.best_kept()
 
     def best_kept(self) -> int | None:
-        """The same by `values`, which are in step from here on."""
+        """The same, and brings `values` in step."""
         self.update()
         if self._is_hopeless or not len(self.values):
             return None

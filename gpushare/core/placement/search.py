@@ -1,7 +1,7 @@
 """The place of the lowest score, found by looking at few: buckets of places, in the order of what they cost at least.
 
-Pure. What it finds is what scoring every place would find: the lowest score, then the lowest id. Where too many places
-would have to be looked at, it says so, and arrays are the better way.
+Pure. What it finds is what scoring every place would find: the lowest score, then the lowest id. Where there are too
+many buckets, or too many places would have to be looked at, it says so, and arrays are the better way.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 from gpushare.core.placement.policy import INFINITE
 
+MOST_BUCKETS = 256
 MOST_LOOKS = 32
 
 # So many bounds of one request are kept.
-_MOST_BOUNDS = 4096
+_MOST_BOUNDS = 2 * MOST_BUCKETS
 
 
 class Found(NamedTuple):
@@ -54,6 +55,8 @@ def lowest(buckets: Mapping[int, Sequence[int]], bounds: Bounds, score: Callable
     its places scores below its bound."""
     if not buckets:
         return NO_PLACE
+    if len(buckets) > MOST_BUCKETS:
+        return Found(None, is_sure=False)
     keys, least = list(buckets), list(map(bounds.__getitem__, buckets))
     # Mostly the place is in the first bucket, and few others could have a better one.
     first = least.index(min(least))
