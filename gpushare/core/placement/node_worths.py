@@ -12,14 +12,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import Collection
 from operator import add
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
 
 from gpushare.core.placement.buckets import NOWHERE, Buckets
 from gpushare.core.placement.pieces import pieces_on
-from gpushare.core.placement.policy import INFINITE, BoolArray, FloatArray, IntArray, Need
+from gpushare.core.placement.policy import INFINITE, BoolArray, FloatArray, IntArray, Need, OneNeed
 
 if TYPE_CHECKING:
     from gpushare.core.placement.fleet import Fleet
@@ -34,22 +34,20 @@ _STEPS = 2.0**30
 # So many lists are kept of a kind; half a KiB each.
 _MOST_KEPT = 20_000
 
-_Key = tuple[object, ...]
-_Value = TypeVar("_Value")
+_Key = tuple[int, ...]
 
 
 class Tables(NamedTuple):
     """Second axis: the charges. `host`: charge per CPU thousandth and per MiB. `piece[r]`: worth of a piece of r
     thousandths, 0 to `top_milli`. `empty[n]`: worth of n empty cards of one node. `gone`: what a node loses when a card
     is taken from it whole; row r for one with a piece of r thousandths left, row `top_milli` + 1 + n for one of its n
-    empty ones. `host_rows` (by charge), `piece_rows` and `empty_rows` are the same in plain numbers."""
+    empty ones; its first rows are `piece`. `gone_rows` and `empty_rows` are the same in plain numbers."""
 
     host: FloatArray
     piece: FloatArray
     empty: FloatArray
     gone: FloatArray
-    host_rows: list[list[float]]
-    piece_rows: list[list[float]]
+    gone_rows: list[list[float]]
     empty_rows: list[list[float]]
 
     @property
@@ -62,7 +60,7 @@ def on_grid(host: FloatArray, piece: FloatArray, empty: FloatArray) -> Tables:
     """Tables of these prices; all three as in `Tables`."""
     host, piece, empty = (np.rint(prices * _STEPS) / _STEPS for prices in (host, piece, empty))
     gone = np.concatenate((piece, empty[:1], empty[1:] - empty[:-1]))
-    return Tables(host, piece, empty, gone, host.T.tolist(), piece.tolist(), empty.tolist())
+    return Tables(host, piece, empty, gone, gone.tolist(), empty.tolist())
 
 
 class _NodeNow(msgspec.Struct, gc=False):
@@ -105,9 +103,8 @@ class NodeWorths:
         self._sides = charges * (self._kinds + 1)
         self._rows, self._pieces = len(tables.gone), len(tables.piece)
         self._changes: dict[_Key, list[float]] = {}
-        self._host_worths: dict[_Key, FloatArray] = {}
         self._steps: dict[_Key, list[float]] = {}
-        self._host_steps: dict[_Key, list[float]] = {}
+        self._host_rows: dict[_Key, list[float]] = {}
         # Nodes whose rows in the arrays are behind, and what they are now.
         self._late: set[int] = set()
         self._nows: dict[int, _NodeNow] = {}
@@ -131,15 +128,8 @@ class NodeWorths:
     # -- what a task takes
 
     def host_worth(self, need: Need) -> FloatArray:
-        """What the CPU and memory of a need are worth: one row, or one a place. One row is kept."""
-        cpu_milli, memory_mib = need.cpu_milli, need.memory_mib
-        if not (isinstance(cpu_milli, int) and isinstance(memory_mib, int)):
-            return _host_worth(self.tables, cpu_milli, memory_mib)
-        found = self._host_worths.get((cpu_milli, memory_mib))
-        if found is None:
-            found = _host_worth(self.tables, cpu_milli, memory_mib)
-            _keep(self._host_worths, (cpu_milli, memory_mib), found)
-        return found
+        """What the CPU and memory of a need are worth: one row, or one a place."""
+        return _host_worth(self.tables, need.cpu_milli, need.memory_mib)
 
     def gone_rows(self, nodes: IntArray, cards: IntArray) -> IntArray:
         """Rows of `Tables.gone`, for `cards` and the node of each."""
@@ -154,69 +144,70 @@ class NodeWorths:
         lost -= np.minimum.reduce(after, axis=1)
         return np.rint(lost, out=lost)
 
-    def share_score(self, fleet: Fleet, need: Need, card: int) -> float:
+    def share_score(self, fleet: Fleet, need: OneNeed, card: int) -> float:
         node, row = fleet.node_of.item(card), self.gone_row.item(card)
         now = self._of(node)
         if row > self._top:
             row += now.empty
         return _lost_one(now, self._share_change(need, fleet.piece_milli.item(card), row))
 
-    def task_score(self, fleet: Fleet, need: Need, node: int) -> float:
+    def task_score(self, fleet: Fleet, need: OneNeed, node: int) -> float:
         now = self._of(node)
         score = _lost_one(now, self._task_change(need, now.empty))
         return score if need.gpus or fleet.card_count.item(node) else score - NO_CARDS_BONUS
 
-    def share_bound(self, needs: Needs, need: Need, key: int) -> float:
+    def share_bound(self, needs: Needs, need: OneNeed, key: int) -> float:
         rest, side = divmod(key, self._sides)
         rest, gone_row = divmod(rest, self._rows)
         open_milli, piece = divmod(rest, self._pieces)
         charge, kind = divmod(side, self._kinds + 1)
         if needs.grants[kind] is None or open_milli < needs.least_milli or piece < needs.least_piece[kind]:
             return INFINITE
-        tables, empties = self.tables, gone_row - self._top - 1
-        gone = tables.piece_rows[gone_row][charge] if empties < 0 else self._last_empty(empties, charge)
-        left = tables.piece_rows[max(0, piece - needs.least_milli)][charge]
-        return float(round(gone - left + self._host_charge(need, charge)))
+        gone, left = self.tables.gone_rows[gone_row], self.tables.gone_rows[max(0, piece - needs.least_milli)]
+        return float(round(gone[charge] - left[charge] + self._host_row(need.cpu_milli, need.memory_mib)[charge]))
 
-    def task_bound(self, needs: Needs, need: Need, key: int) -> float:
+    def task_bound(self, needs: Needs, need: OneNeed, key: int) -> float:
         row, side = divmod(key, self._sides)
         charge, kind = divmod(side, self._kinds + 1)
         empty = max(0, row - 1)
         if empty < need.gpus or (need.gpus and kind < self._kinds and needs.grants[kind] is None):
             return INFINITE
-        rows = self.tables.empty_rows
-        lost = rows[empty][charge] - rows[empty - need.gpus][charge]
-        bound = float(round(lost + self._host_charge(need, charge)))
+        gone, left = self.tables.empty_rows[empty], self.tables.empty_rows[empty - need.gpus]
+        lost = gone[charge] - left[charge] + self._host_row(need.cpu_milli, need.memory_mib)[charge]
+        bound = float(round(lost))
         return bound if need.gpus or row else bound - NO_CARDS_BONUS
 
-    def _last_empty(self, empties: int, charge: int) -> float:
-        rows = self.tables.empty_rows
-        return rows[empties][charge] - (rows[empties - 1][charge] if empties else 0.0)
+    def _host_row(self, cpu_milli: int, memory_mib: int) -> list[float]:
+        """What so much of a host is worth at each charge; kept."""
+        found = self._host_rows.get((cpu_milli, memory_mib))
+        if found is None:
+            found = _host_worth(self.tables, cpu_milli, memory_mib).tolist()
+            _keep(self._host_rows, (cpu_milli, memory_mib), found)
+        return found
 
-    def _host_charge(self, need: Need, charge: int) -> float:
-        cpu, memory = self.tables.host_rows[charge]
-        return float(need.cpu_milli * cpu + need.memory_mib * memory)
-
-    def _share_change(self, need: Need, milli: int, gone_row: int) -> list[float]:
-        """What a node gains at each charge when a share is taken from a card; kept. `need` holds numbers alone."""
+    def _share_change(self, need: OneNeed, milli: int, gone_row: int) -> list[float]:
+        """What a node gains at each charge when a share is taken from a card; kept."""
         key = need.milli, need.cpu_milli, need.memory_mib, milli, gone_row
         found = self._changes.get(key)
         if found is None:
-            tables = self.tables
-            left = tables.piece[np.maximum(min(milli, tables.top_milli) - need.milli, 0)]
-            found = (left - tables.gone[gone_row] - self.host_worth(need)).tolist()
+            rows = self.tables.gone_rows
+            found = self._change(rows[max(0, min(milli, self._top) - need.milli)], rows[gone_row], need)
             _keep(self._changes, key, found)
         return found
 
-    def _task_change(self, need: Need, empty: int) -> list[float]:
+    def _task_change(self, need: OneNeed, empty: int) -> list[float]:
         """The same for whole cards, or none, of a node with so many empty ones."""
         key = need.gpus, need.cpu_milli, need.memory_mib, empty
         found = self._changes.get(key)
         if found is None:
-            rows = self.tables.empty
-            found = (rows[max(empty - need.gpus, 0)] - rows[empty] - self.host_worth(need)).tolist()
+            rows = self.tables.empty_rows
+            found = self._change(rows[empty - need.gpus], rows[empty], need)
             _keep(self._changes, key, found)
         return found
+
+    def _change(self, left: list[float], gone: list[float], need: OneNeed) -> list[float]:
+        host = self._host_row(need.cpu_milli, need.memory_mib)
+        return [more - less - paid for more, less, paid in zip(left, gone, host, strict=True)]
 
     # -- in step
 
@@ -227,7 +218,7 @@ class NodeWorths:
         moved = self._add_cards(fleet, node, now, cards)
         free_cpu, free_memory = fleet.free_cpu_milli.item(node), fleet.free_memory_mib.item(node)
         if free_cpu != now.free_cpu or free_memory != now.free_memory:
-            step = self._host_step(free_cpu - now.free_cpu, free_memory - now.free_memory)
+            step = self._host_row(free_cpu - now.free_cpu, free_memory - now.free_memory)
             now.charged = list(map(add, now.charged, step))
             now.free_cpu, now.free_memory = free_cpu, free_memory
         now.worth = min(now.charged)
@@ -260,9 +251,8 @@ class NodeWorths:
         if not has_turned:
             return cards
         rows = self.tables.empty_rows
-        now.charged = [
-            had + more - less for had, more, less in zip(now.charged, rows[empty], rows[now.empty], strict=True)
-        ]
+        changes = zip(now.charged, rows[empty], rows[now.empty], strict=True)
+        now.charged = [had + more - less for had, more, less in changes]
         span, was_first = fleet.spans[node], now.first_empty
         now.empty = empty
         now.first_empty = span.start + fleet.is_empty[span].tolist().index(True) if empty else NOWHERE
@@ -272,16 +262,9 @@ class NodeWorths:
         """What a node gains at each charge when a piece of `was` thousandths becomes one of `piece`; kept."""
         found = self._steps.get((was, piece))
         if found is None:
-            found = (self.tables.piece[piece] - self.tables.piece[was]).tolist()
+            rows = self.tables.gone_rows
+            found = [more - less for more, less in zip(rows[piece], rows[was], strict=True)]
             _keep(self._steps, (was, piece), found)
-        return found
-
-    def _host_step(self, cpu_milli: int, memory_mib: int) -> list[float]:
-        """The same when its host has so much more; kept."""
-        found = self._host_steps.get((cpu_milli, memory_mib))
-        if found is None:
-            found = _host_worth(self.tables, cpu_milli, memory_mib).tolist()
-            _keep(self._host_steps, (cpu_milli, memory_mib), found)
         return found
 
     def _of(self, node: int) -> _NodeNow:
@@ -373,7 +356,7 @@ def _host_worth(tables: Tables, cpu_milli: IntArray | int, memory_mib: IntArray 
     return worth
 
 
-def _keep(kept: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+def _keep(kept: dict[_Key, list[float]], key: _Key, value: list[float]) -> None:
     if len(kept) == _MOST_KEPT:
         kept.clear()
     kept[key] = value

@@ -44,10 +44,19 @@ class Need(NamedTuple):
     eligible: IntArray | int = 0
 
 
+class OneNeed(NamedTuple):
+    """The same at one place."""
+
+    gpus: int
+    milli: int
+    mib: int
+    cpu_milli: int
+    memory_mib: int
+
+
 class PlaceIndex(Protocol):
     """The places of one fleet, in step with it, in buckets of places that a policy tells apart by little, and their
-    scores one by one. Every `need` holds numbers alone. What is kept of bounds is void once `tables` is another object.
-    """
+    scores one by one. What is kept of bounds is void once `tables` is another object."""
 
     # By card id and by node id; what takes no work is in no bucket.
     cards: Buckets
@@ -56,19 +65,19 @@ class PlaceIndex(Protocol):
     @property
     def tables(self) -> object: ...
 
-    def share_score(self, fleet: Fleet, need: Need, card: int) -> float:
+    def share_score(self, fleet: Fleet, need: OneNeed, card: int) -> float:
         """That of `share_scores`, to the last bit, for one card."""
         ...
 
-    def task_score(self, fleet: Fleet, need: Need, node: int) -> float:
+    def task_score(self, fleet: Fleet, need: OneNeed, node: int) -> float:
         """That of `node_scores`, to the last bit, for one node."""
         ...
 
-    def share_bound(self, needs: Needs, need: Need, key: int) -> float:
+    def share_bound(self, needs: Needs, need: OneNeed, key: int) -> float:
         """No card in the bucket scores below it; infinite where none of them can hold the share."""
         ...
 
-    def task_bound(self, needs: Needs, need: Need, key: int) -> float:
+    def task_bound(self, needs: Needs, need: OneNeed, key: int) -> float:
         """The same for a task of whole cards or of none, and nodes."""
         ...
 

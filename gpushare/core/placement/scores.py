@@ -32,7 +32,7 @@ from gpushare.core.model import (
     TaskRequest,
     TierOffer,
 )
-from gpushare.core.placement.policy import INFINITE, BoolArray, FloatArray, IntArray, Need, PlaceIndex, Policy
+from gpushare.core.placement.policy import INFINITE, BoolArray, FloatArray, IntArray, Need, OneNeed, PlaceIndex, Policy
 from gpushare.core.placement.search import NO_PLACE, Bounds, Found, lowest
 from gpushare.core.shared_paths import shares
 
@@ -82,7 +82,7 @@ class Needs:
         ]
         # What a plain task takes of any host; None where that depends on the node.
         is_told = request.is_cpu or (request.cpu_milli is not None and request.memory_mib is not None)
-        self.one_need: Need | None = None
+        self.one_need: OneNeed | None = None
         if self.is_plain and fleet.names and (is_told or fleet.are_hosts_alike):
             self.one_need = self.plain_need(fleet, 0)
         self.slots = np.array([g is not None and g.offer.tier == MPS_V2_TIER for g in self.grants], dtype=np.bool_)
@@ -127,13 +127,12 @@ class Needs:
             memory if request.memory_mib is None else request.memory_mib,
         )
 
-    def plain_need(self, fleet: Fleet, node: int) -> Need:
-        """What a plain task takes on a node, in plain numbers."""
-        request, is_share = self.request, self.request.is_share
-        cpu, memory = self.host_of(fleet, node, self.least_milli if is_share else self.task_milli())
-        if is_share:
-            return Need(request, 0, self.least_milli, self.least_mib, cpu, memory)
-        return Need(request, request.gpus, WHOLE_CARD_MILLI if request.gpus else 0, 0, cpu, memory)
+    def plain_need(self, fleet: Fleet, node: int) -> OneNeed:
+        """What a plain task takes on a node."""
+        if self.request.is_share:
+            return OneNeed(0, self.least_milli, self.least_mib, *self.host_of(fleet, node, self.least_milli))
+        gpus = self.request.gpus
+        return OneNeed(gpus, WHOLE_CARD_MILLI if gpus else 0, 0, *self.host_of(fleet, node, self.task_milli()))
 
     def task_milli(self) -> int:
         """Thousandths of a node's cards that a task of whole cards (or of none) takes."""
@@ -351,7 +350,7 @@ def fitting_cards(fleet: Fleet, needs: Needs, cards: IntArray, taken: Taken | No
     return found[still], Need(needs.request, 0, milli, mib, cpu, memory)
 
 
-def fitting_card(fleet: Fleet, needs: Needs, card: int) -> Need | None:
+def fitting_card(fleet: Fleet, needs: Needs, card: int) -> OneNeed | None:
     """`fitting_cards` of one card, in plain numbers, for a share that takes the same of any: what it takes there, None
     where it does not fit."""
     if fleet.open_milli.item(card) < needs.least_milli or fleet.free_mib.item(card) < needs.least_mib:
@@ -387,7 +386,7 @@ def fitting_nodes(fleet: Fleet, needs: Needs, nodes: IntArray, taken: Taken | No
     return found, Need(request, request.gpus, milli, 0, cpu, memory, eligible)
 
 
-def fitting_node(fleet: Fleet, needs: Needs, node: int) -> Need | None:
+def fitting_node(fleet: Fleet, needs: Needs, node: int) -> OneNeed | None:
     """`fitting_nodes` of one node, in plain numbers: what the task needs there, None where it does not fit."""
     gpus, span = needs.request.gpus, fleet.spans[node]
     need = _need_on(fleet, needs, node)
@@ -400,7 +399,7 @@ def fitting_node(fleet: Fleet, needs: Needs, node: int) -> Need | None:
     return need
 
 
-def _need_on(fleet: Fleet, needs: Needs, node: int) -> Need | None:
+def _need_on(fleet: Fleet, needs: Needs, node: int) -> OneNeed | None:
     """What a plain task takes on a node; None where its host has less than that."""
     need = needs.one_need or needs.plain_need(fleet, node)
     if fleet.free_cpu_milli.item(node) < need.cpu_milli or fleet.free_memory_mib.item(node) < need.memory_mib:
