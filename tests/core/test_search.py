@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 
 import fleet_kit as kit
 import numpy as np
@@ -20,11 +21,12 @@ from gpushare.core.placement.fleet import Fleet
 from gpushare.core.placement.node_worths import NodeWorths
 from gpushare.core.placement.place import place_task
 from gpushare.core.placement.policy import INFINITE
-from gpushare.core.placement.price_fit import PriceFit
+from gpushare.core.placement.price_fit import PriceFit, make_tables, site_of
 from gpushare.core.placement.scores import Needs, Scores
-from gpushare.core.placement.search import MOST_BUCKETS, MOST_LOOKS, NO_PLACE, Bounds, Found, lowest
+from gpushare.core.placement.search import MOST_BUCKETS, MOST_LOOKS, NO_PLACE, Found, lowest
 from gpushare.core.plan import Plan
 from gpushare.core.state import ClusterState
+from gpushare.weights import PriceFitWeights
 
 # -- the lowest of many places
 
@@ -38,8 +40,8 @@ def found_in(buckets: dict[int, dict[int, float]], slack: dict[int, float]) -> t
         looks.append(place)
         return score[place]
 
-    bounds = Bounds(lambda key: min(buckets[key].values()) - slack.get(key, 0.0))
-    return lowest({key: sorted(places) for key, places in buckets.items()}, bounds, look), len(looks)
+    ids = {key: sorted(places) for key, places in buckets.items()}
+    return lowest(ids, {}, lambda key: min(buckets[key].values()) - slack.get(key, 0.0), look), len(looks)
 
 
 SCORES = st.one_of(st.integers(0, 4).map(float), st.just(INFINITE))
@@ -178,6 +180,24 @@ def test_the_search_finds_what_scoring_every_place_finds(
     sure = sum(found.is_sure for found in searches)
     assert sure > 150
     assert sure > 0.8 * len(searches)
+
+
+def test_what_was_kept_under_old_prices_is_forgotten() -> None:
+    policy = PriceFit()
+    fleet = Fleet(kit.cluster(kit.node("a", 2)), policy)
+    fleet.scores.of(HALF).best()
+    old = weakref.ref(policy.index(fleet))
+    for milli in (100, 300, 700):
+        policy.learn(share(milli), 200)
+        fleet.scores.of(share(milli)).best()
+    assert policy.index(fleet) is not old()
+    assert old() is None
+
+
+def test_a_host_is_never_worth_so_much_that_sums_are_not_exact() -> None:
+    fleet = Fleet(kit.cluster(kit.node("a", 0, cpu_milli=256_000, memory_mib=2_000_000)), PriceFit())
+    worths = NodeWorths(fleet, make_tables([], site_of(fleet), PriceFitWeights(charge_steps=(0.0, 1 / 3, 0.7, 8.0))))
+    assert worths.charged.max() < 2**23
 
 
 def test_a_node_without_cards_that_opens_late_is_found_for_a_cpu_task() -> None:

@@ -281,23 +281,27 @@ class Fleet:
     def few_changed_since(self, version: int, *, grown: bool = False) -> list[int] | None:
         """What `changed_since` finds, or `grown_since`, as a list; None where it is more than a few, or where that goes
         back further than changes are kept."""
-        changes = self.version - version
-        if changes > len(self._changes):
+        changes = self._changes_since(version)
+        if changes is None:
             return None
-        found = sorted({node for node, _ in self._changes[len(self._changes) - changes :]})
+        found = sorted({node for node, _ in changes})
         if grown:
             found = [node for node in found if self.grew_at.item(node) > version]
         return found if len(found) <= FEW_NODES else None
 
     def few_moves_since(self, version: int) -> dict[int, set[int]] | None:
         """By node that has changed since, those of its cards that have; None as in `few_changed_since`."""
-        changes = self.version - version
-        if changes > len(self._changes):
+        changes = self._changes_since(version)
+        if changes is None:
             return None
         found: dict[int, set[int]] = {}
-        for node, cards in self._changes[len(self._changes) - changes :]:
+        for node, cards in changes:
             found.setdefault(node, set()).update(cards)
         return found if len(found) <= FEW_MOVED else None
+
+    def _changes_since(self, version: int) -> list[tuple[int, Sequence[int]]] | None:
+        first = len(self._changes) - (self.version - version)
+        return None if first < 0 else self._changes[first:]
 
     def changed_since(self, version: int) -> IntArray:
         return (self.changed_at > version).nonzero()[0]

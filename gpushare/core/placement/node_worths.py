@@ -12,7 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Collection
 from operator import add
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -31,10 +31,11 @@ NO_CARDS_BONUS = 1.0
 # Steps of prices, per thousandth of a card (or of a CPU, or MiB).
 _STEPS = 2.0**30
 
-# So many lists are kept of a kind; half a KiB each.
+# So many lists are kept of a kind; half a KiB each with the charges there are by default.
 _MOST_KEPT = 20_000
 
 _Key = tuple[int, ...]
+_Whole = TypeVar("_Whole", int, IntArray)
 
 
 class Tables(NamedTuple):
@@ -79,7 +80,7 @@ class _NodeNow(msgspec.Struct, gc=False):
 class NodeWorths:
     """In step with its fleet: `empty` how many cards of each node are empty, `charged` what all of it is worth at each
     charge, `worth` the least of that: the node's worth. `gone_row`: where each card stands in `Tables.gone`, an empty
-    one as if it were of no empty ones. These arrays are in step after `bring_arrays_in_step` alone.
+    one as if it were of no empty ones. All but this one are in step only after `bring_arrays_in_step`.
 
     `cards` and `nodes` are buckets of what takes work: a key says at which charge the node is worth least, the kind of
     card and what is left of it (of a node: how many are empty). Of empty cards of a node that are all alike, only the
@@ -89,7 +90,7 @@ class NodeWorths:
         self.tables = tables
         self.layout = fleet.layout
         self._fleet = weakref.ref(fleet)
-        count, size, charges = len(fleet.names), len(fleet.uuids), tables.host.shape[1]
+        count, size, charges = len(fleet.names), len(fleet.uuids), len(tables.gone_rows[0])
         self.empty = np.zeros(count, np.int64)
         self.charged = np.zeros((count, charges))
         self.worth = np.zeros(count)
@@ -157,11 +158,9 @@ class NodeWorths:
         return score if need.gpus or fleet.card_count.item(node) else score - NO_CARDS_BONUS
 
     def share_bound(self, needs: Needs, need: OneNeed, key: int) -> float:
-        rest, side = divmod(key, self._sides)
-        rest, gone_row = divmod(rest, self._rows)
-        open_milli, piece = divmod(rest, self._pieces)
+        free, piece, gone_row, side = self._unpacked(key)
         charge, kind = divmod(side, self._kinds + 1)
-        if needs.grants[kind] is None or open_milli < needs.least_milli or piece < needs.least_piece[kind]:
+        if needs.grants[kind] is None or free < needs.least_milli or piece < needs.least_piece[kind]:
             return INFINITE
         gone, left = self.tables.gone_rows[gone_row], self.tables.gone_rows[max(0, piece - needs.least_milli)]
         return float(round(gone[charge] - left[charge] + self._host_row(need.cpu_milli, need.memory_mib)[charge]))
@@ -294,7 +293,17 @@ class NodeWorths:
                 return NOWHERE
             row, piece = row + now.empty, min(self._top, fleet.piece_milli.item(card))
         side = now.side * (self._kinds + 1) + self._kind_of[card]
-        return int(((free * self._pieces + piece) * self._rows + row) * self._sides + side)
+        return int(self._packed(free, piece, row) + side)
+
+    def _packed(self, free: _Whole, piece: _Whole, row: _Whole) -> _Whole:
+        """All fields of a card's key but the side, the last."""
+        return ((free * self._pieces + piece) * self._rows + row) * self._sides
+
+    def _unpacked(self, key: int) -> tuple[int, int, int, int]:
+        """(free, piece, row, side)."""
+        rest, side = divmod(key, self._sides)
+        rest, row = divmod(rest, self._rows)
+        return *divmod(rest, self._pieces), row, side
 
     def _node_key(self, fleet: Fleet, node: int, now: _NodeNow) -> int:
         if not fleet.node_open.item(node):
@@ -322,8 +331,7 @@ class NodeWorths:
         # The keys, as `_card_key` and `_node_key` make them.
         free, sides = fleet.open_milli.take(cards), sides * (self._kinds + 1)
         rows = np.where(is_empty, np.repeat(top + 1 + empty, counts), piece)
-        keys = ((free * self._pieces + piece) * self._rows + rows) * self._sides
-        keys += np.repeat(sides, counts) + fleet.kind_of.take(cards)
+        keys = self._packed(free, piece, rows) + np.repeat(sides, counts) + fleet.kind_of.take(cards)
         is_other = is_empty & (cards != np.repeat(self._first_empty.take(nodes), counts))
         is_other &= np.repeat(self._is_alike.take(nodes), counts)
         self.cards.move_all(cards, np.where((free <= 0) | is_other, NOWHERE, keys))

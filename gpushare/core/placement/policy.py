@@ -56,14 +56,11 @@ class OneNeed(NamedTuple):
 
 class PlaceIndex(Protocol):
     """The places of one fleet, in step with it, in buckets of places that a policy tells apart by little, and their
-    scores one by one. What is kept of bounds is void once `tables` is another object."""
+    scores one by one. What is kept of bounds is void in another epoch."""
 
     # By card id and by node id; what takes no work is in no bucket.
     cards: Buckets
     nodes: Buckets
-
-    @property
-    def tables(self) -> object: ...
 
     def share_score(self, fleet: Fleet, need: OneNeed, card: int) -> float:
         """That of `share_scores`, to the last bit, for one card."""

@@ -27,7 +27,7 @@ from gpushare.core.model import WHOLE_CARD_MILLI, TaskRequest
 from gpushare.core.placement.card_prices import best_fillings, piece_prices
 from gpushare.core.placement.mix import JobClass, JobMix
 from gpushare.core.placement.node_worths import NO_CARDS_BONUS, NodeWorths, Tables, on_grid
-from gpushare.core.placement.policy import FloatArray, IntArray, Need
+from gpushare.core.placement.policy import BoolArray, FloatArray, IntArray, Need
 from gpushare.weights import PriceFitWeights
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 # Pieces above this (cards that are sold several times over) count as this.
 _LARGEST_PIECE_MILLI = 4 * WHOLE_CARD_MILLI
+
+# Of how many cards' share a host's CPU or memory is at most.
+_MOST_HOST_CARDS = 1000
 
 
 class Site(NamedTuple):
@@ -115,7 +118,7 @@ class PriceFit:
         """In step with `fleet`; tables are made anew where it is not like the last one."""
         worths, tables = self._worths, self._tables
         if worths is None or tables is None or not worths.is_of(fleet, tables):
-            site = _site_of(fleet)
+            site = site_of(fleet)
             if tables is None or site != self._site:
                 self._site = site
                 if self._mix.is_due:
@@ -127,16 +130,22 @@ class PriceFit:
         return worths
 
 
-def _site_of(fleet: Fleet) -> Site:
+def site_of(fleet: Fleet) -> Site:
     cards = max(1, len(fleet.uuids))
     with_cards = fleet.card_count > 0
     return Site(
         top_milli=min(_LARGEST_PIECE_MILLI, max(WHOLE_CARD_MILLI, fleet.milli_span - 1)),
         width=max(1, int(fleet.card_count.max(initial=0))),
         usable_mib=int(np.median(fleet.usable_mib)) if len(fleet.uuids) else 1,
-        cpu_milli_per_card=max(1.0, float(fleet.cpu_milli[with_cards].sum()) / cards),
-        memory_mib_per_card=max(1.0, float(fleet.memory_mib[with_cards].sum()) / cards),
+        cpu_milli_per_card=_per_card(fleet.cpu_milli, with_cards, cards),
+        memory_mib_per_card=_per_card(fleet.memory_mib, with_cards, cards),
     )
+
+
+def _per_card(amounts: IntArray, with_cards: BoolArray, cards: int) -> float:
+    """The mean; where there are none, or hosts of nothing, enough that no node's host is worth a thousand cards."""
+    least = max(1.0, float(amounts.max(initial=0)) / _MOST_HOST_CARDS)
+    return max(least, float(amounts[with_cards].sum()) / cards)
 
 
 def _moved(old: Tables, new: Tables) -> float:

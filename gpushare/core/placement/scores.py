@@ -33,7 +33,7 @@ from gpushare.core.model import (
     TierOffer,
 )
 from gpushare.core.placement.policy import INFINITE, BoolArray, FloatArray, IntArray, Need, OneNeed, PlaceIndex, Policy
-from gpushare.core.placement.search import NO_PLACE, Bounds, Found, lowest
+from gpushare.core.placement.search import NO_PLACE, Found, lowest
 from gpushare.core.shared_paths import shares
 
 if TYPE_CHECKING:
@@ -173,9 +173,9 @@ class Scores:
         self.witness: int | None = None
         # Of searches: in vain the last times, and left out from here on.
         self._misses = self._skips = 0
-        self._bounds: Bounds | None = None
-        # What they were made of.
-        self._bounds_of: object = None
+        # By key of a bucket, under one epoch.
+        self._bounds: dict[int, float] = {}
+        self._bounds_epoch = -1
 
     def update(self) -> None:
         """Bring `values` in step with the fleet."""
@@ -225,10 +225,6 @@ class Scores:
             return None
         return place
 
-    @property
-    def fits_somewhere(self) -> bool:
-        return self.best() is not None
-
     def counts(self) -> IntArray:
         """How many such tasks each node holds now, one by one, claims and limits aside. Do not write to it."""
         fleet = self.fleet
@@ -255,14 +251,15 @@ class Scores:
         fleet, needs, need = self.fleet, self.needs, self.needs.one_need
         assert need is not None, "asked for only where a need is the same everywhere"
         is_share = needs.request.is_share
-        if self._bounds is None or self._bounds_of is not index.tables:
-            bound = index.share_bound if is_share else index.task_bound
-            self._bounds, self._bounds_of = Bounds(partial(bound, needs, need)), index.tables
+        epoch = self.policy.epoch()
+        if self._bounds_epoch != epoch:
+            self._bounds, self._bounds_epoch = {}, epoch
         buckets = index.cards if is_share else index.nodes
-        found = lowest(buckets.by_key(), self._bounds, partial(self._score_of, index))
+        find_bound = partial(index.share_bound if is_share else index.task_bound, needs, need)
+        found = lowest(buckets.by_key(), self._bounds, find_bound, partial(self._score_of, index))
         if found == NO_PLACE:
             self.values[:] = INFINITE
-            self._is_hopeless, self._version, self._epoch = True, fleet.version, self.policy.epoch()
+            self._is_hopeless, self._version, self._epoch = True, fleet.version, epoch
         return found
 
     def _score_of(self, index: PlaceIndex, place: int) -> float:

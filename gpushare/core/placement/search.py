@@ -7,7 +7,7 @@ many buckets, or too many places would have to be looked at, it says so, and arr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from gpushare.core.placement.policy import INFINITE
 
@@ -26,56 +26,65 @@ class Found(NamedTuple):
 
 
 NO_PLACE = Found(None)
-
-
-class Bounds(dict[int, float]):
-    """By key of a bucket, the least that a place in it costs: what `find` says, kept. Infinite where no place can."""
-
-    def __init__(self, find: Callable[[int], float]) -> None:
-        super().__init__()
-        self._find = find
-
-    def __missing__(self, key: int) -> float:
-        if len(self) == _MOST_BOUNDS:
-            self.clear()
-        found = self[key] = self._find(key)
-        return found
+UNSURE = Found(None, is_sure=False)
 
 
 class _Best(NamedTuple):
-    """Of the places looked at."""
+    """Of the places looked at; more looks than `MOST_LOOKS` say that there were too many."""
 
     score: float = INFINITE
     place: int = -1
     looks: int = 0
 
 
-def lowest(buckets: Mapping[int, Sequence[int]], bounds: Bounds, score: Callable[[int], float]) -> Found:
-    """The place with the least `score` (infinite: the task does not fit there). Ids ascend within a bucket, and none of
-    its places scores below its bound."""
+def lowest(
+    buckets: Mapping[int, Sequence[int]],
+    bounds: dict[int, float],
+    find_bound: Callable[[int], float],
+    score: Callable[[int], float],
+) -> Found:
+    """The place with the least `score` (infinite: the task does not fit there). Ids ascend within a bucket. None of a
+    bucket's places scores below what `find_bound` says of its key (infinite: it fits in none), which `bounds` keeps."""
     if not buckets:
         return NO_PLACE
     if len(buckets) > MOST_BUCKETS:
-        return Found(None, is_sure=False)
-    keys, least = list(buckets), list(map(bounds.__getitem__, buckets))
+        return UNSURE
+    keys, least = list(buckets), _bounds_of(buckets, bounds, find_bound)
     # Mostly the place is in the first bucket, and few others could have a better one.
     first = least.index(min(least))
     best = _look(buckets[keys[first]], least[first], score, _Best())
+    if best.looks > MOST_LOOKS:
+        return UNSURE
     least[first] = INFINITE
     others = [(bound, key) for bound, key in zip(least, keys, strict=True) if bound <= best.score]
     others.sort()
     for bound, key in others:
-        if bound > best.score or bound == INFINITE or best.looks > MOST_LOOKS:
+        if bound > best.score or bound == INFINITE:
             break
         if bound < best.score or buckets[key][0] < best.place:
             best = _look(buckets[key], bound, score, best)
-    if best.looks > MOST_LOOKS:
-        return Found(None, is_sure=False)
+            if best.looks > MOST_LOOKS:
+                return UNSURE
     return NO_PLACE if best.score == INFINITE else Found(best.place)
 
 
+def _bounds_of(
+    buckets: Mapping[int, Sequence[int]], bounds: dict[int, float], find_bound: Callable[[int], float]
+) -> list[float]:
+    """One a bucket."""
+    found = list(map(bounds.get, buckets))
+    if None in found:
+        if len(bounds) > _MOST_BOUNDS:
+            bounds.clear()
+        for key in buckets:
+            if key not in bounds:
+                bounds[key] = find_bound(key)
+        return [bounds[key] for key in buckets]
+    return cast("list[float]", found)
+
+
 def _look(bucket: Sequence[int], bound: float, score: Callable[[int], float], best: _Best) -> _Best:
-    """The best of that and of a bucket, or what was the best when there were too many looks."""
+    """The best of that and of a bucket, as far as looks go."""
     least, place, looks = best
     for each in bucket:
         if bound > least or (bound == least and each > place):
