@@ -3,8 +3,9 @@
 Run: python -m benchmarks.passes [--traces DIR] [--parts PART,PART] [--policy P]
 
 The parts are pass, question, drain, decision and trace. Each line shows CPU time beside wall time: on a machine that
-does other work the first is the one to compare. `--traces` names the directory with the public trace, as for
-`benchmarks.simulate`; without it the last part is left out.
+does other work the first is the one to compare. Before each part stands what a plain loop takes just then: machines
+whose speed is lent change it within minutes, and only figures beside like loops can be compared. `--traces` names the
+directory with the public trace, as for `benchmarks.simulate`; without it the last part is left out.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from gpushare.sim.workloads import inflate, node_order
 PARTS = ("pass", "question", "drain", "decision", "trace")
 PASS_P99_MS, PLACEMENTS_MIN, DECISION_MAX_US, TRACE_MAX_S, PAUSE_MAX_MS = 100, 1500, {6_000: 100, 50_000: 250}, 10, 100
 DRAIN_JOBS = 100_000
+LOOP_STEPS = 1_000_000
 
 
 class Spent:
@@ -41,6 +43,14 @@ def timed() -> Iterator[Spent]:
     spent, wall, cpu = Spent(), time.perf_counter(), time.process_time()
     yield spent
     spent.wall_s, spent.cpu_s = time.perf_counter() - wall, time.process_time() - cpu
+
+
+def loop(part: str) -> None:
+    with timed() as spent:
+        total = 0
+        for number in range(LOOP_STEPS):
+            total += number
+    print(f"-- {part}; {LOOP_STEPS:,} additions in a plain loop take {1000 * spent.cpu_s:.0f} ms", flush=True)
 
 
 def full(policy: str) -> Simulation:
@@ -165,16 +175,20 @@ def main() -> None:
     if unknown:
         parser.error(f"no part {unknown[0]!r}; there are: {', '.join(PARTS)}")
     if {"pass", "question"} & set(parts):
+        loop("pass, question")
         loaded = full(arguments.policy)
         if "pass" in parts:
             one_pass(loaded)
         if "question" in parts:
             questions(loaded)
     if "drain" in parts:
+        loop("drain")
         drain(arguments.policy)
     if "decision" in parts:
+        loop("decision")
         decisions(arguments.policy)
     if "trace" in parts and arguments.traces is not None:
+        loop("trace")
         trace(arguments.policy, arguments.traces)
 
 
