@@ -1,4 +1,4 @@
-"""`gpushare login`, `logout` and `whoami`: connecting to a cluster, leaving it, and as whom one is there.
+"""`gpushare login`, `logout`, `contexts` and `whoami`: connecting to clusters, choosing one, and as whom one is there.
 
 Imports click; the client only when a command runs. Invariants: a login is kept only after the scheduler has accepted
 it; a logout forgets nothing that it could not end, unless it is told to.
@@ -119,7 +119,7 @@ def _logged_in() -> tuple[str, ConnectionSettings | None]:
     name = root_flags()["context"] or contexts.current
     known = contexts.contexts.get(name)
     if name and known is None:
-        raise error_of(Reason.NOT_FOUND, f"There is no context {name!r}.", what_to_do="Name another with --context.")
+        raise error_of(Reason.NOT_FOUND, f"There is no context {name!r}.", what_to_do="`gpushare contexts` lists them.")
     if known is not None and not known.socket:
         return name, known
     kept = hostlogin.peek(*_place(known))
@@ -167,6 +167,32 @@ def _forget_host_login(name: str) -> None:
     known = read_contexts(context_path()).contexts.get(name)
     if known is None or known.socket:
         hostlogin.forget(*_place(known))
+
+
+@click.command()
+@output_option
+@click.argument("context", metavar="[NAME]", default="")
+def contexts(context: str, output: str) -> None:
+    """List the clusters that you are logged in to; with NAME, make that the current one."""
+    from gpushare.cli.output import print_json
+    from gpushare.cli.table import print_table
+    from gpushare.client.settings import choose_context, context_path, read_contexts
+
+    if context:
+        settings = choose_context(context_path(), context)
+        if output != JSON:
+            print(f"context {context!r} is now the current one: {settings.server}")
+            return
+    known = read_contexts(context_path())
+    rows = [(name, each.server, each.user, each.tenant) for name, each in known.contexts.items()]
+    if output == JSON:
+        keys = ("name", "server", "user", "tenant")
+        print_json({"current": known.current, "contexts": [dict(zip(keys, row, strict=True)) for row in rows]})
+        return
+    print_table(
+        ("CONTEXT", "CURRENT", "SERVER", "USER", "TENANT"),
+        ((name, "*" if name == known.current else "", *rest) for name, *rest in rows),
+    )
 
 
 @click.command()

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("gpushare.cli.demo", "demo", "Two tenants share one simulated card, end to end."),
     "login": ("gpushare.cli.logins", "login", "Connect to a cluster: by an admin's line, or by this host's word."),
     "logout": ("gpushare.cli.logins", "logout", "Revoke your token and forget the connection."),
+    "contexts": ("gpushare.cli.logins", "contexts", "List the clusters you are logged in to, or choose one."),
     "whoami": ("gpushare.cli.logins", "whoami", "Who you are, where, and until when."),
     "submit": ("gpushare.cli.submit", "submit", "Queue a job and return at once."),
     "run": ("gpushare.cli.submit", "run", "Run a job here: follow its output, return its code."),

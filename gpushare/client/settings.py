@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gpushare.address import parse_address
-from gpushare.errors import FailedPreconditionError, GpushareError
+from gpushare.errors import FailedPreconditionError, GpushareError, error_of
 from gpushare.join import JoinString
 from gpushare.names import TextError
 from gpushare.reasons import Reason
@@ -189,6 +189,19 @@ def save_context(path: Path, name: str, settings: ConnectionSettings) -> None:
         raise _refused(f"{name!r} is no name for a context.", "Use up to 63 letters, digits, '-', '_' and '.'.")
     known = read_contexts(path)
     _write(path, replace(known, current=name, contexts={**known.contexts, name: settings}))
+
+
+def choose_context(path: Path, name: str) -> ConnectionSettings:
+    """Makes a context the current one and returns its settings. Raises NotFoundError where there is none."""
+    known = read_contexts(path)
+    if name not in known.contexts:
+        raise error_of(
+            Reason.NOT_FOUND,
+            f"There is no context {name!r} in {path}.",
+            what_to_do="`gpushare contexts` lists them; `gpushare login` makes one.",
+        )
+    _write(path, replace(known, current=name))
+    return known.contexts[name]
 
 
 def leave_context(path: Path, name: str, settings: ConnectionSettings, before: str) -> bool:

@@ -436,6 +436,26 @@ def two_contexts(agent: Agent, cluster: Guarded) -> Path:
     return path
 
 
+def test_contexts_lists_them_without_their_tokens_and_chooses_one(
+    gpushare: Cli, agent: Agent, cluster: Guarded
+) -> None:
+    path = two_contexts(agent, cluster)
+    shown = gpushare("contexts")
+    assert (shown.code, "gps_" in shown.out) == (0, False)
+    assert [line.split()[:3] for line in shown.out.splitlines()[1:]] == [
+        ["a", "*", cluster.address],
+        ["b", "-", "127.0.0.1:9"],
+    ]
+    assert gpushare("contexts", "b").out == "context 'b' is now the current one: 127.0.0.1:9\n"
+    assert (read_contexts(path).current, list(read_contexts(path).contexts)) == ("b", ["a", "b"])
+    shown = gpushare("contexts", "a", "-o", "json").json
+    assert (shown["current"], [each["name"] for each in shown["contexts"]]) == ("a", ["a", "b"])
+    before = path.read_bytes()
+    refused = gpushare("contexts", "c")
+    assert (refused.code, "There is no context 'c'" in refused.err) == (1, True)
+    assert path.read_bytes() == before
+
+
 def test_logout_of_a_pasted_line_leaves_other_contexts(gpushare: Cli, agent: Agent, cluster: Guarded) -> None:
     path = two_contexts(agent, cluster)
     assert gpushare("logout").code == 0
