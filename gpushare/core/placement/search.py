@@ -7,7 +7,8 @@ many buckets, or too many places would have to be looked at, it says so, and arr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, cast
+from itertools import repeat
+from typing import NamedTuple
 
 from gpushare.core.placement.policy import INFINITE
 
@@ -16,6 +17,9 @@ MOST_LOOKS = 32
 
 # So many bounds of one request are kept.
 _MOST_BOUNDS = 2 * MOST_BUCKETS
+
+# In place of a bound; below them all.
+_UNKNOWN = -INFINITE
 
 
 class Found(NamedTuple):
@@ -49,7 +53,9 @@ def lowest(
         return NO_PLACE
     if len(buckets) > MOST_BUCKETS:
         return UNSURE
-    keys, least = list(buckets), _bounds_of(buckets, bounds, find_bound)
+    keys, least = list(buckets), list(map(bounds.get, buckets, repeat(_UNKNOWN)))
+    if min(least) == _UNKNOWN:
+        least = _bounds_of(keys, bounds, find_bound)
     # Mostly the place is in the first bucket, and few others could have a better one.
     first = least.index(min(least))
     best = _look(buckets[keys[first]], least[first], score, _Best())
@@ -68,19 +74,13 @@ def lowest(
     return NO_PLACE if best.score == INFINITE else Found(best.place)
 
 
-def _bounds_of(
-    buckets: Mapping[int, Sequence[int]], bounds: dict[int, float], find_bound: Callable[[int], float]
-) -> list[float]:
-    """One a bucket."""
-    found = list(map(bounds.get, buckets))
-    if None in found:
-        if len(bounds) > _MOST_BOUNDS:
-            bounds.clear()
-        for key in buckets:
-            if key not in bounds:
-                bounds[key] = find_bound(key)
-        return [bounds[key] for key in buckets]
-    return cast("list[float]", found)
+def _bounds_of(keys: Sequence[int], bounds: dict[int, float], find_bound: Callable[[int], float]) -> list[float]:
+    if len(bounds) > _MOST_BOUNDS:
+        bounds.clear()
+    for key in keys:
+        if key not in bounds:
+            bounds[key] = find_bound(key)
+    return [bounds[key] for key in keys]
 
 
 def _look(bucket: Sequence[int], bound: float, score: Callable[[int], float], best: _Best) -> _Best:
