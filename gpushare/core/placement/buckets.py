@@ -1,4 +1,4 @@
-"""Places that nothing but their number tells apart, by key: the index that a policy is searched by.
+"""Places that a policy can hardly tell apart, by key: the index that it is searched by.
 
 May import numpy. A place is in at most one bucket; ids ascend within each, and no bucket is empty. Buckets are made
 when they are first asked for, and again after so many places have moved at once that sorting all costs less.

@@ -80,7 +80,7 @@ class _NodeNow(msgspec.Struct, gc=False):
 class NodeWorths:
     """In step with its fleet: `empty` how many cards of each node are empty, `charged` what all of it is worth at each
     charge, `worth` the least of that: the node's worth. `gone_row`: where each card stands in `Tables.gone`, an empty
-    one as if it were of no empty ones. All but this one are in step only after `bring_arrays_in_step`.
+    one as if the node had none; this one is always in step, the others after `bring_arrays_in_step` alone.
 
     `cards` and `nodes` are buckets of what takes work: a key says at which charge the node is worth least, the kind of
     card and what is left of it (of a node: how many are empty). Of empty cards of a node that are all alike, only the

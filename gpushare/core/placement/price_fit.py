@@ -52,7 +52,8 @@ class Site(NamedTuple):
 
 
 class PriceFit:
-    """See the module. Cost per decision: a few table look-ups for each place that changed."""
+    """See the module. Cost per decision: a few table look-ups for each place that changed, and as many for each that is
+    looked at."""
 
     name = "price_fit"
 
